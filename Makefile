@@ -1,0 +1,44 @@
+# Every target sets up what it needs, once: `make demo`, `make test`, `make lint`, `make parity`.
+# `make demo PYTHON=python3.12 VENV=/somewhere/else` chooses the interpreter and the place.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
+
+.PHONY: demo test lint parity clean
+demo: $(VENV)/.stamp-base
+	$(BIN)/python -m uniadapter_jax.demo
+
+test: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+parity: $(VENV)/.stamp-parity
+	$(BIN)/python -m pytest -m parity
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-base: $(VENV)/bin/python setup.py
+	@echo "Installing into $(VENV); this takes a minute or two."
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.stamp-test: $(VENV)/.stamp-base
+	@echo "Installing the test tools."
+	$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.stamp-parity: $(VENV)/.stamp-test
+	@echo "Installing PyTorch and transformers, to compare with."
+	$(PIP) -e '.[parity]'
+	@touch $@

@@ -1,0 +1,186 @@
+"""One training step of ViT-B/32 + Cross-Modal Adapter against this machine's own product peak.
+
+    python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
+
+Useful FLOPs are 2 x those of the forward products (forward, and the gradient with respect to
+activations; a frozen layer needs no gradient with respect to its weights). The peak is the best
+median of jitted 2048^3 and 4096^3 float32 products, taken before and after every step in the same
+process with the same threads, so a machine that slows down slows both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters import get_method
+from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.config import base_config
+from uniadapter_jax.optimizers import make_optimizer
+from uniadapter_jax.partition import partition
+from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.step import init_opt_state, make_step
+
+
+def forward_flops(config: CLIPConfig, clips: int, frames: int, words: int, options: ConfigDict) -> float:
+    """FLOPs of the products of one forward pass; a product of [a, b] by [b, c] counts 2abc.
+
+    Per token and layer of width d, hidden width e, s tokens, bottleneck r:
+    8 d^2 (q, k, v, out) + 4 d e (MLP) + 4 s d (attention) + 8 d r (two adapters).
+    """
+
+    def tower(size, rows: int, s: int) -> float:  # type: ignore[no-untyped-def]
+        d, e, r = size.width, size.hidden, options.bottleneck
+        return size.layers * rows * s * (8 * d * d + 4 * d * e + 4 * s * d + 8 * d * r)
+
+    pictures = clips * frames
+    patch = 2 * pictures * config.patches * 3 * config.patch_size**2 * config.vision.width
+    joint = 2 * config.embed * (pictures * config.vision.width + clips * config.text.width)
+    return (
+        tower(config.vision, pictures, config.patches + 1)
+        + tower(config.text, clips, words)
+        + patch
+        + joint
+    )
+
+
+def seconds(function, *args) -> float:  # type: ignore[no-untyped-def]
+    """Wall time of one call that has been compiled before."""
+    start = time.perf_counter()
+    jax.block_until_ready(function(*args))
+    return time.perf_counter() - start
+
+
+class Peak:
+    """Samples of the machine's float32 (or bfloat16) product rate, in FLOP/s."""
+
+    def __init__(self, dtype: str):
+        self.product = jax.jit(lambda a, b: a @ b)
+        self.operands = {n: jnp.ones((n, n), dtype) for n in (2048, 4096)}
+        self.rates: dict[int, list[float]] = {n: [] for n in self.operands}
+        for x in self.operands.values():
+            jax.block_until_ready(self.product(x, x))
+
+    def sample(self) -> None:
+        for n, x in self.operands.items():
+            self.rates[n].append(2 * n**3 / seconds(self.product, x, x))
+
+    def best(self) -> float:
+        """The better of the two medians."""
+        return max(statistics.median(rates) for rates in self.rates.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--words", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--remat", default="none", choices=["none", "full", "dots"])
+    parser.add_argument("--frame-chunks", type=int, default=4 if jax.default_backend() == "cpu" else 1)
+    parser.add_argument("--backbone", help="config.json of a CLIP; default: ViT-B/32")
+    parser.add_argument("--warm", type=int, default=3, help="steps before those that count")
+    parser.add_argument("--steps", type=int, default=5, help="steps that count")
+    parser.add_argument("--no-peak", action="store_true", help="only the step (for its memory)")
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    args = parser.parse_args()
+
+    config = base_config("cross_modal_adapter")
+    source = json.load(open(args.backbone)) if args.backbone else {}
+    clip_config = CLIPConfig.from_huggingface(source)
+    method = get_method("cross_modal_adapter")
+
+    def build() -> CLIP:
+        model = CLIP(
+            clip_config,
+            rngs=nnx.Rngs(0),
+            dtype=args.dtype,
+            remat=args.remat,
+            frame_chunks=args.frame_chunks,
+        )
+        method.attach(model, config.method, nnx.Rngs(1))
+        return model
+
+    # In one program, so that no second copy of the weights is ever alive.
+    model = nnx.eval_shape(build)
+    nnx.update(model, jax.jit(lambda: nnx.state(build()))())
+    part = partition(model, method.trainable, args.dtype)
+    del model
+    mesh = meshes.make_mesh(config.mesh)
+    optimizer = make_optimizer(config.optimizer, 1000, part.trainable)
+    trainable, opt_state = part.trainable, init_opt_state(optimizer, part.trainable, mesh)
+    step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, seed=0)
+    batch = meshes.put_batch(random_batch(clip_config, args), mesh)
+
+    start = time.perf_counter()
+    compiled = step.lower(trainable, opt_state, part.frozen, batch, np.int32(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    peak = None if args.no_peak else Peak(args.dtype)
+    wall, cpu = [], []
+    for i in range(args.warm + args.steps):
+        if peak:
+            peak.sample()
+        before = time.process_time()
+        start = time.perf_counter()
+        trainable, opt_state, metrics = compiled(
+            trainable, opt_state, part.frozen, batch, np.int32(i)
+        )
+        loss = float(metrics["loss"])
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - before)
+        if peak:
+            peak.sample()
+    wall, cpu = wall[args.warm :], cpu[args.warm :]
+    useful = 2 * forward_flops(clip_config, args.clips, args.frames, args.words, config.method)
+    took = statistics.median(wall)
+    report = {
+        "device": jax.devices()[0].device_kind,
+        "dtype": args.dtype,
+        "remat": args.remat,
+        "useful_tflop": useful / 1e12,
+        "step_seconds": took,
+        "step_seconds_min_max": [min(wall), max(wall)],
+        "step_cpu_seconds": statistics.median(cpu),
+        "gflop_per_second": useful / took / 1e9,
+        "peak_gflop_per_second": peak.best() / 1e9 if peak else None,
+        "share_of_peak": useful / took / peak.best() if peak else None,
+        "temporaries_gib": memory.temp_size_in_bytes / 2**30,
+        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "compile_seconds": compile_seconds,
+        "loss": loss,
+    }
+    if args.json:
+        print(json.dumps(report))
+        return
+    print(forward_flops.__doc__)
+    for name, value in report.items():
+        print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
+
+
+def random_batch(config: CLIPConfig, args: argparse.Namespace) -> dict[str, np.ndarray]:
+    """A batch of noise with the shapes of a real one."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, config.eos_id, (args.clips, args.words)).astype(np.int32)
+    text[:, -1] = config.eos_id
+    shape = (args.clips, args.frames, config.image_size, config.image_size, 3)
+    return {
+        "frames": rng.integers(0, 256, shape, dtype=np.uint8),
+        "frame_mask": np.ones((args.clips, args.frames), bool),
+        "text": text,
+        "item": np.arange(args.clips, dtype=np.int32),
+    }
+
+
+if __name__ == "__main__":
+    main()

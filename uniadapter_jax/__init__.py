@@ -1,0 +1,3 @@
+"""Adapters for frozen vision-language models, in JAX."""
+
+__version__ = "0.1.0"

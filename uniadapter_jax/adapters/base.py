@@ -1,0 +1,45 @@
+"""The contract between a method and a frozen backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from uniadapter_jax.errors import UserError
+
+
+class AdapterParam(nnx.Param):
+    """A variable that a method added to a frozen backbone; always float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to adapt a backbone.
+
+    Attributes:
+      name: the name that configs use.
+      attach: puts trainable modules into the backbone's places; says nothing else.
+      options: the method's knobs with their defaults, their only home.
+      trainable: the nnx filter of what trains; None trains nothing.
+      version: grows when the function that the same parameters compute changes.
+    """
+
+    name: str
+    attach: Callable[[nnx.Module, Any, nnx.Rngs], None]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trainable: Any = AdapterParam
+    version: int = 1
+
+
+def attach_nothing(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+    """For methods that train what the backbone already has, or nothing."""
+
+
+def fill_place(owner: nnx.Module, place: str, module: nnx.Module) -> None:
+    """Puts `module` at an empty place; raises if another method sits there."""
+    if getattr(owner, place) is not None:
+        raise UserError(f"{type(owner).__name__}.{place} already holds a method's module")
+    setattr(owner, place, module)

@@ -1,0 +1,20 @@
+"""Baselines that add nothing to the backbone: they differ in what trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+
+from uniadapter_jax.adapters.base import Method, attach_nothing
+
+
+def _is_projection(path: tuple[Any, ...], _: Any) -> bool:
+    return "projection" in path
+
+
+ZERO_SHOT = Method(name="zero_shot", attach=attach_nothing, trainable=None)
+FULL = Method(name="full", attach=attach_nothing, trainable=nnx.Param)
+PROJECTION = Method(
+    name="projection", attach=attach_nothing, trainable=nnx.All(nnx.Param, _is_projection)
+)

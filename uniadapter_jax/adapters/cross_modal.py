@@ -1,0 +1,153 @@
+"""Cross-Modal Adapter (Jiang et al., Pattern Recognition 159, 2025; arXiv 2211.09623).
+
+A bottleneck adapter follows each sub-layer of both CLIP towers, inside the residual:
+
+    a    = quick_gelu(D z + b_d)                       down, r channels, one per tower and layer
+    A(z) = z + concat[U_unique a + b_u, U_shared a + b_s]
+
+The last `shared_dim` output channels come from U_shared, b_s: ONE parameter per layer and
+sub-layer that both towers use (`Shared`, at home in `CLIP.adapters`). There are as many shared
+slots as text layers. Layer i of a tower uses slot i; a vision tower deeper than the text tower
+(ViT-L/14: 24 and 12 layers, where the released code fails) uses slot floor(i * L_t / L_v).
+
+Initialised near, not at, the identity: D and both U are normal with std .01, biases zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.types import Array, Float
+
+SITES = ("attn", "mlp")
+
+
+def _normal(rngs: nnx.Rngs, std: float, *shape: int) -> AdapterParam:
+    return AdapterParam(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def _zeros(*shape: int) -> AdapterParam:
+    return AdapterParam(jnp.zeros(shape, jnp.float32))
+
+
+class Shared(nnx.Module):
+    """The slice of the up-projections that both towers use: kernels "z r i", biases "z i"."""
+
+    def __init__(self, slots: int, bottleneck: int, width: int, std: float, rngs: nnx.Rngs):
+        self.attn_kernel = _normal(rngs, std, slots, bottleneck, width)
+        self.attn_bias = _zeros(slots, width)
+        self.mlp_kernel = _normal(rngs, std, slots, bottleneck, width)
+        self.mlp_bias = _zeros(slots, width)
+        self.slots = slots
+
+    def layer_slices(self, tower: str, count: int) -> dict[str, dict[str, Array]]:
+        """For a tower of `count` layers: {site: {kernel "z r i", bias "z i"}}, one row a layer."""
+        rows = slot_of_layer(count, self.slots)
+        identity = np.array_equal(rows, np.arange(self.slots))
+
+        def pick(param: AdapterParam) -> Array:
+            return param[...] if identity else param[...][rows]
+
+        return {
+            "attn": {"kernel": pick(self.attn_kernel), "bias": pick(self.attn_bias)},
+            "mlp": {"kernel": pick(self.mlp_kernel), "bias": pick(self.mlp_bias)},
+        }
+
+
+def slot_of_layer(count: int, slots: int) -> np.ndarray:
+    """The shared slot of each of `count` layers: i, or floor(i * slots / count) if too few."""
+    rows = np.arange(count)
+    return rows if count <= slots else rows * slots // count
+
+
+class Adapter(nnx.Module):
+    """The residual branch of one site, stacked over the layers of a tower."""
+
+    def __init__(
+        self,
+        site: str,
+        count: int,
+        width: int,
+        *,
+        bottleneck: int,
+        shared_dim: int,
+        std: float,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        unique = width - shared_dim
+        self.down_kernel = _normal(rngs, std, count, width, bottleneck)
+        self.down_bias = _zeros(count, bottleneck)
+        has_unique = unique > 0
+        self.up_kernel = nnx.data(
+            _normal(rngs, std, count, bottleneck, unique) if has_unique else None
+        )
+        self.up_bias = nnx.data(_zeros(count, unique) if has_unique else None)
+        self.site = site
+        self.dropout = dropout
+
+    def __call__(
+        self, z: Float[Array, "b s d"], layer: layers.LayerInputs
+    ) -> Float[Array, "b s d"]:
+        a = layers.matmul(z, self.down_kernel[...])
+        a = layers.quick_gelu(a + layers.along_last(self.down_bias[...].astype(a.dtype), a))
+        if layer.key is not None:
+            key = jax.random.fold_in(layer.key, SITES.index(self.site))
+            a = layers.dropout(a, self.dropout, key)
+        # One product: joining the kernels costs r x d once, joining outputs costs s x d per row.
+        kernels, biases = [], []
+        if self.up_kernel is not None:
+            kernels.append(self.up_kernel[...])
+            biases.append(self.up_bias[...])
+        if layer.shared is not None:
+            kernels.append(layer.shared[self.site]["kernel"])
+            biases.append(layer.shared[self.site]["bias"])
+        up = layers.matmul(a, jnp.concatenate(kernels, axis=-1))
+        return up + layers.along_last(jnp.concatenate(biases).astype(up.dtype), up)
+
+
+def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+    """Puts an adapter after attention and after the MLP of every layer of both towers."""
+    config = backbone.config
+    r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std
+    narrow = min(config.vision.width, config.text.width)
+    if r < 1:
+        raise UserError(f"method.bottleneck={r}: at least 1")
+    if not 0 <= shared_dim <= narrow:
+        raise UserError(
+            f"method.shared_dim={shared_dim} must lie in 0..{narrow}: the towers are "
+            f"{config.vision.width} (vision) and {config.text.width} (text) wide"
+        )
+    if shared_dim:
+        shared = Shared(config.text.layers, r, shared_dim, std, rngs)
+        fill_place(backbone, "adapters", shared)
+    for tower in ("vision", "text"):
+        size = getattr(config, tower)
+        blocks = getattr(backbone, tower).blocks
+        for site in SITES:
+            adapter = Adapter(
+                site,
+                size.layers,
+                size.width,
+                bottleneck=r,
+                shared_dim=shared_dim,
+                std=std,
+                dropout=options.dropout,
+                rngs=rngs,
+            )
+            fill_place(blocks, f"after_{site}", adapter)
+
+
+METHOD = Method(
+    name="cross_modal_adapter",
+    attach=attach,
+    options={"bottleneck": 8, "shared_dim": 16, "init_std": 0.01, "dropout": 0.0},
+)

@@ -1,0 +1,87 @@
+"""LoRA (Hu et al., ICLR 2022): a low-rank update beside named linear layers of both towers.
+
+    y = x W + b + (alpha / rank) * (drop(x) A) B        A: width_in x rank, B: rank x width_out
+
+B starts at zero, so a freshly attached model computes what the frozen one does. A is uniform in
++-1/sqrt(width_in), as in the authors' code.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.types import Array, Float
+
+
+class LowRank(nnx.Module):
+    """The residual branch beside one (stack of) linear layer(s)."""
+
+    def __init__(
+        self,
+        path: str,
+        kernel: tuple[int, ...],
+        rank: int,
+        alpha: float,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        *stack, width_in, width_out = kernel
+        bound = width_in**-0.5
+        a = jax.random.uniform(rngs.params(), (*stack, width_in, rank), jnp.float32, -bound, bound)
+        self.a_kernel = AdapterParam(a)
+        self.b_kernel = AdapterParam(jnp.zeros((*stack, rank, width_out), jnp.float32))
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self.stream = zlib.crc32(path.encode())  # each layer drops other entries
+
+    def __call__(
+        self, x: Float[Array, "... i"], layer: layers.LayerInputs
+    ) -> Float[Array, "... o"]:
+        if layer.key is not None:
+            x = layers.dropout(x, self.dropout, jax.random.fold_in(layer.key, self.stream))
+        low = layers.matmul(x, self.a_kernel[...] * self.scale)
+        return layers.matmul(low, self.b_kernel[...])
+
+
+def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
+    """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, layers.Linear):
+            yield ".".join(map(str, path)), node
+
+
+def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+    """Puts a low-rank branch beside each linear layer that `options.targets` names.
+
+    A target is the end of a path in whole segments: `q`, `attn.q`, `vision.blocks.mlp.fc1`.
+    """
+    if options.rank < 1:
+        raise UserError(f"method.rank={options.rank}: at least 1")
+    found = sorted(linear_layers(backbone))
+    for target in options.targets:
+        chosen = [(p, m) for p, m in found if f".{p}".endswith(f".{target}")]
+        if not chosen:
+            known = ", ".join(path for path, _ in found)
+            raise UserError(
+                f"method.targets: no linear layer ends in {target!r}; there are {known}"
+            )
+        for path, linear in chosen:
+            kernel = linear.kernel[...].shape
+            branch = LowRank(path, kernel, options.rank, options.alpha, options.dropout, rngs)
+            fill_place(linear, "delta", branch)
+
+
+METHOD = Method(
+    name="lora",
+    attach=attach,
+    options={"rank": 8, "alpha": 8.0, "targets": ("attn.q", "attn.v"), "dropout": 0.0},
+)

@@ -1,0 +1,1 @@
+"""Frozen vision-language backbones. They know no method; methods act at their named places."""

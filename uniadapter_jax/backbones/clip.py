@@ -1,0 +1,354 @@
+"""CLIP: a ViT and a causal text transformer with a joint embedding (Radford et al., 2021).
+
+Covers every ViT CLIP in HuggingFace's layout: B/32, B/16, L/14, L/14@336 and odd sizes. The
+activation, the epsilon of LayerNorm, the heads and the rule for the EOS position come from the
+config; none is guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
+
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class TowerConfig:
+    """One transformer; the defaults of a field are transformers' (`CLIPTextConfig`, ...)."""
+
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.activation not in layers.ACTIVATIONS:
+            raise UserError(
+                f"hidden_act={self.activation!r} is not known; known: {sorted(layers.ACTIVATIONS)}"
+            )
+        if self.width % self.heads:
+            raise UserError(f"hidden_size={self.width} does not divide by {self.heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """The function a CLIP computes, apart from its weights."""
+
+    vision: TowerConfig
+    text: TowerConfig
+    image_size: int
+    patch_size: int
+    vocab_size: int
+    positions: int
+    embed: int
+    eos_id: int
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"image_size={self.image_size} does not divide by patch_size={self.patch_size}"
+            )
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @classmethod
+    def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
+        """Reads the `config.json` of a transformers `CLIPModel`.
+
+        Fields that the file leaves out have the value that transformers gives them.
+        """
+        vision = {**_HF_VISION, **(config.get("vision_config") or {})}
+        text = {**_HF_TEXT, **(config.get("text_config") or {})}
+
+        def tower(source: dict[str, Any]) -> TowerConfig:
+            return TowerConfig(
+                width=source["hidden_size"],
+                hidden=source["intermediate_size"],
+                layers=source["num_hidden_layers"],
+                heads=source["num_attention_heads"],
+                activation=source["hidden_act"],
+                eps=source["layer_norm_eps"],
+            )
+
+        return cls(
+            vision=tower(vision),
+            text=tower(text),
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            vocab_size=text["vocab_size"],
+            positions=text["max_position_embeddings"],
+            embed=config.get("projection_dim", 512),
+            eos_id=text["eos_token_id"],
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The `config.json` that transformers' `CLIPModel` reads."""
+
+        def tower(source: TowerConfig) -> dict[str, Any]:
+            return {
+                "hidden_size": source.width,
+                "intermediate_size": source.hidden,
+                "num_hidden_layers": source.layers,
+                "num_attention_heads": source.heads,
+                "hidden_act": source.activation,
+                "layer_norm_eps": source.eps,
+                "projection_dim": self.embed,
+            }
+
+        text = {
+            **tower(self.text),
+            "model_type": "clip_text_model",
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.positions,
+            "eos_token_id": self.eos_id,
+        }
+        vision = {
+            **tower(self.vision),
+            "model_type": "clip_vision_model",
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+        }
+        return {
+            "architectures": ["CLIPModel"],
+            "model_type": "clip",
+            "projection_dim": self.embed,
+            "text_config": text,
+            "vision_config": vision,
+        }
+
+
+# What transformers assumes for a field that a config.json leaves out.
+_HF_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_HF_TEXT = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+# transformers' mark for files whose config predates a correct eos_token_id: OpenAI's rule holds.
+_LEGACY_EOS_ID = 2
+
+
+def _blocks(config: TowerConfig, rngs: nnx.Rngs) -> layers.Block:
+    return layers.Block(
+        config.width,
+        config.hidden,
+        config.heads,
+        config.layers,
+        activation=config.activation,
+        eps=config.eps,
+        rngs=rngs,
+    )
+
+
+def _normal(rngs: nnx.Rngs, std: float, *shape: int) -> nnx.Param:
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+class VisionTower(nnx.Module):
+    """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS]."""
+
+    def __init__(self, config: CLIPConfig, remat: str, *, rngs: nnx.Rngs):
+        width, patch = config.vision.width, config.patch_size
+        self.patch_embedding = layers.Linear(
+            3 * patch * patch, width, use_bias=False, std=0.02, rngs=rngs
+        )
+        self.class_embedding = _normal(rngs, width**-0.5, width)
+        self.position_embedding = _normal(rngs, width**-0.5, 1 + config.patches, width)
+        self.ln_pre = layers.LayerNorm(width, eps=config.vision.eps)
+        self.blocks = _blocks(config.vision, rngs)
+        self.ln_post = layers.LayerNorm(width, eps=config.vision.eps)
+        self.projection = layers.Linear(
+            width, config.embed, use_bias=False, std=width**-0.5, rngs=rngs
+        )
+        self.config = config
+        self.remat = remat
+
+    def __call__(
+        self,
+        pixels: Float[Array, "b H W 3"],
+        *,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "b c"]:
+        size, patch = self.config.image_size, self.config.patch_size
+        if pixels.shape[1:] != (size, size, 3):
+            raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
+        b, grid = pixels.shape[0], size // patch
+        tiles = pixels.reshape(b, grid, patch, grid, patch, 3).swapaxes(2, 3)
+        x = self.patch_embedding(tiles.reshape(b, grid * grid, patch * patch * 3))
+        cls = self.class_embedding[...].astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, cls.size)), x], axis=1)
+        x = self.ln_pre(x + self.position_embedding[...].astype(x.dtype)[None])
+        x = layers.run_stack(
+            self.blocks,
+            x,
+            layers=self.config.vision.layers,
+            remat=self.remat,
+            shared=shared,
+            key=key,
+        )
+        return self.projection(self.ln_post(x[:, 0]))
+
+
+class TextTower(nnx.Module):
+    """Token ids to joint embeddings: (ln_final(tokens) @ projection)[EOS].
+
+    The mask is causal only: padding stands behind the EOS, so nothing that counts sees it.
+    """
+
+    def __init__(self, config: CLIPConfig, remat: str, *, rngs: nnx.Rngs):
+        width = config.text.width
+        self.token_embedding = _normal(rngs, 0.02, config.vocab_size, width)
+        self.position_embedding = _normal(rngs, 0.01, config.positions, width)
+        self.blocks = _blocks(config.text, rngs)
+        self.ln_final = layers.LayerNorm(width, eps=config.text.eps)
+        self.projection = layers.Linear(
+            width, config.embed, use_bias=False, std=width**-0.5, rngs=rngs
+        )
+        self.config = config
+        self.remat = remat
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        *,
+        dtype: jnp.dtype,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "b c"]:
+        length = ids.shape[1]
+        if length > self.config.positions:
+            raise UserError(
+                f"texts of {length} tokens, but this backbone has {self.config.positions} positions"
+            )
+        x = self.token_embedding[...][ids].astype(dtype)
+        x = x + self.position_embedding[...][:length].astype(dtype)[None]
+        x = layers.run_stack(
+            self.blocks,
+            x,
+            layers=self.config.text.layers,
+            remat=self.remat,
+            mask=layers.causal_mask(length),
+            shared=shared,
+            key=key,
+        )
+        at_eos = x[jnp.arange(x.shape[0]), eos_position(ids, self.config.eos_id)]
+        return self.projection(self.ln_final(at_eos))
+
+
+def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
+    """Where each text ends: the largest id (legacy configs), else the first `eos_id`.
+
+    A text without an EOS is refused where ids are made (`check_ids`), not inside a compiled
+    program.
+    """
+    if eos_id == _LEGACY_EOS_ID:
+        return ids.argmax(-1)
+    return (ids == eos_id).argmax(-1)
+
+
+def check_ids(ids: np.ndarray, config: CLIPConfig) -> None:
+    """Raises `UserError` unless every row of host ids "n l" is in the vocabulary and has an EOS."""
+    bad = np.flatnonzero(((ids < 0) | (ids >= config.vocab_size)).any(1))
+    if bad.size:
+        raise UserError(f"text {bad[0]}: ids outside 0..{config.vocab_size - 1}")
+    if config.eos_id != _LEGACY_EOS_ID:
+        bad = np.flatnonzero(~(ids == config.eos_id).any(1))
+        if bad.size:
+            raise UserError(f"text {bad[0]} has no EOS (id {config.eos_id})")
+
+
+class CLIP(nnx.Module):
+    """Both towers, the temperature, and the home of what a method shares between the towers.
+
+    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
+    lead with the axis of layers.
+    """
+
+    def __init__(
+        self,
+        config: CLIPConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: str = "float32",
+        remat: str = "none",
+        frame_chunks: int = 1,
+    ):
+        self.adapters = nnx.data(None)
+        self.logit_scale = nnx.Param(jnp.asarray(layers.logit_scale_init(), jnp.float32))
+        self.text = TextTower(config, remat, rngs=rngs)
+        self.vision = VisionTower(config, remat, rngs=rngs)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.frame_chunks = frame_chunks
+
+    def _shared(self, tower: str, count: int) -> PyTree | None:
+        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
+
+    def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
+        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
+        x = normalize_pixels(pixels) if pixels.dtype == jnp.uint8 else pixels
+        shared = self._shared("vision", self.config.vision.layers)
+        return self.vision(x.astype(self.dtype), shared=shared, key=key).astype(jnp.float32)
+
+    def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
+        """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
+
+        The tower runs over `frame_chunks` groups of frames one after another: on a CPU the
+        activations of a group stay in cache (see `benchmarks/train_step.py`).
+        """
+        b, f = frames.shape[:2]
+        groups = np.array_split(np.arange(f), max(1, min(self.frame_chunks, f)))
+        keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
+        out = []
+        for group, group_key in zip(groups, keys, strict=True):
+            part = frames[:, group[0] : group[-1] + 1]
+            features = self.encode_images(part.reshape(-1, *frames.shape[2:]), key=group_key)
+            out.append(features.reshape(b, len(group), -1))
+        return jnp.concatenate(out, axis=1)
+
+    def encode_text(
+        self, ids: Int[Array, "b l"], *, key: Array | None = None
+    ) -> Float[Array, "b c"]:
+        """Token ids to raw features."""
+        shared = self._shared("text", self.config.text.layers)
+        features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
+        return features.astype(jnp.float32)
+
+
+def normalize_pixels(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
+    """uint8 pictures to CLIP's zero-mean, unit-variance floats."""
+    mean = layers.along_last(jnp.asarray(PIXEL_MEAN, jnp.float32), pixels)
+    std = layers.along_last(jnp.asarray(PIXEL_STD, jnp.float32), pixels)
+    return (pixels.astype(jnp.float32) / 255.0 - mean) / std

@@ -1,0 +1,171 @@
+"""Checkpoints: trainables, optimizer state, step, and what they belong to. Never the backbone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.types import PyTree
+
+_DISK = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "quota exceeded",
+    errno.EFBIG: "file size limit reached",
+    errno.EROFS: "read-only file system",
+    errno.EACCES: "no permission",
+    errno.EPERM: "not permitted",
+}
+# tensorstore reports the system's message, not its number.
+_DISK_MESSAGES = {os.strerror(number): text for number, text in _DISK.items()}
+
+
+@contextlib.contextmanager
+def disk_errors(path: pathlib.Path, needed: int) -> Iterator[None]:
+    """Turns a failed write below `path` into an error with needed and free bytes."""
+    try:
+        yield
+    except Exception as error:  # orbax wraps the system's error in several types of its own
+        reason = _disk_reason(error)
+        if reason is None:
+            raise
+        free = shutil.disk_usage(_existing(path)).free
+        raise UserError(
+            f"{path}: cannot write: {reason} (needed about {needed:,} bytes, free {free:,}). The "
+            "last complete checkpoint is untouched; make room and run the same command again"
+        ) from error
+
+
+def _disk_reason(error: BaseException | None) -> str | None:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            return _DISK[error.errno]
+        for message, reason in _DISK_MESSAGES.items():
+            if message in str(error):
+                return reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+class Checkpoints:
+    """The checkpoints of one run, kept by latest and by best.
+
+    identity: what the numbers of the run depend on (backbone, data, method, batch size, ...);
+      a directory that holds another identity is not resumed.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep: int, identity: Mapping[str, Any]):
+        self.directory = directory
+        self.identity = json.loads(json.dumps(identity))
+        best = policies.BestN(
+            n=1,
+            get_metric_fn=lambda metrics: metrics["selection"],
+            keep_checkpoints_without_metrics=False,
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep), best]),
+            best_fn=lambda metrics: metrics["selection"],
+            best_mode="max",
+        )
+        with disk_errors(directory, 0):
+            self._manager = ocp.CheckpointManager(
+                directory.absolute(), options=options, item_names=("state", "meta")
+            )
+        self._bytes = 0
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        *,
+        selection: float | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Starts writing; a save that is still under way is finished first."""
+        self._bytes = tree_bytes(state)
+        with disk_errors(self.directory, self._bytes):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    meta=ocp.args.JsonSave({"step": step, "identity": self.identity}),
+                ),
+                metrics=None if selection is None else {"selection": selection},
+                force=True,
+            )
+            if wait:
+                self._manager.wait_until_finished()
+
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step with the best selection metric, or None if none was measured."""
+        return self._manager.best_step()
+
+    def restore(self, step: int, abstract: PyTree) -> PyTree:
+        """The state of `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.
+
+        Raises:
+          UserError: the checkpoint belongs to another run; every difference with both sides.
+        """
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        ).meta
+        self._check(meta["identity"])
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        )
+        return restored.state
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        fields = sorted(set(saved) | set(self.identity))
+        differing = [f for f in fields if saved.get(f) != self.identity.get(f)]
+        if differing:
+            lines = "".join(
+                f"\n  {f}: the checkpoint has {saved.get(f)!r}, this run {self.identity.get(f)!r}"
+                for f in differing
+            )
+            raise UserError(
+                f"{self.directory} belongs to another run:{lines}\n"
+                "Choose another --workdir, or restore these settings."
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        with disk_errors(self.directory, self._bytes):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and closes."""
+        with disk_errors(self.directory, self._bytes):
+            self._manager.close()
+
+
+def abstract_like(tree: PyTree) -> PyTree:
+    """Shapes, dtypes and shardings of the arrays of a tree."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )

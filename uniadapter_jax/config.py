@@ -1,0 +1,160 @@
+"""Every knob of a run with its default: the one place where defaults live.
+
+A config file returns `base_config(...)` and says what differs. Options of a method live with the
+method (`adapters/`); choosing a method by argument (`--config=configs/msrvtt.py:method=lora`)
+brings its options in, and any of them can then be overridden (`--config.method.rank=4`).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from uniadapter_jax.adapters import get_method
+from uniadapter_jax.errors import UserError
+
+
+def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
+    """The config with every default."""
+    config = ConfigDict()
+    config.name = "run"  # names the default workdir, runs/<name>
+    config.seed = 0
+    # A directory in HuggingFace's layout, or random:<config.json>.
+    config.backbone = ""
+    # Directory of tokenizer files; "" takes the backbone's, else the records'.
+    config.tokenizer = ""
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "float32"  # of frozen weights and activations: float32 | bfloat16
+    config.compute.remat = "none"  # none | full | dots
+    config.compute.frame_chunks = 0  # groups of frames per pass; 0: 4 on a CPU, else 1
+
+    chosen = get_method(method)
+    config.method = ConfigDict({"name": method, **chosen.options})
+
+    config.task = ConfigDict()
+    config.task.name = "retrieval"
+    config.task.similarity = "q_score"  # q_score | mean_pool | mean_pool_unit
+    config.task.temperature = 5.0  # of q_score's softmax over frames
+    config.task.duplicates = "negative"  # a clip twice in a batch: negative | positive | avoid
+    config.task.v2t = "best_caption"  # several captions: best_caption | max_pool
+    config.task.ties = "optimistic"  # optimistic | expected | pessimistic
+
+    config.data = ConfigDict()
+    config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
+    config.data.train_split = "train"
+    config.data.test_split = "test"
+    config.data.val = 0  # clips carved out of the training part, by hash of the id
+    config.data.frames = 12
+    config.data.words = 32  # tokens, BOS and EOS included
+    config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
+    config.data.augment = "none"  # none | crop_flip
+    config.data.workers = 0  # processes that decode; 0 decodes in threads
+    config.data.threads = 2
+    config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
+
+    config.data.prepare = ConfigDict()
+    config.data.prepare.source = "manifest"  # msrvtt | karpathy | manifest
+    config.data.prepare.sampling = "fps"  # fps | uniform | middle
+    config.data.prepare.fps = 1.0  # for sampling=fps
+    config.data.prepare.frames = 12  # for sampling=uniform and middle
+    config.data.prepare.short_side = 224  # pixels of the stored JPEG frames
+    config.data.prepare.quality = 95  # of the JPEG frames
+    config.data.prepare.max_bad_share = 0.05  # more broken or missing items stop `prepare`
+
+    config.optimizer = ConfigDict()
+    config.optimizer.recipe = "bert_adam_warmup_cosine"  # or adamw_warmup_cosine
+    config.optimizer.lr = 1e-5
+    config.optimizer.weight_decay = 0.2
+    config.optimizer.warmup = 0.1  # share of all steps
+    config.optimizer.clip_norm = 1.0
+
+    config.train = ConfigDict()
+    config.train.batch_size = 128  # pairs of the global batch
+    config.train.epochs = 5
+    config.train.steps = 0  # 0: epochs decides
+    config.train.log_every = 10  # steps
+    config.train.checkpoint_every = 0  # steps; 0: at the end of each epoch
+    config.train.keep = 2  # latest checkpoints that are kept, beside the best
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
+    config.eval.block = 1024  # texts and clips compared at once
+
+    # Which checkpoint is tested: last, or the best on val or test after each epoch.
+    # auto: val where data.val > 0, else last. test is what the papers' code does: not clean.
+    config.selection = "auto"
+    config.selection_metric = "Rsum"  # or <direction>/<metric>, such as t2v/R@1
+
+    config.mesh = ConfigDict()  # devices along each axis; -1: the rest
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    return config
+
+
+def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
+    """`key=value,key=value` behind the colon of --config, over `defaults`, which name the keys."""
+    values = dict(defaults)
+    for part in filter(None, (argument or "").split(",")):
+        key, found, value = part.partition("=")
+        if not found or key not in defaults:
+            known = ",".join(f"{name}=..." for name in defaults)
+            raise UserError(f"--config=FILE:{argument}: {part!r} is not one of {known}")
+        values[key] = value
+    return values
+
+
+_CHOICES = {
+    "compute.dtype": ("float32", "bfloat16"),
+    "compute.remat": ("none", "full", "dots"),
+    "task.name": ("retrieval",),
+    "task.similarity": ("q_score", "mean_pool", "mean_pool_unit"),
+    "task.duplicates": ("negative", "positive", "avoid"),
+    "task.v2t": ("best_caption", "max_pool"),
+    "task.ties": ("optimistic", "expected", "pessimistic"),
+    "data.captions": ("all", "random"),
+    "data.augment": ("none", "crop_flip"),
+    "selection": ("auto", "last", "val", "test"),
+}
+_POSITIVE = (
+    "train.batch_size",
+    "train.log_every",
+    "train.keep",
+    "eval.batch_size",
+    "eval.block",
+    "data.frames",
+    "data.threads",
+    "data.prefetch_mb",
+    "optimizer.lr",
+)
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """The config with `selection` resolved.
+
+    Raises:
+      UserError: a value outside its choices or range; the field is named.
+    """
+
+    def value(path: str) -> object:
+        node = config
+        for key in path.split("."):
+            node = node[key]
+        return node
+
+    for path, choices in _CHOICES.items():
+        if value(path) not in choices:
+            raise UserError(f"config.{path}={value(path)!r}: choose one of {', '.join(choices)}")
+    for path in _POSITIVE:
+        if not value(path) > 0:  # type: ignore[operator]
+            raise UserError(f"config.{path}={value(path)}: must be positive")
+    if config.data.words < 3:
+        raise UserError(f"config.data.words={config.data.words}: BOS, a token and EOS need 3")
+    if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
+        raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
+    if config.selection == "val" and config.data.val <= 0:
+        raise UserError("config.selection='val' needs config.data.val clips, which is 0")
+    if config.selection == "auto":
+        config = config.copy_and_resolve_references()
+        config.selection = "val" if config.data.val > 0 else "last"
+    return config

@@ -1,0 +1,138 @@
+"""From an `Item` to the JPEG frames of a record, by the settings of `config.data.prepare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+import av
+import PIL
+from PIL import Image
+
+from uniadapter_jax.data import images, sampling, video
+from uniadapter_jax.data.sources import SOURCES
+from uniadapter_jax.data.sources.files import PICTURE_EXTENSIONS
+from uniadapter_jax.data.sources.item import Item
+from uniadapter_jax.data.video import DecodeError
+from uniadapter_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """`config.data.prepare`, checked.
+
+    Attributes:
+      source: name of the annotation layout, a key of `SOURCES`.
+      sampling: 'fps', 'uniform' or 'middle'; `fps` counts for the first, `frames` for the others.
+      short_side: pixels; larger frames are scaled down to it, smaller ones stay.
+      quality: of the JPEG frames, 1 to 100.
+      max_bad_share: share of items without a usable clip above which `prepare` refuses.
+    """
+
+    source: str
+    sampling: str
+    fps: float
+    frames: int
+    short_side: int
+    quality: int
+    max_bad_share: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> PrepareSettings:
+        """`config` is a mapping with the attributes' names; UserError names a wrong value."""
+        values = dict(config)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise UserError(f"config.data.prepare has no {missing}; it holds {sorted(values)}")
+        settings = cls(**{name: values[name] for name in names})
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        for value, known, name in (
+            (self.source, tuple(SOURCES), "source"),
+            (self.sampling, sampling.SAMPLINGS, "sampling"),
+        ):
+            if value not in known:
+                raise UserError(
+                    f"config.data.prepare.{name}={value!r} is not one of {', '.join(known)}"
+                )
+        for name, low, high in (
+            ("fps", 1e-3, 1e3),
+            ("frames", 1, 10_000),
+            ("short_side", 8, 8192),
+            ("quality", 1, 100),
+            ("max_bad_share", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if not math.isfinite(value) or not low <= value <= high:
+                raise UserError(f"config.data.prepare.{name}={value} is not in {low} .. {high}")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the pixels depend on: what is not used does not count."""
+        shared = {
+            "source": self.source,
+            "sampling": self.sampling,
+            "short_side": self.short_side,
+            "quality": self.quality,
+        }
+        used = {"fps": self.fps} if self.sampling == "fps" else {"frames": self.frames}
+        return shared | used
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """JPEG frames and their seconds in the clip."""
+
+    frames: list[bytes]
+    pts: list[float]
+
+
+def decoder_versions() -> dict[str, str]:
+    """What turned files into pixels; two decoders may pick different frames for one time."""
+    libraries = {name: ".".join(map(str, v)) for name, v in av.library_versions.items()}
+    return {"av": av.__version__, "libavcodec": libraries["libavcodec"], "pillow": PIL.__version__}
+
+
+def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
+    """Decodes, samples, scales and encodes one item.
+
+    Raises:
+      DecodeError: the media file gives no usable clip.
+    """
+    path = os.path.join(root, item.path)
+    if os.path.splitext(path)[1].lower() in PICTURE_EXTENSIONS:
+        pictures, pts = [read_picture(path)], [0.0]
+    else:
+        choose = functools.partial(_choose, settings)
+        pictures, pts = video.read_frames(path, choose, item.start, item.end)
+    return Clip([_encode(picture, settings) for picture in pictures], pts)
+
+
+def read_picture(path: str) -> Image.Image:
+    """A picture file as upright RGB."""
+    video.check_file(path)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return images.to_rgb(image)
+    except Exception as error:  # a hostile file makes Pillow's decoders raise nearly anything
+        reason = "truncated" if "truncated" in str(error) else "unreadable"
+        detail = "not a known picture format" if isinstance(error, PIL.UnidentifiedImageError) else ""
+        raise DecodeError(reason, detail or str(error)) from error
+
+
+def _choose(settings: PrepareSettings, times: video.Times):
+    count = len(times.stamps)
+    if settings.sampling == "fps":
+        return sampling.per_second(times.seconds, settings.fps, times.period)
+    if settings.sampling == "uniform":
+        return sampling.uniform(count, settings.frames)
+    return sampling.middle(count, settings.frames)
+
+
+def _encode(picture: Image.Image, settings: PrepareSettings) -> bytes:
+    return images.encode_jpeg(images.shrink(picture, settings.short_side), settings.quality)

@@ -1,0 +1,126 @@
+"""Pixels on the host: what happens to a picture on its way into a record, and out of it.
+
+Resizing is Pillow's antialiased bicubic on uint8, as CLIP and BLIP preprocess; other bicubics differ
+by up to 1.5/255. One function per spatial transform: each fills a (H, W, 3) uint8 view in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from jaxtyping import UInt8
+
+BICUBIC = Image.Resampling.BICUBIC
+CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps (BLIP, X-Pool)
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height
+CROP_TRIES = 10
+
+Box = tuple[float, float, float, float]  # left, upper, right, lower
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Upright RGB: EXIF orientation applied, transparency laid on white, 16 bits scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def shrink(image: Image.Image, short_side: int) -> Image.Image:
+    """Scales the shorter side down to `short_side`; a smaller picture stays as it is."""
+    if min(image.size) <= short_side:
+        return image
+    return image.resize(_scaled_size(image.size, short_side), BICUBIC)
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def decode_jpeg(data: bytes) -> Image.Image:
+    """Full decode: JPEG's draft mode would be faster but gives other pixels."""
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def center_crop(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Resizes the short side to the side of `out` and takes the middle, as CLIP does.
+
+    One resampling from a box instead of resize and crop: what is cropped away is never computed.
+    """
+    side = out.shape[0]
+    width, height = _scaled_size(image.size, side)
+    left, upper = _round_half_even(width - side), _round_half_even(height - side)
+    if (width, height) == image.size:
+        out[...] = np.asarray(image.crop((left, upper, left + side, upper + side)))
+        return
+    x, y = image.width / width, image.height / height
+    box = (left * x, upper * y, (left + side) * x, (upper + side) * y)
+    out[...] = np.asarray(image.resize((side, side), BICUBIC, box=box))
+
+
+@dataclasses.dataclass(frozen=True)
+class CropFlip:
+    """A random resized crop and a mirror image, drawn once and applied to every frame of a clip.
+
+    Drawn in relative coordinates, since the size is known only when the first frame is decoded.
+    """
+
+    area: tuple[float, ...]
+    ratio: tuple[float, ...]
+    position: tuple[float, float]
+    mirror: bool
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> CropFlip:
+        low, high = (math.log(r) for r in CROP_RATIO)
+        return cls(
+            area=tuple(rng.uniform(*CROP_AREA, size=CROP_TRIES)),
+            ratio=tuple(np.exp(rng.uniform(low, high, size=CROP_TRIES))),
+            position=tuple(rng.random(2)),
+            mirror=bool(rng.random() < 0.5),
+        )
+
+    def box(self, width: int, height: int) -> Box:
+        """The first drawn shape that fits; else the largest central box of an allowed ratio."""
+        for area, ratio in zip(self.area, self.ratio, strict=True):
+            w = round(math.sqrt(width * height * area * ratio))
+            h = round(math.sqrt(width * height * area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left = int(self.position[0] * (width - w + 1))
+                upper = int(self.position[1] * (height - h + 1))
+                return (left, upper, left + w, upper + h)
+        ratio = min(max(width / height, CROP_RATIO[0]), CROP_RATIO[1])
+        w = min(width, max(1, round(height * ratio)))
+        h = min(height, max(1, round(width / ratio)))
+        left, upper = (width - w) // 2, (height - h) // 2
+        return (left, upper, left + w, upper + h)
+
+    def __call__(self, image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
+        side = out.shape[0]
+        image = image.resize((side, side), BICUBIC, box=self.box(*image.size))
+        pixels = np.asarray(image)
+        out[...] = pixels[:, ::-1] if self.mirror else pixels
+
+
+def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) with the shorter side at `short_side`; the longer is cut to whole pixels."""
+    width, height = size
+    if width <= height:
+        return short_side, short_side * height // width
+    return short_side * width // height, short_side
+
+
+def _round_half_even(excess: int) -> int:
+    return int(round(excess / 2.0))

@@ -1,0 +1,32 @@
+"""Data sets by name. One file per family; a new one is one function and one line below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from uniadapter_jax.data.sources import karpathy, manifest, msrvtt
+from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.errors import UserError
+
+SOURCES: dict[str, Callable[[str], Source]] = {
+    "msrvtt": msrvtt.read,
+    "msrvtt_7k": msrvtt.read_7k,
+    "msrvtt_full": msrvtt.read_full,
+    "karpathy": karpathy.read,
+    "manifest": manifest.read,
+}
+
+__all__ = ["SOURCES", "Item", "Source", "read_source"]
+
+
+def read_source(name: str, path: str) -> Source:
+    """Reads the annotations of a data set; ids are unique per split, the media may be missing."""
+    source = SOURCES[name](path)
+    seen: set[tuple[str, str]] = set()
+    for item in source.items:
+        if (item.split, item.id) in seen:
+            raise UserError(f"--input={path}: {item.split} names {item.id!r} twice")
+        seen.add((item.split, item.id))
+    if not source.items:
+        raise UserError(f"--input={path}: the annotations ({source.protocol}) name no item")
+    return source

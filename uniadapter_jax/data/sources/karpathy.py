@@ -1,0 +1,96 @@
+"""Karpathy's splits of Flickr8K, Flickr30K and COCO: a picture is a clip of one frame.
+
+    Karpathy   dataset_flickr30k.json or dataset_coco.json: {"images": [{"filename", "filepath",
+               "split", "sentences": [{"raw"}]}]}; `restval` counts as train
+    BLIP       coco_karpathy_{train,val,test}.json or flickr30k_{train,val,test}.json:
+               [{"image": path, "caption": one string or a list}]
+
+Pictures are found by folder and name anywhere below the input directory, whatever it is called
+(flickr30k_images/, flickr30k-images/, images/, val2014/).
+"""
+
+from __future__ import annotations
+
+import os
+
+from uniadapter_jax.data.sources.files import Fields, Tree
+from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.errors import UserError
+
+KARPATHY_FILES = ("dataset_flickr30k.json", "dataset_coco.json", "dataset_flickr8k.json")
+BLIP_SETS = ("coco_karpathy", "flickr30k")
+SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+
+
+def read(root: str) -> Source:
+    tree = Tree(root)
+    found = [path for name in KARPATHY_FILES if (path := tree.find(name))]
+    if len(found) > 1:
+        raise UserError(f"--input={root} holds {' and '.join(found)}; point it at one of the sets")
+    if found:
+        return _karpathy(tree, found[0])
+    for name in BLIP_SETS:
+        files = {split: tree.find(f"{name}_{split}.json") for split in ("train", "val", "test")}
+        if any(files.values()):
+            return _blip(tree, {split: path for split, path in files.items() if path})
+    raise UserError(
+        f"--input={root} holds none of {', '.join(KARPATHY_FILES)}, coco_karpathy_train.json, "
+        "flickr30k_train.json"
+    )
+
+
+def _find(tree: Tree, folder: str, name: str) -> str:
+    """The picture's path, or where it should lie."""
+    tail = os.path.join(folder, name)
+    return tree.ending_with(tail) or tree.ending_with(name) or tail
+
+
+def _karpathy(tree: Tree, annotations: str) -> Source:
+    where = os.path.join(tree.root, annotations)
+    fields = Fields(where)
+    items = []
+    for i, image in enumerate(fields.get(tree.read_json(annotations), "images", list)):
+        name = fields.get(image, "filename", str, i)
+        split = fields.get(image, "split", str, i)
+        if split not in SPLITS:
+            raise UserError(f"{where}: record {i}: unknown split {split!r}")
+        folder = fields.get(image, "filepath", str, i) if "filepath" in image else ""
+        sentences = fields.get(image, "sentences", list, i)
+        items.append(
+            Item(
+                id=os.path.splitext(name)[0],
+                path=_find(tree, folder, name),
+                split=SPLITS[split],
+                captions=tuple(fields.get(sentence, "raw", str, i) for sentence in sentences),
+            )
+        )
+    return Source(f"Karpathy split: {os.path.basename(annotations)}", tree.root, tuple(items))
+
+
+def _blip(tree: Tree, files: dict[str, str]) -> Source:
+    items = []
+    for split, path in files.items():
+        where = os.path.join(tree.root, path)
+        fields, content = Fields(where), tree.read_json(path)
+        if not isinstance(content, list):
+            raise UserError(f"{where}: expected a list of records")
+        captions: dict[str, list[str]] = {}
+        for i, record in enumerate(content):
+            image = fields.get(record, "image", str, i)
+            texts = record.get("caption")
+            texts = [texts] if isinstance(texts, str) else texts
+            if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+                raise UserError(f"{where}: record {i}: 'caption' should be a string or a list")
+            captions.setdefault(image, []).extend(texts)
+        for image, texts in captions.items():
+            folder, name = os.path.split(image)
+            items.append(
+                Item(
+                    id=os.path.splitext(name)[0],
+                    path=_find(tree, folder, name),
+                    split=split,
+                    captions=tuple(texts),
+                )
+            )
+    protocol = "Karpathy split: " + ", ".join(os.path.basename(path) for path in files.values())
+    return Source(protocol, tree.root, tuple(items))

@@ -1,0 +1,124 @@
+"""A user's own clips and pictures: one JSON object per line.
+
+    {"id": "cat", "path": "media/cat.mp4", "captions": ["a cat jumps"]}
+    {"id": "cat2", "path": "media/cat.mp4", "start": 4.0, "end": 9.5, "captions": ["it sleeps"],
+     "qa": [{"question": "what sleeps?", "answer": "cat"}], "split": "test"}     (in one line)
+
+`path` is relative to the manifest or absolute. `split` defaults to train. Other fields are ignored,
+unless they look like a misspelt one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from uniadapter_jax.data.sources.item import SPLIT_NAME, Item, Source
+from uniadapter_jax.errors import UserError
+
+NAMES = ("manifest.jsonl",)
+FIELDS = ("id", "path", "start", "end", "captions", "qa", "split")
+SHOWN_ERRORS = 10
+
+
+def read(path: str) -> Source:
+    """`path` is the manifest, or a directory with a `manifest.jsonl`."""
+    if os.path.isdir(path):
+        path = os.path.join(path, NAMES[0])
+    if not os.path.isfile(path):
+        raise UserError(f"--input: no manifest at {path}")
+    items, errors = [], []
+    seen: dict[tuple[str, str], int] = {}
+    for number, record in json_lines(path, errors):
+        try:
+            item = _item(record)
+            first = seen.setdefault((item.split, item.id), number)
+            if first != number:
+                raise ValueError(f"id {item.id!r} was taken by line {first} of this split")
+            items.append(item)
+        except ValueError as error:
+            errors.append(f"{path}, line {number}: {error}")
+    if errors:
+        more = len(errors) - SHOWN_ERRORS
+        tail = [f"and {more} more"] if more > 0 else []
+        raise UserError("\n  ".join(["the manifest has errors:", *errors[:SHOWN_ERRORS], *tail]))
+    if not items:
+        raise UserError(f"{path}: no records")
+    root = os.path.dirname(os.path.abspath(path))
+    return Source(f"manifest: {os.path.basename(path)}", root, tuple(items))
+
+
+def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int, Any]]:
+    """(line number, value) of every line that is not blank.
+
+    A line that is not JSON is appended to `errors`, or raises where there is no such list.
+    """
+    try:
+        with open(path, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            message = f"{path}, line {number}: not JSON: {error}"
+            if errors is None:
+                raise UserError(message) from error
+            errors.append(message)
+
+
+def _item(record: Any) -> Item:
+    """Raises ValueError that names the field."""
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    for name in record:
+        if name not in FIELDS and (close := difflib.get_close_matches(name, FIELDS, 1, 0.75)):
+            raise ValueError(f"unknown field {name!r}; did you mean {close[0]!r}?")
+    start, end = _seconds(record, "start"), _seconds(record, "end")
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"'end' ({end}) should come after 'start' ({start or 0.0})")
+    split = record.get("split", "train")
+    if not isinstance(split, str) or not SPLIT_NAME.fullmatch(split) or split.lower() == "all":
+        raise ValueError(f"'split' should be a word such as train, val, test, is {split!r}")
+    return Item(
+        id=_text(record, "id"),
+        path=_text(record, "path"),
+        split=split,
+        captions=tuple(_list(record, "captions", str)),
+        start=start,
+        end=end,
+        qa=tuple(_list(record, "qa", dict)),
+    )
+
+
+def _text(record: dict[str, Any], name: str) -> str:
+    value = record.get(name)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"'{name}' should be a string that is not empty, is {value!r}")
+    return value
+
+
+def _seconds(record: dict[str, Any], name: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise ValueError(f"'{name}' should be seconds (a number of at least 0), is {value!r}")
+    return float(value)
+
+
+def _list(record: dict[str, Any], name: str, kind: type) -> list[Any]:
+    value = record.get(name)
+    value = [] if value is None else value
+    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
+        words = {str: "strings", dict: "objects"}[kind]
+        raise ValueError(f"'{name}' should be a list of {words}, is {str(value)[:80]!r}")
+    return value

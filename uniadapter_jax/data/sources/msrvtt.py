@@ -1,0 +1,232 @@
+"""MSR-VTT in the layouts it is passed around in.
+
+    C4C         MSRVTT_data.json, MSRVTT_train.9k.csv / MSRVTT_train.7k.csv, MSRVTT_JSFUSION_test.csv
+                (CLIP4Clip's package; test caption = the column `sentence`: the 1k-A protocol)
+    official    train_val_videodatainfo.json and test_videodatainfo.json, splits as they say
+    Frozen, CE  annotation/MSR_VTT.json and structured-symlinks/{train,val}_list_jsfusion.txt,
+                jsfusion_val_caption_idx.pkl (which caption of a test clip is the 1k-A one)
+    ClipBERT    {train,val,test}.jsonl of {"caption", "clip_name"}
+
+Start and end times in the annotations are positions in the YouTube video that a clip was cut from;
+the files in the set are the clips, so the times are not used.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import pickle
+from collections.abc import Iterable
+from typing import Any
+
+from uniadapter_jax.data.sources.files import VIDEO_EXTENSIONS, Fields, Tree
+from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.errors import UserError
+
+OFFICIAL_SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
+CAPTION_FILES = {
+    "train": ("train.jsonl", "msrvtt_train.jsonl", "train_9k.jsonl", "train_7k.jsonl"),
+    "val": ("val.jsonl", "msrvtt_val.jsonl"),
+    "test": ("test.jsonl", "msrvtt_test.jsonl"),
+}
+
+Captions = dict[str, list[str]]  # video id -> captions, both in the order of the file
+
+
+def read(root: str) -> Source:
+    """The 1k-A protocol with 9k training clips where its lists are there; else what there is."""
+    tree = Tree(root)
+    if tree.find("MSRVTT_JSFUSION_test.csv"):
+        name = tree.find("MSRVTT_train.9k.csv") or tree.find("MSRVTT_train.7k.csv")
+        if name:
+            return _clip4clip(tree, name)
+    if tree.find("train_val_videodatainfo.json", "test_videodatainfo.json"):
+        return _official(tree)
+    if tree.find("MSR_VTT.json"):
+        return _frozen(tree)
+    if any(tree.find(*names) for names in CAPTION_FILES.values()):
+        return _clipbert(tree)
+    if tree.find("MSRVTT_data.json"):
+        return _official(tree)
+    raise UserError(
+        f"--input={root} holds no MSR-VTT annotations; expected one of: MSRVTT_data.json with "
+        "MSRVTT_train.9k.csv and MSRVTT_JSFUSION_test.csv (CLIP4Clip's package), "
+        "train_val_videodatainfo.json with test_videodatainfo.json (official), "
+        "annotation/MSR_VTT.json with structured-symlinks/ (Frozen), train.jsonl with test.jsonl"
+    )
+
+
+def read_7k(root: str) -> Source:
+    """The 1k-A protocol with the 7,010 clips of the older training list."""
+    tree = Tree(root)
+    if name := tree.find("MSRVTT_train.7k.csv"):
+        return _clip4clip(tree, name)
+    raise UserError(f"--input={root} holds no MSRVTT_train.7k.csv")
+
+
+def read_full(root: str) -> Source:
+    """The official split: 6,513 / 497 / 2,990 clips with all their captions."""
+    return _official(Tree(root))
+
+
+def _items(tree: Tree, split: str, ids: Iterable[str], captions: Captions) -> list[Item]:
+    """Items in the order of `ids`; a clip without a file gets the path where it should lie."""
+    videos = tree.by_stem(VIDEO_EXTENSIONS)
+    return [
+        Item(
+            id=video,
+            path=videos.get(video, os.path.join("videos", f"{video}.mp4")),
+            split=split,
+            captions=tuple(captions.get(video, ())),
+        )
+        for video in ids
+    ]
+
+
+def _sentences(records: Any, id_key: str, where: str, captions: Captions) -> Captions:
+    fields = Fields(where)
+    if not isinstance(records, list):
+        raise UserError(f"{where}: the list of captions is a {type(records).__name__}")
+    for i, record in enumerate(records):
+        video = fields.get(record, id_key, str, i)
+        captions.setdefault(video, []).append(fields.get(record, "caption", str, i))
+    return captions
+
+
+def _csv_column(tree: Tree, path: str, *columns: str) -> list[tuple[str, ...]]:
+    """Rows of the named columns of a CSV file with a header."""
+    reader = csv.DictReader(tree.read_lines(path))
+    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+    if missing:
+        raise UserError(
+            f"{os.path.join(tree.root, path)}: no column {missing[0]!r} in the header "
+            f"{reader.fieldnames}"
+        )
+    rows = []
+    for row in reader:
+        values = tuple(row[column] for column in columns)
+        if any(value is None for value in values):
+            raise UserError(
+                f"{os.path.join(tree.root, path)}, line {reader.line_num}: too few columns"
+            )
+        rows.append(values)
+    return rows
+
+
+def _clip4clip(tree: Tree, train_list: str) -> Source:
+    test_list = tree.find("MSRVTT_JSFUSION_test.csv")
+    annotations = tree.find("MSRVTT_data.json")
+    if not test_list or not annotations:
+        lacking = "MSRVTT_data.json" if test_list else "MSRVTT_JSFUSION_test.csv"
+        raise UserError(f"--input={tree.root} holds {train_list} but no {lacking}")
+    where = os.path.join(tree.root, annotations)
+    sentences = Fields(where).get(tree.read_json(annotations), "sentences", list)
+    captions = _sentences(sentences, "video_id", where, {})
+    train = [video for (video,) in _csv_column(tree, train_list, "video_id")]
+    test: Captions = {}
+    for video, sentence in _csv_column(tree, test_list, "video_id", "sentence"):
+        test.setdefault(video, []).append(sentence)
+    items = _items(tree, "train", train, captions) + _items(tree, "test", test, test)
+    protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
+    return Source(protocol, tree.root, tuple(items))
+
+
+def _official(tree: Tree) -> Source:
+    names = [
+        path
+        for name in ("train_val_videodatainfo.json", "test_videodatainfo.json")
+        if (path := tree.find(name))
+    ] or [path for path in [tree.find("MSRVTT_data.json")] if path]
+    if not names:
+        raise UserError(
+            f"--input={tree.root} holds neither train_val_videodatainfo.json and "
+            "test_videodatainfo.json nor MSRVTT_data.json"
+        )
+    items: list[Item] = []
+    for name in names:
+        where = os.path.join(tree.root, name)
+        fields, content = Fields(where), tree.read_json(name)
+        captions = _sentences(fields.get(content, "sentences", list), "video_id", where, {})
+        ids: dict[str, list[str]] = {}
+        for i, video in enumerate(fields.get(content, "videos", list)):
+            split = fields.get(video, "split", str, i)
+            if split not in OFFICIAL_SPLITS:
+                raise UserError(f"{where}: record {i}: unknown split {split!r}")
+            ids.setdefault(OFFICIAL_SPLITS[split], []).append(
+                fields.get(video, "video_id", str, i)
+            )
+        for split, members in ids.items():
+            items += _items(tree, split, members, captions)
+    protocol = "official split: " + ", ".join(os.path.basename(name) for name in names)
+    return Source(protocol, tree.root, tuple(items))
+
+
+def _frozen(tree: Tree) -> Source:
+    annotations = tree.find("MSR_VTT.json")
+    train_list = tree.find("train_list_jsfusion.txt")
+    test_list = tree.find("val_list_jsfusion.txt")
+    indices = tree.find("jsfusion_val_caption_idx.pkl")
+    if not (annotations and train_list and test_list and indices):
+        raise UserError(
+            f"--input={tree.root} holds MSR_VTT.json but not all of train_list_jsfusion.txt, "
+            "val_list_jsfusion.txt, jsfusion_val_caption_idx.pkl (structured-symlinks/)"
+        )
+    where = os.path.join(tree.root, annotations)
+    records = Fields(where).get(tree.read_json(annotations), "annotations", list)
+    captions = _sentences(records, "image_id", where, {})
+    chosen = read_caption_indices(os.path.join(tree.root, indices))
+    train = [line.strip() for line in tree.read_lines(train_list) if line.strip()]
+    test: Captions = {}
+    for video in (line.strip() for line in tree.read_lines(test_list)):
+        if not video:
+            continue
+        index, known = chosen.get(video), captions.get(video, [])
+        if index is None or not 0 <= index < len(known):
+            raise UserError(
+                f"{os.path.join(tree.root, indices)}: caption {index} of {video} chosen, "
+                f"which has {len(known)} captions in {annotations}"
+            )
+        test[video] = [known[index]]
+    items = _items(tree, "train", train, captions) + _items(tree, "test", test, test)
+    protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
+    return Source(protocol, tree.root, tuple(items))
+
+
+class _Inert(pickle.Unpickler):
+    """An unpickler that knows no class and no function: only Python's own containers get through."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not plain data")
+
+
+def read_caption_indices(path: str) -> dict[str, int]:
+    """{video id: caption index} from a pickle that may hold nothing but a dict of str and int."""
+    try:
+        with open(path, "rb") as file:
+            content = _Inert(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: not readable as a plain pickled dict: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and type(v) is int for k, v in content.items()
+    ):
+        raise UserError(f"{path}: expected a dict of video id to caption index")
+    return content
+
+
+def _clipbert(tree: Tree) -> Source:
+    from uniadapter_jax.data.sources.manifest import json_lines
+
+    items: list[Item] = []
+    used = []
+    for split, names in CAPTION_FILES.items():
+        if not (path := tree.find(*names)):
+            continue
+        used.append(os.path.basename(path))
+        captions: Captions = {}
+        full = os.path.join(tree.root, path)
+        for number, record in json_lines(full):
+            fields = Fields(f"{full}, line {number}")
+            video = fields.get(record, "clip_name", str)
+            captions.setdefault(video, []).append(fields.get(record, "caption", str))
+        items += _items(tree, split, captions, captions)
+    return Source("lists of " + ", ".join(used), tree.root, tuple(items))

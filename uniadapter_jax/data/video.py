@@ -1,0 +1,242 @@
+"""Reads the chosen frames of a video file with PyAV (FFmpeg).
+
+Two passes: packet time stamps first, which costs no decoding, then only the groups of pictures that
+hold a chosen frame. Where the container gives no usable time stamps, or the frames that come out do
+not match them, one full decode answers instead. Both ways give the same frames of a sound file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+import av
+import numpy as np
+from PIL import Image
+
+from jaxtyping import Int
+
+# Demuxers that read one file's own bytes. Playlists and scripts, which would make FFmpeg open other
+# files or addresses, and formats that show any text as a picture are not among them.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,gif,apng,ogg,asf,"
+    "rm,h264,hevc,av1,obu,ivf,nut,mxf,dv,m4v,mjpeg,yuv4mpegpipe,swf,nsv,wtv,webp_anim"
+)
+MISSING_SHARE = 0.1  # of the announced duration that may lack before a file counts as truncated
+MISSING_SECONDS = 1.0
+
+av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
+
+
+class DecodeError(Exception):
+    """A media file that gives no usable clip.
+
+    `reason` is one of: missing, empty, unreadable, truncated, damaged, no_video, no_frames.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """The frames of a clip: time stamps in units of the stream, seconds, seconds between two."""
+
+    stamps: Int[np.ndarray, "f"]
+    seconds: np.ndarray
+    period: float
+
+    def within(self, start: float | None, end: float | None) -> Times:
+        """Frames on show from `start` until before `end`, seconds counted from `start`."""
+        half = 0.5 * self.period
+        first = np.searchsorted(self.seconds, (start or 0.0) - half)
+        last = len(self.seconds) if end is None else np.searchsorted(self.seconds, end - half)
+        seconds = self.seconds[first:last] - (start or 0.0)
+        return Times(self.stamps[first:last], seconds, self.period)
+
+
+Choose = Callable[[Times], Int[np.ndarray, "f"]]  # frames of a clip -> indices, ascending
+
+
+def read_frames(
+    path: str, choose: Choose, start: float | None = None, end: float | None = None
+) -> tuple[list[Image.Image], list[float]]:
+    """The frames that `choose` takes from the clip, upright RGB, and their seconds in it.
+
+    Raises:
+      DecodeError: the file is missing, empty, no video, cut short, or has no frame in the range.
+    """
+    check_file(path)
+    try:
+        with _open(path) as container:
+            stream = _stream(container)
+            try:
+                times, keys = _packet_times(container, stream)
+                chosen = _choose(times.within(start, end), choose)
+                images = _seek_and_decode(path, chosen.stamps, keys)
+            except _Unindexed:
+                chosen, images = _decode_all(path, choose, start, end)
+    except av.error.ArgumentError as error:  # how FFmpeg refuses a format outside FORMATS
+        raise DecodeError("unreadable", "not a known video format") from error
+    except av.error.FFmpegError as error:
+        raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+    except (ValueError, EOFError) as error:
+        raise DecodeError("unreadable", str(error)) from error
+    return images, [float(t) for t in chosen.seconds]
+
+
+def check_file(path: str) -> None:
+    """Raises DecodeError for a path that is no file with something in it."""
+    try:
+        size = os.stat(path).st_size
+    except (OSError, ValueError) as error:
+        raise DecodeError("missing", getattr(error, "strerror", None) or str(error)) from error
+    if os.path.isdir(path):
+        raise DecodeError("missing", "it is a directory")
+    if size == 0:
+        raise DecodeError("empty")
+
+
+class _Unindexed(Exception):
+    """The packets do not say where the frames are."""
+
+
+def _open(path: str) -> av.container.InputContainer:
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    return av.open(path, options=options)
+
+
+def _stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first video stream that is no cover picture. One thread: `prepare` runs many workers."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            stream.thread_type = "NONE"
+            stream.thread_count = 1
+            return stream
+    raise DecodeError("no_video", "no video stream")
+
+
+def _times(stream: av.VideoStream, stamps: Sequence[int], origin: int) -> Times:
+    stamps = np.asarray(stamps, np.int64)
+    seconds = (stamps - origin) * float(stream.time_base)
+    rate = stream.average_rate or stream.guessed_rate
+    if rate:
+        period = 1 / float(rate)
+    else:
+        period = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
+    return Times(stamps, seconds, period)
+
+
+def _packet_times(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> tuple[Times, Int[np.ndarray, "k"]]:
+    """Time stamps of all frames in order of display, and those of the key frames."""
+    stamps, keys = [], []
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            continue  # the flush packet at the end
+        if packet.is_corrupt:
+            raise DecodeError("truncated", f"broken packet after {len(stamps)} frames")
+        if packet.pts is None:
+            raise _Unindexed
+        if packet.is_discard:
+            continue
+        stamps.append(packet.pts)
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+    if not stamps:
+        raise DecodeError("no_frames", "the video stream holds no frames")
+    stamps.sort()
+    if any(a == b for a, b in zip(stamps, stamps[1:], strict=False)):
+        raise _Unindexed
+    times = _times(stream, stamps, stamps[0])
+    _check_complete(container, stream, times)
+    return times, np.asarray(sorted(keys), np.int64)
+
+
+def _check_complete(
+    container: av.container.InputContainer, stream: av.VideoStream, times: Times
+) -> None:
+    """Compares with what the header announced: FFmpeg reads a file cut short without complaint."""
+    count = len(times.stamps)
+    if stream.frames and count < stream.frames * (1 - MISSING_SHARE):
+        raise DecodeError("truncated", f"{count} of {stream.frames} frames")
+    if stream.duration is not None:
+        announced = float(stream.duration * stream.time_base)
+    elif container.duration is not None and not stream.frames:
+        announced = container.duration / av.time_base
+    else:
+        return
+    length = times.seconds[-1] + times.period
+    if length < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
+        raise DecodeError("truncated", f"{length:.2f} of {announced:.2f} seconds")
+
+
+def _choose(clip: Times, choose: Choose) -> Times:
+    if not len(clip.stamps):
+        raise DecodeError("no_frames", "no frame between start and end")
+    indices = choose(clip)
+    return Times(clip.stamps[indices], clip.seconds[indices], clip.period)
+
+
+def _seek_and_decode(
+    path: str, wanted: Int[np.ndarray, "f"], keys: Int[np.ndarray, "k"]
+) -> list[Image.Image]:
+    """Decodes from the key frame before each wanted frame, skipping groups without one."""
+    images: list[Image.Image] = []
+    with _open(path) as container:
+        stream = _stream(container)
+        frames, shown = container.decode(stream), None
+        for stamp in wanted.tolist():
+            before = keys[keys <= stamp]
+            if len(before) and shown is not None and before[-1] > shown:
+                container.seek(int(before[-1]), stream=stream, backward=True)
+                frames = container.decode(stream)
+            for frame in frames:
+                if frame.pts is None:
+                    raise _Unindexed
+                shown = frame.pts
+                if shown >= stamp:
+                    break
+            if shown != stamp:
+                raise _Unindexed
+            images.append(_image(frame))
+    return images
+
+
+def _decode_all(
+    path: str, choose: Choose, start: float | None, end: float | None
+) -> tuple[Times, list[Image.Image]]:
+    """Two full decodes, one for the times and one for the pixels, so that memory stays small."""
+    with _open(path) as container:
+        stream = _stream(container)
+        stamps = [frame.pts for frame in container.decode(stream)]
+        if not stamps:
+            raise DecodeError("no_frames", "no frame could be decoded")
+        if None in stamps or sorted(set(stamps)) != stamps:  # no usable stamps: count frames
+            period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+            order = np.arange(len(stamps))
+            times, by_count = Times(order, order * period, period), True
+        else:
+            times, by_count = _times(stream, stamps, stamps[0]), False
+        _check_complete(container, stream, times)
+    chosen = _choose(times.within(start, end), choose)
+    wanted, images = set(chosen.stamps.tolist()), []
+    with _open(path) as container:
+        for i, frame in enumerate(container.decode(_stream(container))):
+            if (i if by_count else frame.pts) in wanted:
+                images.append(_image(frame))
+    return chosen, images
+
+
+def _image(frame: av.VideoFrame) -> Image.Image:
+    """Upright RGB. The rotation that phones write beside the pixels is counter-clockwise degrees."""
+    if frame.is_corrupt:
+        raise DecodeError("damaged", f"a broken frame at {frame.time} s")
+    image = frame.to_image()
+    quarter_turns = round((frame.rotation or 0) / 90) % 4
+    turn = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+    return image.transpose(turn[quarter_turns]) if quarter_turns else image

@@ -1,0 +1,120 @@
+"""The evaluation loop: both sides of a split are embedded once, then compared in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax import metrics
+from uniadapter_jax.backbones.clip import check_ids
+from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.data.records import Records
+from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.progress import Progress
+from uniadapter_jax.types import Array, PyTree
+
+_TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
+
+
+class Encoder:
+    """The two compiled embedding functions of an experiment; one compilation for all calls."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        part = experiment.partition
+        # Whole on every device, so that every process can read them.
+        everywhere = meshes.replicated(experiment.mesh)
+
+        def frames(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
+            return part.merge(trainable, frozen).encode_frames(batch["frames"])
+
+        def text(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
+            return part.merge(trainable, frozen).encode_text(batch["text"])
+
+        self._frames = jax.jit(frames, out_shardings=everywhere)
+        self._text = jax.jit(text, out_shardings=everywhere)
+
+    def _run(self, function: Callable[..., Array], trainable: PyTree, host: Any) -> np.ndarray:
+        batch = meshes.put_batch(host, self.experiment.mesh)
+        return meshes.fetch(function(trainable, self.experiment.partition.frozen, batch))
+
+    def clips(self, trainable: PyTree, records: Records) -> tuple[np.ndarray, np.ndarray]:
+        """Raw frame features "m f c" and mask "m f" of every clip, in the records' order."""
+        e = self.experiment
+        size = e.eval_batch
+        progress = Progress("embedding clips", len(records), "clips")
+        parts, masks = [], []
+        batches = clip_batches(
+            records,
+            e.config.data,
+            image_size=e.model_config.image_size,
+            global_batch=size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for host in batches:
+            parts.append(self._run(self._frames, trainable, {"frames": host["frames"]}))
+            masks.append(_all_rows({"mask": host["frame_mask"]}, e.mesh)["mask"])
+            progress.advance(size)
+        count = len(records)  # rows beyond it pad the last batch
+        return np.concatenate(parts)[:count], np.concatenate(masks)[:count]
+
+    def texts(self, trainable: PyTree, captions: list[str]) -> np.ndarray:
+        """Raw features "n c" of every caption."""
+        e = self.experiment
+        ids = e.tokenizer.encode(captions, e.config.data.words)
+        check_ids(ids, e.model_config)
+        size = e.eval_batch * _TEXTS_PER_CLIP
+        parts = [
+            self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)
+        ]
+        return np.concatenate(parts)[: len(ids)]
+
+
+def _own_rows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """This process' rows of each global batch; the last is padded with its last row."""
+    share = size // jax.process_count()
+    first = jax.process_index() * share
+    for start in range(0, len(ids), size):
+        rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
+        yield ids[rows[first : first + share]]
+
+
+def _all_rows(host: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+    """The rows of all processes, on each of them."""
+    batch = meshes.put_batch(host, mesh)
+    return meshes.fetch(jax.jit(lambda x: x, out_shardings=meshes.replicated(mesh))(batch))
+
+
+def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str, Any]:
+    """Metrics of one split: {"metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"}.
+
+    Every clip and every caption counts exactly once, on any mesh.
+    """
+    e = encoder.experiment
+    captions = [caption for clip in records.captions for caption in clip]
+    text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
+    frames, mask = encoder.clips(trainable, records)
+    text = encoder.texts(trainable, captions)
+    found = e.task.ranks(text, frames, mask, text_item, block=e.config.eval.block)
+    within = [f"{records.ids[i]}#{j}" for i, clip in enumerate(records.captions) for j in range(len(clip))]
+    return {
+        "metrics": {way: metrics.summarize(found[way]) for way in ("t2v", "v2t")},
+        "ranks": {way: found[way].tolist() for way in ("t2v", "v2t")},
+        "query_ids": {"t2v": within, "v2t": list(records.ids)},
+        "texts": len(captions),
+        "clips": len(records),
+    }
+
+
+def selection_value(found: Mapping[str, Mapping[str, float]], name: str) -> float:
+    """Rsum (R@1 + R@5 + R@10 of both directions), or one metric such as `t2v/R@1`."""
+    if name == "Rsum":
+        return float(sum(found[way][f"R@{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)))
+    way, _, metric = name.partition("/")
+    value = float(found[way][metric])
+    return -value if metric in ("MdR", "MnR") else value

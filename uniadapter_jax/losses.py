@@ -1,0 +1,104 @@
+"""Contrastive losses over the global batch.
+
+Dense formulas under jit: logits are n x n with texts sharded by rows, so the compiler adds one
+gather of what the similarity needs of the clips, and reductions of vectors of length n. Nothing
+here names a collective; on one device the program has none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from .similarity import SIMILARITIES
+from .types import Array, Bool, Float, Int
+
+# 'avoid' is the pipeline's business: no clip comes twice, so for the loss it equals 'negative'.
+Duplicates = Literal["negative", "positive", "avoid"]
+
+BATCH_AXES = ("data", "fsdp")
+LARGEST_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
+
+_Tree = TypeVar("_Tree")
+
+
+def contrastive_loss(
+    logits: Float[Array, "n n"], item: Int[Array, " n"], duplicates: Duplicates = "negative"
+) -> Float[Array, ""]:
+    """Cross-entropy over rows and over columns, averaged; row i belongs to column i.
+
+    `item` names the clip of a row. Rows of one clip are each other's negatives ('negative', as
+    released), or share the target evenly ('positive').
+    """
+    logits = logits.astype(jnp.float32)
+    targets = _targets(item, duplicates)
+    # Sums over whole rows, not a diagonal: that would have to gather a row-sharded matrix.
+    rows = jax.nn.logsumexp(logits, axis=1) - jnp.sum(targets * logits, axis=1)
+    columns = jax.nn.logsumexp(logits, axis=0) - jnp.sum(targets.T * logits, axis=0)
+    return 0.5 * (jnp.mean(rows) + jnp.mean(columns))
+
+
+def _targets(item: Int[Array, " n"], duplicates: Duplicates) -> Float[Array, "n n"]:
+    """Row-normalised targets; symmetric, as equality is, so the transpose serves the columns."""
+    if duplicates == "positive":
+        same = (item[:, None] == item[None, :]).astype(jnp.float32)
+        return same / jnp.sum(same, axis=1, keepdims=True)
+    if duplicates in ("negative", "avoid"):
+        return jnp.eye(item.shape[0], dtype=jnp.float32)
+    raise ValueError(f"duplicates={duplicates!r}; choose 'negative', 'positive' or 'avoid'")
+
+
+def retrieval_loss(
+    text: Float[Array, "n c"],
+    frames: Float[Array, "n f c"],
+    mask: Bool[Array, "n f"],
+    item: Int[Array, " n"],
+    logit_scale: Float[Array, ""],
+    *,
+    similarity: str,
+    temperature: float,
+    duplicates: Duplicates = "negative",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Loss of a global batch of pairs, and metrics: accuracy both ways, the scale in use.
+
+    `logit_scale` is CLIP's, a logarithm, capped at ln 100. With a `mesh` the texts stay sharded
+    over its batch axes, and what the similarity needs of the clips is gathered once.
+    """
+    chosen = SIMILARITIES[similarity]
+    text = _constrain(text, mesh, BATCH_AXES)
+    # Sharded first, then whole: else the inputs are gathered and all devices summarise all clips.
+    clips = _constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
+    clips = _constrain(clips, mesh, ())
+    scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
+    logits = _constrain(scale * chosen.compare(text, clips, temperature), mesh, BATCH_AXES)
+    loss = contrastive_loss(logits, item, duplicates)
+    return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
+
+
+def in_batch_accuracy(
+    logits: Float[Array, "n n"], item: Int[Array, " n"]
+) -> dict[str, Float[Array, ""]]:
+    """Share of texts whose best clip shows their own item, and of clips; for progress only.
+
+    By argmax, so a model that collapsed to equal logits scores 1 / n.
+    """
+    hit = {
+        "t2v_accuracy": item[jnp.argmax(logits, axis=1)] == item,
+        "v2t_accuracy": item[jnp.argmax(logits, axis=0)] == item,
+    }
+    return {name: jnp.mean(value.astype(jnp.float32)) for name, value in hit.items()}
+
+
+def _constrain(tree: _Tree, mesh: Mesh | None, axes: tuple[str, ...]) -> _Tree:
+    """Shards the leading axis over those `axes` the mesh has; () puts a copy on every device."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    present = tuple(name for name in axes if name in mesh.axis_names)
+    sharding = NamedSharding(mesh, P(present) if present else P())
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)

@@ -1,0 +1,46 @@
+"""Adapts a frozen backbone and evaluates it.
+
+    python -m uniadapter_jax.main --config=configs/msrvtt.py --workdir=runs/msrvtt
+    python -m uniadapter_jax.main --config=configs/msrvtt.py:method=lora --config.method.rank=4
+
+Rerunning the same command resumes from the last checkpoint, or evaluates again when training is
+complete. The result is in WORKDIR/result.json, the losses in WORKDIR/metrics.jsonl (and
+TensorBoard); see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import config_flags
+
+from uniadapter_jax import launch
+from uniadapter_jax.errors import run_app
+from uniadapter_jax.progress import say
+from uniadapter_jax.run import run
+from uniadapter_jax.train import Preempted
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; default runs/<name>.")
+_SAVE = flags.DEFINE_string(
+    "save-backbone", None, "With method=full: write the trained backbone to this directory."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Flags in, run out."""
+    del argv
+    launch.start_processes()
+    launch.use_compile_cache()
+    config = _CONFIG.value
+    try:
+        run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
+    except Preempted as stopped:
+        say(f"{stopped}. Run the same command to go on.")
+    return 0
+
+
+if __name__ == "__main__":
+    run_app(main)

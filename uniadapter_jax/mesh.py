@@ -1,0 +1,87 @@
+"""The device mesh: its axes, and how host arrays get onto it and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.losses import BATCH_AXES
+from uniadapter_jax.types import PyTree
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """A mesh over all devices of all processes; one size may be -1, "the rest".
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    wanted = [int(sizes[axis]) for axis in AXES]
+    devices = jax.device_count()
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
+    fixed = int(np.prod([size for size in wanted if size != -1]))
+    if wanted.count(-1) > 1 or any(size < 1 and size != -1 for size in wanted):
+        raise UserError(f"config.mesh: {said}: sizes are positive, and at most one is -1")
+    if -1 in wanted and devices % fixed == 0:
+        wanted[wanted.index(-1)] = devices // fixed
+    if int(np.prod(wanted)) != devices or -1 in wanted:
+        raise UserError(f"config.mesh: {said} does not fit {devices} devices")
+    # Positional: the keyword's name differs between the releases of JAX that we support.
+    return jax.make_mesh(tuple(wanted), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all batch axes of the mesh."""
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a global batch is cut."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
+    """Raises `UserError` unless the global batch divides over the mesh and the processes."""
+    parts = batch_shards(mesh)
+    if batch_size % parts:
+        raise UserError(
+            f"config.{field}={batch_size} does not divide over {parts} devices "
+            f"(mesh {dict(mesh.shape)}); the next sizes that do: "
+            f"{batch_size // parts * parts or parts} and {(batch_size // parts + 1) * parts}"
+        )
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process' rows of a global batch as globally sharded arrays."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+    }
+
+
+def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Host arrays, equal on all processes, as arrays with a copy on every device."""
+    sharding = replicated(mesh)
+
+    def put(x: Any) -> jax.Array:
+        host = np.asarray(jax.device_get(x))
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Replicated arrays as host arrays; works where other processes own devices too."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)

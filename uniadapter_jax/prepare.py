@@ -1,0 +1,321 @@
+"""Turns annotations and media files into records. Run once per data set.
+
+    python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
+
+`config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy, manifest),
+which frames are kept (sampling: fps, uniform, middle) and how (short_side, quality); any of it can be
+set here, as in --config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file.
+
+Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
+config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on where
+it was: finished work waits in RECORDS_DIR.work, which is removed at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards, writing
+from uniadapter_jax.data.sources import Source, read_source
+from uniadapter_jax.data.workers import decode_shards
+from uniadapter_jax.errors import UserError, run_app
+
+PROGRESS_SECONDS = 2.0
+
+
+def prepare(
+    settings: PrepareSettings,
+    input_path: str,
+    output: str,
+    *,
+    workers: int = 0,
+    tokenizer_size: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes the records directory `output`; returns the content of its `prepare.json`.
+
+    The same input and settings give the same bytes for any number of workers.
+
+    Args:
+      input_path: directory with annotations and media, or the manifest.
+      workers: decoding processes; 0 decodes in this one.
+      tokenizer_size: entries of a byte-level BPE to train on the train captions, 0 for none.
+      overwrite: whether records of another input or with other settings may be replaced.
+    """
+    output = os.path.abspath(output)
+    source = read_source(settings.source, input_path)
+    facts = {"protocol": source.protocol, "input": _input_hash(source)}
+    finished = _finished(output, settings, facts, overwrite)
+    if finished is None:
+        with _work_directory(f"{output}.work") as work:
+            _make(source, settings, facts, output, work, workers, tokenizer_size)
+    else:
+        print(f"{output} is up to date")
+    if tokenizer_size and finished is not None:
+        with _work_directory(f"{output}.work") as work:
+            _add_tokenizer(output, work, tokenizer_size)
+    content = read_prepare_json(output)
+    assert content is not None
+    return content
+
+
+def read_prepare_json(directory: str) -> dict[str, Any] | None:
+    """`prepare.json` of a finished records directory, None where there is none."""
+    path = os.path.join(directory, "prepare.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable: {error}") from error
+
+
+def _input_hash(source: Source) -> str:
+    """Covers the annotations and the size of every media file."""
+    return hash_json(
+        [
+            (i.id, i.path, i.split, i.captions, i.start, i.end, i.qa, media_size(source.root, i))
+            for i in source.items
+        ]
+    )
+
+
+def _finished(
+    output: str, settings: PrepareSettings, facts: dict[str, Any], overwrite: bool
+) -> dict[str, Any] | None:
+    """What is there already, if it answers this command; None if it has to be made."""
+    content = read_prepare_json(output)
+    if content is None:
+        if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+            raise UserError(f"--output={output} exists and holds no records; name another")
+        return None
+    wanted = {"settings": settings.identity(), **facts}
+    different = {
+        key: f"there {content.get(key)}, wanted {value}"
+        for key, value in wanted.items()
+        if content.get(key) != value
+    }
+    if not different:
+        return content
+    if overwrite:
+        return None
+    text = "; ".join(f"{key}: {value}" for key, value in different.items())
+    raise UserError(
+        f"--output={output} holds other records ({text}); --overwrite replaces them"
+    )
+
+
+@contextlib.contextmanager
+def _work_directory(path: str) -> Iterator[str]:
+    """The directory for unfinished work; one command at a time may use it."""
+    with writing(path):
+        os.makedirs(path, exist_ok=True)
+        lock = open(os.path.join(path, "lock"), "w")  # noqa: SIM115: held until the end
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another prepare is at work in {path}") from error
+        yield path
+
+
+def _make(
+    source: Source,
+    settings: PrepareSettings,
+    facts: dict[str, Any],
+    output: str,
+    work: str,
+    workers: int,
+    tokenizer_size: int,
+) -> None:
+    shards = plan_shards(source.items, source.root, settings, os.path.join(work, "shards"))
+    _clean(work, shards)
+    progress = _Progress(shards)
+    decode_shards(shards, source.root, settings, workers, progress)
+    progress.close()
+
+    from uniadapter_jax.data import builder  # TFDS is not needed by the workers
+
+    found = builder.survey(source, shards)
+    if found.bad > settings.max_bad_share * found.expected or found.bad == found.expected:
+        report = os.path.join(work, "report.jsonl")
+        builder.write_report(report, found)
+        raise UserError(
+            f"{found.bad} of {found.expected} items ({found.bad / found.expected:.1%}) gave no "
+            f"clip, more than config.data.prepare.max_bad_share={settings.max_bad_share:.1%}: "
+            f"{_reasons(found.coverage)}; listed in {report}. What was decoded is kept: mend the "
+            "input or raise the share and run the same command again"
+        )
+    new = os.path.join(work, "new")
+    builder.build(found, settings, facts, new)
+    if tokenizer_size:
+        _train_tokenizer(new, new, tokenizer_size)
+    _publish(new, output, work)
+    _print_report(output, found.coverage)
+
+
+def _clean(work: str, shards: Sequence[Shard]) -> None:
+    """Removes what a killed run or other settings left; keeps the lock and the planned shards."""
+    keep = {os.path.basename(shard.path) for shard in shards}
+    with writing(work):
+        os.makedirs(os.path.join(work, "shards"), exist_ok=True)
+        for entry in os.scandir(work):
+            if entry.name not in ("lock", "shards"):
+                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+        for entry in os.scandir(os.path.join(work, "shards")):
+            if entry.name not in keep:
+                os.unlink(entry.path)
+
+
+def _publish(new: str, output: str, work: str) -> None:
+    """Puts the finished directory in its place; a half-written one is never seen there."""
+    with writing(output):
+        if os.path.isdir(output):
+            os.rename(output, os.path.join(work, "old"))
+        os.rename(new, output)
+        shutil.rmtree(work)
+
+
+def _train_tokenizer(records: str, directory: str, size: int) -> None:
+    from uniadapter_jax.data.records import open_records
+    from uniadapter_jax.data.text import train_tokenizer
+
+    captions = [caption for clip in open_records(records, "train").captions for caption in clip]
+    train_tokenizer(captions, size, os.path.join(directory, "tokenizer"))
+
+
+def _add_tokenizer(output: str, work: str, size: int) -> None:
+    """Trains a tokenizer for finished records that have none."""
+    target = os.path.join(output, "tokenizer")
+    if not os.path.exists(target):
+        _train_tokenizer(output, work, size)
+        os.rename(os.path.join(work, "tokenizer"), target)
+        print(f"trained {target}")
+    shutil.rmtree(work)
+
+
+def _reasons(coverage: dict[str, dict[str, Any]]) -> str:
+    counts: dict[str, int] = {}
+    for split in coverage.values():
+        for reason, count in split["reasons"].items():
+            counts[reason] = counts.get(reason, 0) + count
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _print_report(output: str, coverage: dict[str, dict[str, Any]]) -> None:
+    for split, counts in coverage.items():
+        left_out = ", ".join(f"{reason} {n}" for reason, n in counts["reasons"].items())
+        line = f"{split}: {counts['found']} of {counts['expected']} items"
+        line += f"; left out: {left_out}" if left_out else ""
+        empty = counts["empty_captions"]
+        print(line + (f"; {empty} empty captions dropped" if empty else ""))
+    print(f"wrote {output}; everything left out is listed in {output}/report.jsonl")
+
+
+class _Progress:
+    """A line on stderr: items done, items/s of this run, time left, bad items."""
+
+    def __init__(self, shards: Sequence[Shard]):
+        self.total = sum(len(shard.items) for shard in shards)
+        self.kept = sum(len(shard.items) for shard in shards if shard.done)
+        self.done = self.bad = 0
+        self.began = time.monotonic()
+        self.shown = 0.0
+        if self.kept:
+            print(f"kept from an earlier run: {self.kept} of {self.total} items", file=sys.stderr)
+
+    def __call__(self, bad: int) -> None:
+        self.done += 1
+        self.bad += bad
+        if time.monotonic() - self.shown >= PROGRESS_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        self.shown = time.monotonic()
+        rate = self.done / max(self.shown - self.began, 1e-9)
+        left = (self.total - self.kept - self.done) / rate if rate else 0
+        end = "\r" if sys.stderr.isatty() else "\n"
+        text = f"{self.kept + self.done}/{self.total} items, {rate:.1f} items/s, "
+        text += f"{time.strftime('%H:%M:%S', time.gmtime(left))} left, {self.bad} bad"
+        print(text, end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.done:
+            self.show()
+            if sys.stderr.isatty():
+                print(file=sys.stderr)
+
+
+def define_flags() -> dict[str, Any]:
+    return {
+        "config": config_flags.DEFINE_config_file(
+            "config", None, "Experiment, such as configs/msrvtt.py; config.data.prepare is used."
+        ),
+        "input": flags.DEFINE_string(
+            "input", None, "Directory with annotations and media, or a JSONL manifest."
+        ),
+        "output": flags.DEFINE_string(
+            "output", None, "Records directory to make; default: config.data.records."
+        ),
+        "workers": flags.DEFINE_integer(
+            "workers", os.cpu_count() or 1, "Decoding processes; 0: none beside this one.", 0
+        ),
+        "tokenizer": flags.DEFINE_integer(
+            "train_tokenizer",
+            0,
+            "Also train a byte-level BPE of this many entries on the train captions, into "
+            "OUTPUT/tokenizer.",
+            0,
+        ),
+        "overwrite": flags.DEFINE_bool(
+            "overwrite", False, "Replace records of another input or with other settings."
+        ),
+    }
+
+
+def _arguments(argv: Sequence[str]) -> list[str]:
+    """absl knows no dashes inside names; `--train-tokenizer` is accepted as well."""
+    return [arg.replace("--train-tokenizer", "--train_tokenizer", 1) for arg in argv]
+
+
+def main() -> None:
+    values = define_flags()
+
+    def run(argv: Sequence[str]) -> None:
+        del argv
+        config = values["config"].value
+        if config is None:
+            raise UserError("--config is missing; for example --config=configs/msrvtt.py")
+        if values["input"].value is None:
+            raise UserError("--input is missing: the directory with annotations and media")
+        output = values["output"].value or config.data.records
+        if not output:
+            raise UserError("--output is missing, and config.data.records is empty")
+        prepare(
+            PrepareSettings.from_config(config.data.prepare),
+            values["input"].value,
+            output,
+            workers=values["workers"].value,
+            tokenizer_size=values["tokenizer"].value,
+            overwrite=values["overwrite"].value,
+        )
+
+    sys.argv = _arguments(sys.argv)
+    run_app(run)
+
+
+if __name__ == "__main__":
+    main()

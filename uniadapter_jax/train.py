@@ -1,0 +1,257 @@
+"""The training loop: from wherever the workdir stands to the last step."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.checkpoint import Checkpoints, abstract_like
+from uniadapter_jax.data.pipeline import train_batches
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.evaluate import Encoder, evaluate, selection_value
+from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.optimizers import lr_schedule
+from uniadapter_jax.partition import flat_names
+from uniadapter_jax.progress import duration, say
+from uniadapter_jax.step import init_opt_state, make_step
+from uniadapter_jax.types import PyTree
+from uniadapter_jax.writer import Writer
+
+_WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
+
+
+class Preempted(Exception):
+    """SIGTERM came; the state is saved."""
+
+
+@dataclasses.dataclass
+class Fit:
+    """What training leaves behind."""
+
+    trainable: PyTree
+    step: int  # of `trainable`
+    final_loss: float | None
+    data_wait_share: float | None
+    seconds: float
+    steps_run: int  # by this process; fewer than all after a resume
+
+
+def fit(experiment: Experiment, workdir: pathlib.Path, encoder: Encoder) -> Fit:
+    """Trains to the last step from wherever `workdir` stands; returns what is to be tested.
+
+    Raises:
+      Preempted: after SIGTERM, once the state is saved.
+      UserError: non-finite values (the tensor is named), a full disk, another run's workdir.
+    """
+    if experiment.data.train is None:
+        return Fit(experiment.partition.trainable, 0, None, None, 0.0, 0)
+    return _Loop(experiment, workdir, encoder).run()
+
+
+class _Loop:
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, encoder: Encoder):
+        self.e = experiment
+        self.encoder = encoder
+        self.total = experiment.total_steps
+        self.names = list(flat_names(experiment.partition.trainable))
+        self.schedule = lr_schedule(experiment.config.optimizer, self.total)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep=experiment.config.train.keep,
+            identity=experiment.identity,
+        )
+        self.trainable = experiment.partition.trainable
+        assert experiment.optimizer is not None
+        self.opt_state = init_opt_state(experiment.optimizer, self.trainable, experiment.mesh)
+        self.start = self._resume()
+        self.writer = Writer(workdir, self.start)
+        self.saved = self.start
+        self.terminate = False
+        self.loss: float | None = None
+        self.wait = self.wall = 0.0
+
+    def _resume(self) -> int:
+        latest = self.checkpoints.latest()
+        if latest is None:
+            return 0
+        self._restore(latest)
+        say(f"resumed from step {latest} of {self.total}")
+        return latest
+
+    def _restore(self, step: int) -> None:
+        abstract = abstract_like({"trainable": self.trainable, "opt_state": self.opt_state})
+        state = self.checkpoints.restore(step, abstract)
+        self.trainable, self.opt_state = state["trainable"], state["opt_state"]
+
+    def run(self) -> Fit:
+        began = time.monotonic()
+        previous = signal.signal(signal.SIGTERM, self._on_sigterm) if _own_signals() else None
+        try:
+            self._steps()
+            self.checkpoints.wait()
+            chosen = self.total
+            if self.e.config.selection != "last":
+                chosen = self.checkpoints.best() or self.total
+                if chosen != self.total:
+                    self._restore(chosen)
+                say(f"best on {self.e.config.selection}: step {chosen}")
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+            self.writer.close()
+            self.checkpoints.close()
+        share = self.wait / self.wall if self.wall else None
+        seconds = time.monotonic() - began
+        return Fit(self.trainable, chosen, self.loss, share, seconds, self.total - self.start)
+
+    def _on_sigterm(self, *_: Any) -> None:
+        self.terminate = True
+
+    def _must_stop(self, step: int) -> bool:
+        # With several processes JAX's own SIGTERM handler finds a step that all of them stop at.
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.terminate
+
+    def _steps(self) -> None:
+        e = self.e
+        assert e.data.train is not None and e.optimizer is not None
+        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed)
+        batches = train_batches(
+            e.data.train,
+            e.tokenizer,
+            e.config.data,
+            image_size=e.model_config.image_size,
+            global_batch=e.config.train.batch_size,
+            seed=e.config.seed,
+            start_step=self.start,
+            avoid_duplicates=e.config.task.duplicates == "avoid",
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        meter = _Meter(e, self.start)
+        for step in range(self.start, self.total):
+            tick = time.monotonic()
+            batch = next(batches)
+            waited = time.monotonic() - tick
+            # Fetching the metrics of each step blocks until it is done. That costs one dispatch a
+            # step and makes every rate, wait and loss below the truth about this very step.
+            self.trainable, self.opt_state, metrics = step_fn(
+                self.trainable,
+                self.opt_state,
+                e.partition.frozen,
+                meshes.put_batch(batch, e.mesh),
+                np.int32(step),
+            )
+            values = meshes.fetch(metrics)
+            took = time.monotonic() - tick
+            if step - self.start >= _WARM_STEPS:
+                self.wait += waited
+                self.wall += took
+            self._check_finite(step + 1, values)
+            self._log(step + 1, values, waited, took, meter)
+            self._after_step(step + 1)
+
+    def _check_finite(self, step: int, values: dict[str, np.ndarray]) -> None:
+        flags = values.pop("nonfinite")
+        bad = [name for name, flag in zip(self.names, flags, strict=True) if flag]
+        if not np.isfinite(values["loss"]):
+            bad.insert(0, "loss")
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            self.checkpoints.wait()
+            raise UserError(
+                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; the last checkpoint "
+                f"is of step {self.saved}. Lower config.optimizer.lr, or look at this batch's clips"
+            )
+
+    def _log(
+        self, step: int, values: Mapping[str, Any], waited: float, took: float, meter: _Meter
+    ) -> None:
+        self.loss = float(values["loss"])
+        scalars = {name: float(value) for name, value in values.items()}
+        scalars["lr"] = float(self.schedule(step - 1))
+        scalars["seconds"] = round(took, 6)
+        scalars["wait_seconds"] = round(waited, 6)
+        self.writer.write("train", step, scalars)
+        meter.add(step, waited, took)
+        if step % self.e.config.train.log_every == 0 or step == self.total:
+            say(meter.line(step, scalars))
+
+    def _after_step(self, step: int) -> None:
+        train = self.e.config.train
+        every = train.checkpoint_every or self.e.epoch_steps
+        ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
+        selection = self._select(step) if ends_epoch else None
+        if self._must_stop(step):
+            self._save(step, selection, wait=True)
+            raise Preempted(f"stopped at step {step} of {self.total}; saved")
+        if step % every == 0 or step == self.total or selection is not None:
+            self._save(step, selection)
+
+    def _select(self, step: int) -> float | None:
+        which = self.e.config.selection
+        if which == "last":
+            return None
+        records = self.e.data.val if which == "val" else self.e.data.test
+        assert records is not None
+        found = evaluate(self.encoder, self.trainable, records)
+        value = selection_value(found["metrics"], self.e.config.selection_metric)
+        flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
+        self.writer.write(which, step, {"selection": value, **flat})
+        say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
+        return value
+
+    def _save(self, step: int, selection: float | None, *, wait: bool = False) -> None:
+        # A copy: on a CPU the writer's thread would see the very memory that the next step is
+        # given to write into.
+        state = _copy({"trainable": self.trainable, "opt_state": self.opt_state})
+        self.checkpoints.save(step, state, selection=selection, wait=wait)
+        self.saved = step
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _own_signals() -> bool:
+    return jax.process_count() == 1
+
+
+class _Meter:
+    """Rates over the steps since the last progress line."""
+
+    def __init__(self, experiment: Experiment, start: int):
+        self.batch = experiment.config.train.batch_size
+        self.total = experiment.total_steps
+        self.epoch_steps = experiment.epoch_steps
+        self.start = start
+        self.steps, self.waited, self.took = 0, 0.0, 0.0
+
+    def add(self, step: int, waited: float, took: float) -> None:
+        if step == self.start + 1:  # its time is the compilation's
+            return
+        self.steps += 1
+        self.waited += waited
+        self.took += took
+
+    def line(self, step: int, scalars: Mapping[str, float]) -> str:
+        text = f"step {step}/{self.total} (epoch {step / self.epoch_steps:.2f}) "
+        text += f"loss {scalars['loss']:.4f} acc {scalars['t2v_accuracy']:.2f}"
+        if self.steps:
+            rate = self.steps / self.took
+            text += f" | {rate * self.batch:.1f} pairs/s, data wait {self.waited / self.took:.1%}"
+            text += f" | ETA {duration((self.total - step) / rate)}"
+        self.steps, self.waited, self.took = 0, 0.0, 0.0
+        return text

@@ -1,0 +1,38 @@
+"""The one error of everything that reads foreign weights."""
+
+from __future__ import annotations
+
+import os
+
+from uniadapter_jax.errors import UserError
+
+
+class WeightFileError(UserError):
+    """A weight file that cannot be read, or must not be.
+
+    Attributes:
+      path: the file.
+      reason: what is wrong with it and what to do; the message is `path: reason`.
+      refused: `module.name` of the forbidden global, if that is the reason.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, refused: str | None = None):
+        super().__init__(f"{os.fspath(path)}: {reason}")
+        self.path = os.fspath(path)
+        self.reason = reason
+        self.refused = refused
+
+
+class Refused(Exception):
+    """Why a file is not read; raised by the readers' parts, which do not know the file's path."""
+
+    def __init__(self, reason: str, name: str | None = None):
+        super().__init__(reason)
+        self.name = name
+
+
+def printable(text: object, limit: int = 120) -> str:
+    """Text out of a hostile file, safe to show on a terminal."""
+    shown = str(text)[: limit + 1].encode("ascii", "backslashreplace").decode()
+    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
+    return shown if len(shown) <= limit else shown[:limit] + "..."

@@ -1,0 +1,89 @@
+"""HuggingFace's names for CLIP's tensors: one table for reading and for writing.
+
+A row is (our path, their name, transform). `{i}` stands for the layer: those tensors are stacked
+here and apart there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How a foreign tensor becomes ours (`read`) and back (`write`, given our full shape)."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    write: Callable[[np.ndarray], np.ndarray]
+
+
+def _conv_to_matrix(kernel: np.ndarray) -> np.ndarray:
+    """[out, 3, p, p] to [p * p * 3, out]: the patch embedding as a product."""
+    return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])
+
+
+def _matrix_to_conv(matrix: np.ndarray) -> np.ndarray:
+    patch = round((matrix.shape[0] / 3) ** 0.5)
+    return matrix.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+
+
+TRANSFORMS = {
+    "same": Transform(lambda x: x, lambda x: x),
+    "transpose": Transform(np.transpose, np.transpose),
+    "patches": Transform(_conv_to_matrix, _matrix_to_conv),
+}
+
+
+def _norm(ours: str, theirs: str) -> list[tuple[str, str, str]]:
+    return [
+        (f"{ours}.scale", f"{theirs}.weight", "same"),
+        (f"{ours}.bias", f"{theirs}.bias", "same"),
+    ]
+
+
+def _linear(ours: str, theirs: str) -> list[tuple[str, str, str]]:
+    return [
+        (f"{ours}.kernel", f"{theirs}.weight", "transpose"),
+        (f"{ours}.bias", f"{theirs}.bias", "same"),
+    ]
+
+
+def _blocks(ours: str, theirs: str) -> list[tuple[str, str, str]]:
+    layer = f"{theirs}.encoder.layers.{{i}}"
+    return [
+        *_norm(f"{ours}.blocks.ln_1", f"{layer}.layer_norm1"),
+        *_linear(f"{ours}.blocks.attn.q", f"{layer}.self_attn.q_proj"),
+        *_linear(f"{ours}.blocks.attn.k", f"{layer}.self_attn.k_proj"),
+        *_linear(f"{ours}.blocks.attn.v", f"{layer}.self_attn.v_proj"),
+        *_linear(f"{ours}.blocks.attn.out", f"{layer}.self_attn.out_proj"),
+        *_norm(f"{ours}.blocks.ln_2", f"{layer}.layer_norm2"),
+        *_linear(f"{ours}.blocks.mlp.fc1", f"{layer}.mlp.fc1"),
+        *_linear(f"{ours}.blocks.mlp.fc2", f"{layer}.mlp.fc2"),
+    ]
+
+
+_VISION, _TEXT = "vision_model", "text_model"
+HUGGINGFACE_CLIP: tuple[tuple[str, str, str], ...] = (
+    ("logit_scale", "logit_scale", "same"),
+    ("text.token_embedding", f"{_TEXT}.embeddings.token_embedding.weight", "same"),
+    ("text.position_embedding", f"{_TEXT}.embeddings.position_embedding.weight", "same"),
+    *_blocks("text", _TEXT),
+    *_norm("text.ln_final", f"{_TEXT}.final_layer_norm"),
+    ("text.projection.kernel", "text_projection.weight", "transpose"),
+    ("vision.class_embedding", f"{_VISION}.embeddings.class_embedding", "same"),
+    ("vision.patch_embedding.kernel", f"{_VISION}.embeddings.patch_embedding.weight", "patches"),
+    ("vision.position_embedding", f"{_VISION}.embeddings.position_embedding.weight", "same"),
+    *_norm("vision.ln_pre", f"{_VISION}.pre_layrnorm"),  # spelt so by transformers
+    *_blocks("vision", _VISION),
+    *_norm("vision.ln_post", f"{_VISION}.post_layernorm"),
+    ("vision.projection.kernel", "visual_projection.weight", "transpose"),
+)
+
+# Buffers of older transformers releases that hold no weights.
+IGNORED = (
+    f"{_TEXT}.embeddings.position_ids",
+    f"{_VISION}.embeddings.position_ids",
+)
