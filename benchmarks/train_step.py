@@ -19,7 +19,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
@@ -29,6 +28,7 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import partition
 from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.randomness import generator
 from uniadapter_jax.step import init_opt_state, make_step
 
 
@@ -100,20 +100,14 @@ def main() -> None:
     clip_config = CLIPConfig.from_huggingface(source)
     method = get_method("cross_modal_adapter")
 
-    def build() -> CLIP:
-        model = CLIP(
-            clip_config,
-            rngs=nnx.Rngs(0),
-            dtype=args.dtype,
-            remat=args.remat,
-            frame_chunks=args.frame_chunks,
-        )
-        method.attach(model, config.method, nnx.Rngs(1))
-        return model
-
-    # In one program, so that no second copy of the weights is ever alive.
-    model = nnx.eval_shape(build)
-    nnx.update(model, jax.jit(lambda: nnx.state(build()))())
+    model = CLIP(
+        clip_config,
+        rng=generator(0, "backbone"),
+        dtype=args.dtype,
+        remat=args.remat,
+        frame_chunks=args.frame_chunks,
+    )
+    method.attach(model, config.method, generator(0, "adapters"))
     part = partition(model, method.trainable, args.dtype)
     del model
     mesh = meshes.make_mesh(config.mesh)

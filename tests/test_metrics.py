@@ -17,8 +17,8 @@ from uniadapter_jax.metrics import (
 
 
 def ranks_of(similarity, item, **options):
-    ranks, tied = retrieval_ranks(np.asarray(similarity, np.float32), np.asarray(item), **options)
-    return {name: values.tolist() for name, values in ranks.items()}, tied
+    found = retrieval_ranks(np.asarray(similarity, np.float32), np.asarray(item), **options)
+    return {name: found[name].tolist() for name in ("t2v", "v2t")}, found["tied_queries"]
 
 
 def test_one_text_per_clip_by_hand():
@@ -56,7 +56,7 @@ def test_ties_by_rule_and_a_collapsed_model():
 
 def brute_force_expected(similarity, item, v2t):
     """Mean rank over every order of equal scores."""
-    n, m = similarity.shape
+    n = len(similarity)
 
     def positions(scores):
         orders = itertools.permutations(range(len(scores)))
@@ -84,7 +84,7 @@ def test_expected_rank_is_the_mean_over_all_orders(v2t, seed):
     rng = np.random.default_rng(seed)
     similarity = rng.integers(0, 3, size=(6, 4)).astype(np.float32)
     item = np.array([0, 0, 0, 3, 1, 1])  # clip 2 has no text
-    ranks, _ = retrieval_ranks(similarity, item, v2t=v2t, ties="expected")
+    ranks = retrieval_ranks(similarity, item, v2t=v2t, ties="expected")
     for name, wanted in brute_force_expected(similarity, item, v2t).items():
         np.testing.assert_allclose(ranks[name], wanted, rtol=1e-12)
 
@@ -118,10 +118,10 @@ def test_chunks_change_nothing(v2t, ties, monkeypatch):
     monkeypatch.setattr("uniadapter_jax.metrics.CHUNK_BYTES", 8 * 23 * 5)
     parts = retrieval_ranks(similarity, item, v2t, ties)
     for name in ("t2v", "v2t"):
-        np.testing.assert_array_equal(parts[0][name], whole[0][name])
+        np.testing.assert_array_equal(parts[name], whole[name])
         chunked = close_pairs(similarity, item, v2t)[name]
         assert sorted(chunked.tolist()) == sorted(pairs[name].tolist())
-    assert parts[1] == whole[1]
+    assert parts["tied_queries"] == whole["tied_queries"]
 
 
 def test_nan_names_its_place():
@@ -179,7 +179,7 @@ def test_every_rank_that_a_nudge_turns_is_listed():
     item = rng.integers(0, 30, size=60)
     nudged = similarity * (1 + rng.uniform(-4e-7, 4e-7, size=similarity.shape))
     for v2t in ("best_caption", "max_pool"):
-        before, after = (retrieval_ranks(s, item, v2t)[0] for s in (similarity, nudged))
+        before, after = (retrieval_ranks(s, item, v2t) for s in (similarity, nudged))
         listed = close_pairs(similarity, item, v2t)
         clips = clips_with_text(item)
         for name, names in (("t2v", np.arange(60)), ("v2t", clips)):
@@ -222,11 +222,11 @@ def test_bootstrap_draws_clips_with_all_their_queries():
 
 
 def test_memory_stays_far_below_the_matrix():
-    similarity = np.random.default_rng(0).normal(size=(20_000, 2_000)).astype(np.float32)
-    item = np.arange(20_000) % 2_000
+    similarity = np.random.default_rng(0).normal(size=(12_000, 2_000)).astype(np.float32)
+    item = np.arange(12_000) % 2_000
     tracemalloc.start()
     for v2t in ("best_caption", "max_pool"):
         retrieval_ranks(similarity, item, v2t)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 100e6 < similarity.nbytes
+    assert peak < 90e6 < similarity.nbytes

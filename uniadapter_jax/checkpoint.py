@@ -68,6 +68,23 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def check_identity(
+    where: pathlib.Path, saved: Mapping[str, Any], mine: Mapping[str, Any]
+) -> None:
+    """Raises `UserError` with every field in which what lies in `where` is not this run's."""
+    fields = sorted(set(saved) | set(mine))
+    differing = [
+        f"\n  {f}: there {saved.get(f)!r}, in this run {mine.get(f)!r}"
+        for f in fields
+        if saved.get(f) != mine.get(f)
+    ]
+    if differing:
+        raise UserError(
+            f"{where} belongs to another run:{''.join(differing)}\n"
+            "Nothing was changed. Choose another --workdir, or restore these settings"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run, kept by latest and by best.
 
@@ -77,7 +94,7 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, *, keep: int, identity: Mapping[str, Any]):
         self.directory = directory
-        self.identity = json.loads(json.dumps(identity))
+        self.identity = dict(identity)
         best = policies.BestN(
             n=1,
             get_metric_fn=lambda metrics: metrics["selection"],
@@ -134,24 +151,11 @@ class Checkpoints:
         meta = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
         ).meta
-        self._check(meta["identity"])
+        check_identity(self.directory, meta["identity"], self.identity)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         )
         return restored.state
-
-    def _check(self, saved: Mapping[str, Any]) -> None:
-        fields = sorted(set(saved) | set(self.identity))
-        differing = [f for f in fields if saved.get(f) != self.identity.get(f)]
-        if differing:
-            lines = "".join(
-                f"\n  {f}: the checkpoint has {saved.get(f)!r}, this run {self.identity.get(f)!r}"
-                for f in differing
-            )
-            raise UserError(
-                f"{self.directory} belongs to another run:{lines}\n"
-                "Choose another --workdir, or restore these settings."
-            )
 
     def wait(self) -> None:
         """Returns when everything is on disk."""

@@ -78,7 +78,6 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
-    config.eval.block = 1024  # texts and clips compared at once
 
     # Which checkpoint is tested: last, or the best on val or test after each epoch.
     # auto: val where data.val > 0, else last. test is what the papers' code does: not clean.
@@ -121,7 +120,6 @@ _POSITIVE = (
     "train.log_every",
     "train.keep",
     "eval.batch_size",
-    "eval.block",
     "data.frames",
     "data.threads",
     "data.prefetch_mb",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app
+from absl import app, logging
 
 
 class UserError(Exception):
@@ -25,4 +25,6 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             return 2
 
+    # Orbax and TFDS narrate every file at INFO.
+    logging.set_verbosity(logging.WARNING)
     app.run(guarded)

@@ -100,12 +100,18 @@ def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str,
     text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
     frames, mask = encoder.clips(trainable, records)
     text = encoder.texts(trainable, captions)
-    found = e.task.ranks(text, frames, mask, text_item, block=e.config.eval.block)
-    within = [f"{records.ids[i]}#{j}" for i, clip in enumerate(records.captions) for j in range(len(clip))]
+    found = e.task.rank(text, frames, mask, text_item)
+    ranks = {way: found[way] for way in ("t2v", "v2t")}
+    text_ids = [
+        f"{clip}#{j}"
+        for clip, own in zip(records.ids, records.captions, strict=True)
+        for j in range(len(own))
+    ]
     return {
-        "metrics": {way: metrics.summarize(found[way]) for way in ("t2v", "v2t")},
-        "ranks": {way: found[way].tolist() for way in ("t2v", "v2t")},
-        "query_ids": {"t2v": within, "v2t": list(records.ids)},
+        "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
+        "ranks": {way: of.tolist() for way, of in ranks.items()},
+        "query_ids": {"t2v": text_ids, "v2t": list(records.ids)},
+        "tied_queries": found["tied_queries"],
         "texts": len(captions),
         "clips": len(records),
     }

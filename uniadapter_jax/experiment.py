@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,7 +23,7 @@ from uniadapter_jax.data.text import Tokenizer, load_tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
-from uniadapter_jax.randomness import stream
+from uniadapter_jax.randomness import generator
 from uniadapter_jax.tasks.retrieval import Retrieval
 from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_backbone
 
@@ -70,7 +70,7 @@ class Experiment:
         """What the numbers of the run depend on, flat; a resumed run must agree in all of it."""
         config = self.config
         train = self.data.train
-        return {
+        identity = {
             "backbone": self.backbone.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "method.version": self.method.version,
@@ -87,11 +87,11 @@ class Experiment:
                 for name in ("frames", "words", "captions", "augment", "val")
             },
         }
+        return json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
 
 
 def _flat(prefix: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    items = dict(options).items()
-    return {f"{prefix}.{k}": list(v) if isinstance(v, tuple) else v for k, v in items}
+    return {f"{prefix}.{key}": value for key, value in options.items()}
 
 
 def build(config: ConfigDict) -> Experiment:
@@ -102,9 +102,7 @@ def build(config: ConfigDict) -> Experiment:
     data = _open_data(config, trains=method.trainable is not None)
     backbone = _load_backbone(config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    method.attach(
-        backbone.model, config.method, nnx.Rngs(params=stream(config.seed, "adapters"))
-    )
+    method.attach(backbone.model, config.method, generator(config.seed, "adapters"))
     part = partition(backbone.model, method.trainable, config.compute.dtype)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.frozen = meshes.put_replicated(part.frozen, mesh)

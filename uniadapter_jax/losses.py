@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from .similarity import SIMILARITIES
-from .types import Array, Bool, Float, Int
+from uniadapter_jax.similarity import SIMILARITIES
+from uniadapter_jax.types import Array, Bool, Float, Int
 
 # 'avoid' is the pipeline's business: no clip comes twice, so for the loss it equals 'negative'.
 Duplicates = Literal["negative", "positive", "avoid"]

@@ -11,13 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from .errors import UserError
+from uniadapter_jax.errors import UserError
 
 V2T = Literal["best_caption", "max_pool"]
 Ties = Literal["optimistic", "expected", "pessimistic"]
-Ranks = dict[str, np.ndarray]
 
-DIRECTIONS = ("t2v", "v2t")
 CHUNK_BYTES = 32 * 2**20  # of one comparison; bounds the extra memory of every function here
 
 
@@ -34,12 +32,13 @@ class Counts(NamedTuple):
 
 def retrieval_ranks(
     similarity: Any, text_item: Any, v2t: V2T = "best_caption", ties: Ties = "optimistic"
-) -> tuple[Ranks, dict[str, int]]:
-    """Ranks from 1, and in how many queries the own match ties with a rival, per direction.
+) -> dict[str, Any]:
+    """{'t2v': ranks, 'v2t': ranks, 'tied_queries': {'t2v': count, 'v2t': count}}, ranks from 1.
 
-    `similarity` "n m", `text_item` "n" with values in [0, m). ranks['t2v'] has one rank per text,
-    in order, among all clips. ranks['v2t'] has one rank per clip that has a text, in the order of
-    `clips_with_text`; clips without text are asked for by nobody but compete in t2v.
+    `similarity` "n m", `text_item` "n" with values in [0, m). 't2v' has one rank per text, in
+    order, among all clips. 'v2t' has one rank per clip that has a text, in the order of
+    `clips_with_text`; clips without text are no queries but compete in t2v. A query is tied where
+    its own match scores exactly as a rival does, so that `ties` decides its rank.
 
     v2t='best_caption': the best rank among a clip's own captions, over all texts (BLIP).
     v2t='max_pool': rank among clips, a clip scoring its best caption (CLIP4Clip).
@@ -57,8 +56,8 @@ def retrieval_ranks(
     else:
         pooled = _pool_captions(similarity, text_item)
         counts["v2t"] = _count_by_text(pooled.T, np.arange(len(pooled)))
-    ranks = {name: _ranks(count, ties) for name, count in counts.items()}
-    return ranks, {name: int(np.sum(count.equal > 0)) for name, count in counts.items()}
+    tied = {name: int(np.sum(count.equal > 0)) for name, count in counts.items()}
+    return {name: _ranks(count, ties) for name, count in counts.items()} | {"tied_queries": tied}
 
 
 def clips_with_text(text_item: Any) -> np.ndarray:
@@ -77,7 +76,7 @@ def summarize(ranks: Any) -> dict[str, float]:
 
 def close_pairs(
     similarity: Any, text_item: Any, v2t: V2T = "best_caption", rel: float = 1e-6
-) -> Ranks:
+) -> dict[str, np.ndarray]:
     """Pairs whose order rounding may turn: rivals within `rel` (relative) of the own match.
 
     Per direction an array "k 2" of (query, rival): (text, clip) for t2v, (clip, text) for v2t, or

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .errors import UserError
-from .types import Array, Float, Int, PyTree
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.types import Array, Float, Int, PyTree
 
 Schedule = Callable[[Any], Float[Array, ""]]
-Labels = PyTree | Callable[[PyTree], PyTree]
 
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6  # CLIP's; outside the root in both recipes
@@ -111,7 +110,7 @@ def decays(params: PyTree) -> PyTree:
 class BertAdamState(NamedTuple):
     """Steps done, and the two moments in float32."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     first: PyTree
     second: PyTree
 
@@ -130,15 +129,15 @@ def scale_by_bert_adam(*, bias_correction: bool) -> optax.GradientTransformation
         gradients: PyTree, state: BertAdamState, params: PyTree | None = None
     ) -> tuple[PyTree, BertAdamState]:
         del params
-        count = state.count + 1
+        step = state.step + 1
         first = jax.tree.map(lambda m, g: rise * m + (1 - rise) * g, state.first, gradients)
         second = jax.tree.map(lambda v, g: fall * v + (1 - fall) * g * g, state.second, gradients)
-        seen = count.astype(jnp.float32)
+        seen = step.astype(jnp.float32)
         one, two = (1 - rise**seen, 1 - fall**seen) if bias_correction else (1.0, 1.0)
         direction = jax.tree.map(
             lambda m, v: (m / one) / (jnp.sqrt(v / two) + EPSILON), first, second
         )
-        return direction, BertAdamState(count, first, second)
+        return direction, BertAdamState(step, first, second)
 
     return optax.GradientTransformation(init, update)
 
@@ -197,9 +196,7 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(inner.init, update)
 
 
-def frozen_partition(
-    tx: optax.GradientTransformation, labels: Labels
-) -> optax.GradientTransformation:
+def frozen_partition(tx: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
     """`tx` on the leaves labelled 'trainable' of one whole tree, nothing on the 'frozen' ones.
 
     `labels` is a tree of the parameters' structure (or a prefix of it), or a function from

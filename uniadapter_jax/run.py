@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import tempfile
 import time
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from uniadapter_jax import __version__
-from uniadapter_jax.checkpoint import disk_errors
+from uniadapter_jax.checkpoint import check_identity, disk_errors
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import Encoder, evaluate
 from uniadapter_jax.experiment import Experiment, build
@@ -40,8 +41,9 @@ def run(
     workdir = pathlib.Path(workdir)
     if save_backbone_to and config.method.name != "full":
         raise UserError("--save-backbone is for method=full: other methods keep the backbone")
-    _claim(workdir, config)
+    _claim(workdir)
     experiment = build(config)
+    _check_workdir(workdir, experiment)
     _check_processes_agree(experiment)
     _announce(experiment)
     encoder = Encoder(experiment)
@@ -60,14 +62,23 @@ def run(
     return result
 
 
-def _claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _claim(workdir: pathlib.Path) -> None:
     """Makes the workdir and proves that it can be written, before hours of work."""
     if jax.process_index() != 0:
         return
     with disk_errors(workdir, 0):
         workdir.mkdir(parents=True, exist_ok=True)
-        text = config.to_json_best_effort(indent=2)
-        _replace(workdir / "config.json", text + "\n")
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+
+
+def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Raises if the result of another run lies there; else leaves the config for people."""
+    result = workdir / "result.json"
+    if result.is_file():
+        check_identity(workdir, json.loads(result.read_text())["identity"], experiment.identity)
+    if jax.process_index() == 0 and not (workdir / "config.json").is_file():
+        _replace(workdir / "config.json", experiment.config.to_json_best_effort(indent=2) + "\n")
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

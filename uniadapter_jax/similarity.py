@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import Precision
 
-from .types import Array, Bool, Float
+from uniadapter_jax.types import Array, Bool, Float
 
 # A pooled vector counts at least as long as this share of its longest frame: frames that cancel
 # leave rounding noise, and the direction of noise is no evidence.

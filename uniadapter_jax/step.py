@@ -44,7 +44,7 @@ def make_step(
         flags = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             **metrics,
             "nonfinite": flags,
         }

@@ -99,6 +99,16 @@ def test_legacy_views_of_one_storage(save):
     np.testing.assert_array_equal(content["w"], np.arange(10))
 
 
+def test_strides_of_single_and_absent_elements_do_not_matter(save):
+    source = ft.storage("0", "FloatStorage", 3)
+    shapes = {"one": (1, 3), "none": (0, 3), "scalar": ()}
+    strides = {"one": (2**62, 1), "none": (2**62, 2**62), "scalar": ()}
+    body = ft.dict_of({key: ft.tensor(source, shapes[key], strides[key]) for key in shapes})
+    content = read_torch_file(save(ft.zip_file(body, {"0": np.arange(3, dtype="f4").tobytes()})))
+    assert {key: array.shape for key, array in content.items()} == shapes
+    np.testing.assert_array_equal(content["one"], [[0, 1, 2]])
+
+
 def test_script_module_tree(save):
     raw = np.arange(4, dtype="f4").tobytes()
     leaf = ft.tensor(ft.storage("0", "FloatStorage", 4), (4,), (1,))

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
 from uniadapter_jax.errors import UserError
@@ -28,13 +29,13 @@ class Method:
     """
 
     name: str
-    attach: Callable[[nnx.Module, Any, nnx.Rngs], None]
+    attach: Callable[[nnx.Module, Any, np.random.Generator], None]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trainable: Any = AdapterParam
     version: int = 1
 
 
-def attach_nothing(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None:
     """For methods that train what the backbone already has, or nothing."""
 
 

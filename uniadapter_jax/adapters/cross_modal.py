@@ -25,13 +25,14 @@ from flax import nnx
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Float
 
 SITES = ("attn", "mlp")
 
 
-def _normal(rngs: nnx.Rngs, std: float, *shape: int) -> AdapterParam:
-    return AdapterParam(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+def _normal(rng: layers.Rng, std: float, *shape: int) -> AdapterParam:
+    return AdapterParam(normal(rng, std, *shape))
 
 
 def _zeros(*shape: int) -> AdapterParam:
@@ -41,10 +42,10 @@ def _zeros(*shape: int) -> AdapterParam:
 class Shared(nnx.Module):
     """The slice of the up-projections that both towers use: kernels "z r i", biases "z i"."""
 
-    def __init__(self, slots: int, bottleneck: int, width: int, std: float, rngs: nnx.Rngs):
-        self.attn_kernel = _normal(rngs, std, slots, bottleneck, width)
+    def __init__(self, slots: int, bottleneck: int, width: int, std: float, rng: layers.Rng):
+        self.attn_kernel = _normal(rng, std, slots, bottleneck, width)
         self.attn_bias = _zeros(slots, width)
-        self.mlp_kernel = _normal(rngs, std, slots, bottleneck, width)
+        self.mlp_kernel = _normal(rng, std, slots, bottleneck, width)
         self.mlp_bias = _zeros(slots, width)
         self.slots = slots
 
@@ -81,14 +82,14 @@ class Adapter(nnx.Module):
         shared_dim: int,
         std: float,
         dropout: float,
-        rngs: nnx.Rngs,
+        rng: layers.Rng,
     ):
         unique = width - shared_dim
-        self.down_kernel = _normal(rngs, std, count, width, bottleneck)
+        self.down_kernel = _normal(rng, std, count, width, bottleneck)
         self.down_bias = _zeros(count, bottleneck)
         has_unique = unique > 0
         self.up_kernel = nnx.data(
-            _normal(rngs, std, count, bottleneck, unique) if has_unique else None
+            _normal(rng, std, count, bottleneck, unique) if has_unique else None
         )
         self.up_bias = nnx.data(_zeros(count, unique) if has_unique else None)
         self.site = site
@@ -114,7 +115,7 @@ class Adapter(nnx.Module):
         return up + layers.along_last(jnp.concatenate(biases).astype(up.dtype), up)
 
 
-def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+def attach(backbone: nnx.Module, options: Any, rng: layers.Rng) -> None:
     """Puts an adapter after attention and after the MLP of every layer of both towers."""
     config = backbone.config
     r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std
@@ -127,7 +128,7 @@ def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
             f"{config.vision.width} (vision) and {config.text.width} (text) wide"
         )
     if shared_dim:
-        shared = Shared(config.text.layers, r, shared_dim, std, rngs)
+        shared = Shared(config.text.layers, r, shared_dim, std, rng)
         fill_place(backbone, "adapters", shared)
     for tower in ("vision", "text"):
         size = getattr(config, tower)
@@ -141,7 +142,7 @@ def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
                 shared_dim=shared_dim,
                 std=std,
                 dropout=options.dropout,
-                rngs=rngs,
+                rng=rng,
             )
             fill_place(blocks, f"after_{site}", adapter)
 

@@ -14,11 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.randomness import uniform
 from uniadapter_jax.types import Array, Float
 
 
@@ -32,12 +34,11 @@ class LowRank(nnx.Module):
         rank: int,
         alpha: float,
         dropout: float,
-        rngs: nnx.Rngs,
+        rng: np.random.Generator,
     ):
         *stack, width_in, width_out = kernel
         bound = width_in**-0.5
-        a = jax.random.uniform(rngs.params(), (*stack, width_in, rank), jnp.float32, -bound, bound)
-        self.a_kernel = AdapterParam(a)
+        self.a_kernel = AdapterParam(uniform(rng, bound, *stack, width_in, rank))
         self.b_kernel = AdapterParam(jnp.zeros((*stack, rank, width_out), jnp.float32))
         self.scale = alpha / rank
         self.dropout = dropout
@@ -59,7 +60,7 @@ def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
             yield ".".join(map(str, path)), node
 
 
-def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
+def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None:
     """Puts a low-rank branch beside each linear layer that `options.targets` names.
 
     A target is the end of a path in whole segments: `q`, `attn.q`, `vision.blocks.mlp.fc1`.
@@ -76,7 +77,7 @@ def attach(backbone: nnx.Module, options: Any, rngs: nnx.Rngs) -> None:
             )
         for path, linear in chosen:
             kernel = linear.kernel[...].shape
-            branch = LowRank(path, kernel, options.rank, options.alpha, options.dropout, rngs)
+            branch = LowRank(path, kernel, options.rank, options.alpha, options.dropout, rng)
             fill_place(linear, "delta", branch)
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -159,7 +160,7 @@ _HF_TEXT = {
 _LEGACY_EOS_ID = 2
 
 
-def _blocks(config: TowerConfig, rngs: nnx.Rngs) -> layers.Block:
+def _blocks(config: TowerConfig, rng: layers.Rng) -> layers.Block:
     return layers.Block(
         config.width,
         config.hidden,
@@ -167,29 +168,29 @@ def _blocks(config: TowerConfig, rngs: nnx.Rngs) -> layers.Block:
         config.layers,
         activation=config.activation,
         eps=config.eps,
-        rngs=rngs,
+        rng=rng,
     )
 
 
-def _normal(rngs: nnx.Rngs, std: float, *shape: int) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+def _normal(rng: layers.Rng, std: float, *shape: int) -> nnx.Param:
+    return nnx.Param(normal(rng, std, *shape))
 
 
 class VisionTower(nnx.Module):
     """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS]."""
 
-    def __init__(self, config: CLIPConfig, remat: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: CLIPConfig, remat: str, *, rng: layers.Rng):
         width, patch = config.vision.width, config.patch_size
         self.patch_embedding = layers.Linear(
-            3 * patch * patch, width, use_bias=False, std=0.02, rngs=rngs
+            3 * patch * patch, width, use_bias=False, std=0.02, rng=rng
         )
-        self.class_embedding = _normal(rngs, width**-0.5, width)
-        self.position_embedding = _normal(rngs, width**-0.5, 1 + config.patches, width)
+        self.class_embedding = _normal(rng, width**-0.5, width)
+        self.position_embedding = _normal(rng, width**-0.5, 1 + config.patches, width)
         self.ln_pre = layers.LayerNorm(width, eps=config.vision.eps)
-        self.blocks = _blocks(config.vision, rngs)
+        self.blocks = _blocks(config.vision, rng)
         self.ln_post = layers.LayerNorm(width, eps=config.vision.eps)
         self.projection = layers.Linear(
-            width, config.embed, use_bias=False, std=width**-0.5, rngs=rngs
+            width, config.embed, use_bias=False, std=width**-0.5, rng=rng
         )
         self.config = config
         self.remat = remat
@@ -227,14 +228,14 @@ class TextTower(nnx.Module):
     The mask is causal only: padding stands behind the EOS, so nothing that counts sees it.
     """
 
-    def __init__(self, config: CLIPConfig, remat: str, *, rngs: nnx.Rngs):
+    def __init__(self, config: CLIPConfig, remat: str, *, rng: layers.Rng):
         width = config.text.width
-        self.token_embedding = _normal(rngs, 0.02, config.vocab_size, width)
-        self.position_embedding = _normal(rngs, 0.01, config.positions, width)
-        self.blocks = _blocks(config.text, rngs)
+        self.token_embedding = _normal(rng, 0.02, config.vocab_size, width)
+        self.position_embedding = _normal(rng, 0.01, config.positions, width)
+        self.blocks = _blocks(config.text, rng)
         self.ln_final = layers.LayerNorm(width, eps=config.text.eps)
         self.projection = layers.Linear(
-            width, config.embed, use_bias=False, std=width**-0.5, rngs=rngs
+            width, config.embed, use_bias=False, std=width**-0.5, rng=rng
         )
         self.config = config
         self.remat = remat
@@ -300,15 +301,15 @@ class CLIP(nnx.Module):
         self,
         config: CLIPConfig,
         *,
-        rngs: nnx.Rngs,
+        rng: layers.Rng,
         dtype: str = "float32",
         remat: str = "none",
         frame_chunks: int = 1,
     ):
         self.adapters = nnx.data(None)
         self.logit_scale = nnx.Param(jnp.asarray(layers.logit_scale_init(), jnp.float32))
-        self.text = TextTower(config, remat, rngs=rngs)
-        self.vision = VisionTower(config, remat, rngs=rngs)
+        self.text = TextTower(config, remat, rng=rng)
+        self.vision = VisionTower(config, remat, rng=rng)
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.frame_chunks = frame_chunks

@@ -21,10 +21,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
+from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Bool, Float, PyTree
+
+# Where initial weights come from; None makes zeros, for weights that a file will fill.
+Rng = np.random.Generator | None
 
 
 class LayerInputs(NamedTuple):
@@ -147,10 +152,10 @@ class Linear(nnx.Module):
         stack: tuple[int, ...] = (),
         use_bias: bool = True,
         std: float,
-        rngs: nnx.Rngs,
+        rng: Rng,
     ):
         shape = (*stack, width_in, width_out)
-        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(normal(rng, std, *shape))
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, width_out))) if use_bias else None)
         self.delta = nnx.data(None)
 
@@ -179,14 +184,14 @@ class LayerNorm(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention with the reference's four named linear layers."""
 
-    def __init__(self, width: int, heads: int, layers: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, heads: int, layers: int, *, rng: Rng):
         stack = (layers,)
         # CLIP's own initialisation (OpenAI's CLIP.initialize_parameters).
         std_in, std_out = width**-0.5, width**-0.5 * (2 * layers) ** -0.5
-        self.q = Linear(width, width, stack=stack, std=std_in, rngs=rngs)
-        self.k = Linear(width, width, stack=stack, std=std_in, rngs=rngs)
-        self.v = Linear(width, width, stack=stack, std=std_in, rngs=rngs)
-        self.out = Linear(width, width, stack=stack, std=std_out, rngs=rngs)
+        self.q = Linear(width, width, stack=stack, std=std_in, rng=rng)
+        self.k = Linear(width, width, stack=stack, std=std_in, rng=rng)
+        self.v = Linear(width, width, stack=stack, std=std_in, rng=rng)
+        self.out = Linear(width, width, stack=stack, std=std_out, rng=rng)
         self.heads = heads
 
     def __call__(
@@ -219,11 +224,11 @@ def attend(
 class MLP(nnx.Module):
     """Two linear layers with an activation between them."""
 
-    def __init__(self, width: int, hidden: int, layers: int, activation: str, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, layers: int, activation: str, *, rng: Rng):
         stack = (layers,)
-        self.fc1 = Linear(width, hidden, stack=stack, std=(2 * width) ** -0.5, rngs=rngs)
+        self.fc1 = Linear(width, hidden, stack=stack, std=(2 * width) ** -0.5, rng=rng)
         std_out = width**-0.5 * (2 * layers) ** -0.5
-        self.fc2 = Linear(hidden, width, stack=stack, std=std_out, rngs=rngs)
+        self.fc2 = Linear(hidden, width, stack=stack, std=std_out, rng=rng)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "b s d"], layer: LayerInputs) -> Float[Array, "b s d"]:
@@ -242,13 +247,13 @@ class Block(nnx.Module):
         *,
         activation: str,
         eps: float,
-        rngs: nnx.Rngs,
+        rng: Rng,
     ):
         stack = (layers,)
         self.ln_1 = LayerNorm(width, eps=eps, stack=stack)
-        self.attn = Attention(width, heads, layers, rngs=rngs)
+        self.attn = Attention(width, heads, layers, rng=rng)
         self.ln_2 = LayerNorm(width, eps=eps, stack=stack)
-        self.mlp = MLP(width, hidden, layers, activation, rngs=rngs)
+        self.mlp = MLP(width, hidden, layers, activation, rng=rng)
         self.after_attn = nnx.data(None)
         self.after_mlp = nnx.data(None)
         self.beside_mlp = nnx.data(None)

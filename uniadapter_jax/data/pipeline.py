@@ -67,16 +67,19 @@ def train_batches(
     order = SampleOrder(
         _counts(records), data_config.captions, global_batch, seed, avoid_duplicates
     )
+    workers = data_config.workers
+    threads = max(1, data_config.threads // max(1, workers))  # the processes share them out
     loader = TrainLoader(
-        reader=FrameReader(records, data_config.frames, image_size, _threads(data_config)),
+        reader=FrameReader(records, data_config.frames, image_size, threads),
         rows=_host_rows(global_batch, process_index, process_count),
         order=order,
         tokenizer=tokenizer,
         words=data_config.words,
         augment=data_config.augment == "crop_flip",
     )
-    steps = grain.MapDataset.range(start_step, start_step + ENDLESS)
-    return _prefetched(steps.map(loader), loader, data_config)
+    batches = grain.MapDataset.range(start_step, start_step + ENDLESS).map(loader)
+    buffers = _buffers(loader, data_config)
+    return _in_processes(batches, buffers, workers) if workers else _threaded(batches, buffers)
 
 
 def clip_batches(
@@ -88,19 +91,19 @@ def clip_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every clip once, in order, for evaluation.
+    """Every clip once, in order, for evaluation; decoded by threads of this process.
 
     Yields:
       "frames", "frame_mask" as in `train_batches`, "item" int32 [b], "valid" bool [b]. Rows that
       fill up the last batch have valid=False, item=-1, black frames and one real mask entry.
     """
     loader = ClipLoader(
-        reader=FrameReader(records, data_config.frames, image_size, _threads(data_config)),
+        reader=FrameReader(records, data_config.frames, image_size, data_config.threads),
         rows=_host_rows(global_batch, process_index, process_count),
         batch=global_batch,
     )
     steps = grain.MapDataset.range(-(-len(records) // global_batch))
-    return _prefetched(steps.map(loader), loader, data_config)
+    return _threaded(steps.map(loader), _buffers(loader, data_config))
 
 
 @dataclasses.dataclass
@@ -209,22 +212,38 @@ def _host_rows(global_batch: int, process_index: int, process_count: int) -> ran
     return range(process_index * size, (process_index + 1) * size)
 
 
-def _threads(data_config: Any) -> int:
-    """Threads per process: with worker processes they share out `config.data.threads`."""
-    return max(1, data_config.threads // max(1, data_config.workers))
+class Batches(Iterator[Batch]):
+    """An iterator whose threads and processes end with `close`, or with the object."""
+
+    def __init__(self, iterator: Any):
+        self._iterator = iterator
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator.close()
 
 
-def _prefetched(steps: grain.MapDataset, loader: Any, data_config: Any) -> Iterator[Batch]:
-    """Batches in order, made ahead by a thread or by worker processes within `prefetch_mb`."""
+def _buffers(loader: Any, data_config: Any) -> int:
+    """Batches that fit into `prefetch_mb`, at least 1."""
     reader = loader.reader
     batch_bytes = len(loader.rows) * reader.frames * reader.image_size**2 * 3
-    buffered = max(1, int(data_config.prefetch_mb * 2**20) // max(1, batch_bytes))
-    if not data_config.workers:
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffered)
-        return iter(steps.to_iter_dataset(options))
+    return max(1, int(data_config.prefetch_mb * 2**20) // batch_bytes)
+
+
+def _threaded(batches: grain.MapDataset, buffers: int) -> Batches:
+    """Made ahead by one thread, which shares out the rows of a batch among others."""
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffers)
+    return Batches(iter(batches.to_iter_dataset(options)))
+
+
+def _in_processes(batches: grain.MapDataset, buffers: int, workers: int) -> Batches:
+    """Made ahead by worker processes. For endless data only: grain 0.2.18 can hang at an end."""
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, also where there is no app
         flags.FLAGS.mark_as_parsed()
-    workers = min(data_config.workers, buffered)
-    here = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=buffered // workers)
-    return iter(here.mp_prefetch(options))
+    # grain keeps two buffers of this size per worker: the worker's own, and one on the way to us
+    workers = min(workers, max(1, buffers // 2))
+    size = max(1, buffers // (2 * workers))
+    here = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    return Batches(iter(here.mp_prefetch(grain.MultiprocessingOptions(workers, size))))

@@ -10,16 +10,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
 
 from uniadapter_jax.errors import UserError
 
 PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
+
+_OPENING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +105,9 @@ class Records:
 
     def read(self, i: int) -> Record:
         """Reads clip i. Raises UserError where the files do not match their index."""
-        from tensorflow_datasets.proto import tf_example_pb2
-
         line = self._lines[i]
-        if self._source is None:
-            self._source = _open_source(self.root, self.split)
         try:
-            data = self._source[int(self._places[i])]
+            data = self._open()[int(self._places[i])]
             features = tf_example_pb2.Example.FromString(data).features.feature
         except Exception as error:  # ArrayRecord and protobuf have no error type of their own
             raise UserError(
@@ -124,6 +125,21 @@ class Records:
             captions=[text.decode() for text in features["captions"].bytes_list.value],
             qa=[json.loads(text) for text in features["qa"].bytes_list.value],
         )
+
+    def _open(self) -> Any:
+        """TFDS's random access source of serialised examples.
+
+        Opened and read once under a lock: TFDS imports what it needs at first use, and its way of
+        importing lazily hangs when two threads do it at once.
+        """
+        if self._source is None:
+            with _OPENING:
+                builder = tfds.builder_from_directory(self.root)
+                raw = tfds.decode.DeserializeMethod.RAW_BYTES
+                source = builder.as_data_source(split=self.split, deserialize_method=raw)
+                source[0]
+                self._source = source
+        return self._source
 
 
 def open_records(root: str, split: str) -> Records:
@@ -179,12 +195,3 @@ def _read_prepared(root: str) -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable: {error}") from error
-
-
-def _open_source(root: str, split: str) -> Any:
-    """TFDS's random access source of serialised examples."""
-    import tensorflow_datasets as tfds
-
-    raw = tfds.decode.DeserializeMethod.RAW_BYTES
-    builder = tfds.builder_from_directory(root)
-    return builder.as_data_source(split=split, deserialize_method=raw)

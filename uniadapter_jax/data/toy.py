@@ -53,7 +53,7 @@ def _star(points: int, inner: float) -> list[tuple[float, float]]:
 
 _ARM = 0.36
 # word: (rare word, outline in the square [-1, 1])
-SHAPES = {
+SHAPES: dict[str, tuple[str, list[tuple[float, float]]]] = {
     "circle": ("disc", _polygon(40)),
     "square": ("box", [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]),
     "triangle": ("wedge", _polygon(3)),
@@ -115,7 +115,7 @@ def draw(
             for u, v in SHAPES[shape][1]
         ]
         canvas.polygon(corners, COLOURS[colour][1])
-    pixels = np.asarray(image.reduce(scale), np.float32) * np.float32(look.light)
+    pixels = np.asarray(image.reduce(scale), np.float32) * np.array(look.light, np.float32)
     pixels = 128.0 + look.contrast * (pixels - 128.0)
     pixels += rng.normal(0.0, look.noise, pixels.shape)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
@@ -149,7 +149,7 @@ def picture(rng: np.random.Generator) -> tuple[np.ndarray, str]:
             for q, (dx, dy) in zip(quarters, jitter, strict=True)
         ]
     low, high = PICTURES.radius
-    radii = rng.uniform(low, high, count) * (1.3 if count == 1 else 1.0)
+    radii = (rng.uniform(low, high, count) * (1.3 if count == 1 else 1.0)).tolist()
     return draw(things, centres, radii, PICTURES, rng), caption(things, PICTURES, rng)
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import losses, metrics, scoring
 from uniadapter_jax.backbones.clip import CLIP
-from uniadapter_jax.types import Array, Float
+from uniadapter_jax.types import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +42,21 @@ class Retrieval:
             mesh=self.mesh,
         )
 
-    def ranks(
+    def rank(
         self,
         text: Float[np.ndarray, "n c"],
         frames: Float[np.ndarray, "m f c"],
-        mask: np.ndarray,
-        text_item: np.ndarray,
-        *,
-        block: int,
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """({'t2v': a rank per text, 'v2t': a rank per clip, ...}, similarity "n m")."""
+        mask: Bool[np.ndarray, "m f"],
+        text_item: Int[np.ndarray, " n"],
+    ) -> dict[str, Any]:
+        """Ranks and numbers of tied queries per direction: see `metrics.retrieval_ranks`."""
         similarity = scoring.score(
             text,
             frames,
             mask,
             similarity=self.options.similarity,
             temperature=self.options.temperature,
-            block=(block, block),
         )
-        found = metrics.retrieval_ranks(
+        return metrics.retrieval_ranks(
             similarity, text_item, v2t=self.options.v2t, ties=self.options.ties
         )
-        return found, similarity

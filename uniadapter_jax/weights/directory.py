@@ -21,6 +21,7 @@ from flax import nnx
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
+from uniadapter_jax.randomness import generator
 from uniadapter_jax.weights.names import HUGGINGFACE_CLIP, IGNORED, TRANSFORMS
 
 TOKENIZER_FILES = (
@@ -53,7 +54,7 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     """
     if source.startswith("random:"):
         config = CLIPConfig.from_huggingface(_read_config(pathlib.Path(source[7:])))
-        model = CLIP(config, rngs=nnx.Rngs(params=seed), **options)  # type: ignore[arg-type]
+        model = CLIP(config, rng=generator(seed, "backbone"), **options)  # type: ignore[arg-type]
     else:
         directory = pathlib.Path(source)
         if not directory.is_dir():
@@ -62,7 +63,7 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
                 "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
             )
         config = CLIPConfig.from_huggingface(_read_config(directory / "config.json"))
-        model = nnx.eval_shape(lambda: CLIP(config, rngs=nnx.Rngs(0), **options))  # type: ignore[arg-type]
+        model = nnx.eval_shape(lambda: CLIP(config, rng=None, **options))  # type: ignore[arg-type]
         _fill(model, directory)
     return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
 

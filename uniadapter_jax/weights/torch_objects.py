@@ -91,9 +91,7 @@ class TorchWorld:
         rule = _RULES.get(function)
         if rule is not None:
             return rule(args)
-        if is_script_class(
-            function
-        ):  # admitted, so a named tuple or an enum of a TorchScript module
+        if is_script_class(function):  # a named tuple or an enum of a TorchScript module
             return Record(function, args)
         raise Refused(f"the pickle calls {printable(function)}, which is no function")
 

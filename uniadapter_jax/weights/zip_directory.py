@@ -6,6 +6,7 @@ would copy, inflate bombs and trust the directory; this reads the directory only
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import struct
 from dataclasses import dataclass
@@ -49,8 +50,8 @@ def read_directory(data: mmap.mmap) -> dict[str, Entry]:
             raise Refused(f"two zip entries are named {printable(name)}")
         entries[name] = entry
         spans.append((header, entry.start + entry.size))
-    spans.sort()
-    for (_, stop), (start, _) in zip(spans, [*spans[1:], (first_free, 0)], strict=True):
+    spans = [*sorted(spans), (first_free, first_free)]
+    for (_, stop), (start, _) in itertools.pairwise(spans):
         if stop > start:
             raise Refused("zip entries overlap, or reach behind the end of the archive")
     return entries

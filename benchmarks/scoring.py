@@ -1,0 +1,117 @@
+"""How fast and how frugal blockwise q-score scoring is; prints one JSON line per measurement.
+
+    python benchmarks/scoring.py            speed against the materialised form, then memory
+    python benchmarks/scoring.py --quick    small sizes, to see that it runs
+
+Speed: 1,000 texts x 1,000 clips x 12 frames x 512, against the form that writes every pooled vector
+(texts x clips x width) in the same process with the same threads; median of 5 after 1.
+Memory: 10,000 x 2,000 in a fresh process; growth of the peak resident set beyond the inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uniadapter_jax.scoring import score
+
+TEMPERATURE = 5.0
+
+
+def features(n: int, m: int, f: int, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Random features with the spread of CLIP's: texts and frames of length about 10."""
+    rng = np.random.default_rng(0)
+    text = rng.standard_normal((n, c), np.float32) * np.float32(10 / c**0.5)
+    frames = rng.standard_normal((m, f, c), np.float32) * np.float32(10 / c**0.5)
+    mask = np.arange(f) < rng.integers(1, f + 1, size=(m, 1))
+    return text, frames, mask
+
+
+@jax.jit
+def materialised(text: jax.Array, frames: jax.Array, mask: jax.Array) -> jax.Array:
+    """q_score as the paper writes it: softmax over frames, a pooled vector per pair, a cosine."""
+    dots = jnp.einsum("nc,mfc->nmf", text, frames) / TEMPERATURE
+    weights = jax.nn.softmax(jnp.where(mask, dots, -jnp.inf), axis=-1)
+    pooled = jnp.einsum("nmf,mfc->nmc", weights, frames)
+    unit = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True)
+    return jnp.einsum("nc,nmc->nm", text / jnp.linalg.norm(text, axis=-1, keepdims=True), unit)
+
+
+def median_seconds(run: Callable[[], Any], repeats: int = 5) -> float:
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def speed(n: int, m: int, f: int, c: int) -> dict[str, Any]:
+    text, frames, mask = features(n, m, f, c)
+    options: dict[str, Any] = {"similarity": "q_score", "temperature": TEMPERATURE}
+    ours = score(text, frames, mask, **options)
+    difference = float(np.max(np.abs(ours - np.asarray(materialised(text, frames, mask)))))
+    plain = median_seconds(lambda: np.asarray(materialised(text, frames, mask)))
+    blocks = median_seconds(lambda: score(text, frames, mask, **options))
+    return {
+        "measure": "speed",
+        "texts x clips x frames x width": [n, m, f, c],
+        "materialised_s": round(plain, 3),
+        "blockwise_s": round(blocks, 3),
+        "times_as_fast": round(plain / blocks, 1),
+        "largest_difference": difference,
+    }
+
+
+def resident_peak() -> int:
+    """Peak resident bytes of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory(n: int, m: int, f: int, c: int) -> dict[str, Any]:
+    """Call in a fresh process: a peak never falls."""
+    text, frames, mask = features(n, m, f, c)
+    jax.devices()
+    before = resident_peak()
+    scores = score(text, frames, mask, similarity="q_score", temperature=TEMPERATURE)
+    growth = resident_peak() - before
+    return {
+        "measure": "memory",
+        "texts x clips x frames x width": [n, m, f, c],
+        "growth_mb": round(growth / 1e6, 1),
+        "of_which_result_mb": round(scores.nbytes / 1e6, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--only", choices=("speed", "memory"), help="one measurement, here")
+    arguments = parser.parse_args()
+    sizes = {"speed": (1000, 1000, 12, 512), "memory": (10_000, 2_000, 12, 512)}
+    if arguments.quick:
+        sizes = {"speed": (50, 40, 12, 64), "memory": (200, 100, 12, 64)}
+    if arguments.only:
+        measure = speed if arguments.only == "speed" else memory
+        print(json.dumps(measure(*sizes[arguments.only])), flush=True)
+        return
+    for name in sizes:
+        command = [sys.executable, __file__, "--only", name]
+        subprocess.run(command + ["--quick"] * arguments.quick, check=True)
+
+
+if __name__ == "__main__":
+    main()

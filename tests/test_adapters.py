@@ -1,0 +1,180 @@
+"""One table of methods, one set of tests for all rows; then what is particular to each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+import tiny
+from uniadapter_jax.adapters import METHODS, AdapterParam, cross_modal, get_method
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.partition import count, flat_names
+
+TRAINING = sorted(set(METHODS) - {"zero_shot"})
+
+
+def features(part, batch, trainable=None):
+    model = part.merge(part.trainable if trainable is None else trainable, part.frozen)
+    return model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_trainable_gets_a_gradient_and_nothing_else_is_in_the_tree(name):
+    part = tiny.split(name)
+    batch = tiny.batch()
+    keys = jax.random.split(jax.random.key(5), 2)
+
+    def loss(trainable):
+        noisy = jax.tree.map(lambda x: x + 0.01, trainable)  # LoRA's B starts at zero
+        model = part.merge(noisy, part.frozen)
+        v, t = model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
+        scale = model.logit_scale[...]
+        return scale * ((v * jax.random.normal(keys[0], v.shape)).sum()
+                        + (t * jax.random.normal(keys[1], t.shape)).sum())
+
+    grads = flat_names(jax.grad(loss)(part.trainable))
+    dead = [path for path, g in grads.items() if not np.abs(g).max() > 0]
+    # q.k is blind to a constant on all keys, so the key bias has no gradient by construction.
+    assert [path for path in dead if not path.endswith("attn.k.bias")] == []
+    total = sum(x.size for x in jax.tree.leaves(nnx.state(tiny.clip(name))))
+    assert count(part.trainable) + count(part.frozen) == total
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("depths", [(4, 2), (2, 4), (3, 3)])
+def test_freshly_attached_stays_at_or_near_the_frozen_model(name, depths):
+    batch = tiny.batch()
+    bare = tiny.clip(vision_layers=depths[0], text_layers=depths[1])
+    part = tiny.split(name, vision_layers=depths[0], text_layers=depths[1])
+    plain = bare.encode_frames(batch["frames"]), bare.encode_text(batch["text"])
+    for ours, reference in zip(features(part, batch), plain, strict=True):
+        error = np.abs(ours - reference).max() / np.abs(reference).max()
+        # Cross-Modal Adapter starts near the identity: N(0, .01).
+        assert error <= (0.05 if name == "cross_modal_adapter" else 1e-6)
+        assert error > 0 or name != "cross_modal_adapter"
+
+
+@pytest.mark.parametrize("name", ["cross_modal_adapter", "lora"])
+def test_what_a_method_adds_is_float32_of_its_own_type(name):
+    added = nnx.state(tiny.clip(name, dtype="bfloat16"), AdapterParam)
+    bare = nnx.state(tiny.clip())
+    everything = nnx.state(tiny.clip(name))
+    assert count(nnx.to_pure_dict(everything)) - count(nnx.to_pure_dict(bare)) == count(
+        nnx.to_pure_dict(added)
+    )
+    assert {x.dtype for x in jax.tree.leaves(added)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["cross_modal_adapter", "lora"])
+def test_attaching_twice_raises(name):
+    model = tiny.clip(name)
+    with pytest.raises(UserError, match="already holds"):
+        get_method(name).attach(model, ConfigDict(dict(METHODS[name].options)), None)
+
+
+def test_counts_of_the_paper():
+    config = CLIPConfig.from_huggingface({})  # transformers' defaults are ViT-B/32
+    method = get_method("cross_modal_adapter")
+
+    def build(shared_dim=16, bottleneck=8):
+        model = CLIP(config, rng=None)
+        options = {**method.options, "shared_dim": shared_dim, "bottleneck": bottleneck}
+        method.attach(model, ConfigDict(options), None)
+        return model
+
+    _, trainable, frozen = nnx.split(nnx.eval_shape(build), AdapterParam, ...)
+    assert count(trainable) == 519_168
+    assert count(trainable) + count(frozen) == 151_796_481
+    assert f"{100 * 519_168 / 151_796_481:.3f}" == "0.342"
+    parts = nnx.to_pure_dict(trainable)
+    assert [count(parts[k]) for k in ("vision", "text", "adapters")] == [310_080, 205_632, 3_456]
+
+
+@pytest.mark.parametrize("shared_dim", [0, 8, 32])
+def test_cross_modal_adapter_is_its_formula(shared_dim):
+    r, s, d = 8, 5, 32
+    model = tiny.clip("cross_modal_adapter", options={"shared_dim": shared_dim})
+    adapter = model.text.blocks.after_attn
+    first = jax.tree.map(lambda x: x[1], nnx.state(adapter))
+    one = nnx.merge(nnx.graphdef(adapter), first)
+    shared = model.adapters and model.adapters.layer_slices("text", 2)
+    shared = shared and jax.tree.map(lambda x: x[1], shared)
+    z = np.asarray(jax.random.normal(jax.random.key(3), (1, s, d)))
+    out = one(jnp.asarray(z), layers.LayerInputs(shared))
+    a = z @ np.asarray(adapter.down_kernel[...][1])
+    a = a / (1 + np.exp(-1.702 * a))
+    assert a.shape[-1] == r
+    pieces = []
+    if shared_dim < d:
+        pieces.append(a @ np.asarray(adapter.up_kernel[...][1]))
+    if shared_dim:
+        pieces.append(a @ np.asarray(model.adapters.attn_kernel[...][1]))
+    np.testing.assert_allclose(out, np.concatenate(pieces, -1), rtol=1e-5, atol=1e-7)
+    assert (adapter.up_kernel is None) == (shared_dim == d)
+
+
+def test_the_shared_slice_is_one_parameter_with_two_users():
+    part = tiny.split("cross_modal_adapter")
+    batch = tiny.batch()
+    moved = jax.tree.map(lambda x: x, part.trainable)
+    moved["adapters"]["mlp_kernel"] = moved["adapters"]["mlp_kernel"] + 0.1
+    for before, after in zip(features(part, batch), features(part, batch, moved), strict=True):
+        assert np.abs(before - after).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "count_, slots, expected",
+    [(4, 2, [0, 0, 1, 1]), (24, 12, [i // 2 for i in range(24)]), (3, 3, [0, 1, 2]),
+     (2, 4, [0, 1]), (5, 3, [0, 0, 1, 1, 2])],
+)
+def test_slots_of_towers_of_different_depth(count_, slots, expected):
+    assert cross_modal.slot_of_layer(count_, slots).tolist() == expected
+
+
+@pytest.mark.parametrize("options, said", [({"shared_dim": 33}, "0..32"), ({"bottleneck": 0}, "bottleneck")])
+def test_shapes_that_clash_are_named(options, said):
+    with pytest.raises(UserError, match=said):
+        tiny.clip("cross_modal_adapter", options=options)
+
+
+def test_lora_equals_the_updated_matrix():
+    model = tiny.clip("lora", options={"alpha": 16.0})
+    place = model.vision.blocks.attn.q.delta
+    place.b_kernel[...] = jax.random.normal(jax.random.key(9), place.b_kernel[...].shape)
+    frames = tiny.batch()["frames"]
+    adapted = model.encode_frames(frames)
+    update = 2.0 * jnp.einsum("zir,zro->zio", place.a_kernel[...], place.b_kernel[...])
+    merged = tiny.clip()
+    merged.vision.blocks.attn.q.kernel[...] = merged.vision.blocks.attn.q.kernel[...] + update
+    np.testing.assert_allclose(adapted, merged.encode_frames(frames), rtol=1e-4, atol=1e-4)
+    assert np.abs(adapted - tiny.clip().encode_frames(frames)).max() > 1e-2
+
+
+def test_lora_targets_match_whole_segments_and_must_match():
+    model = tiny.clip("lora", options={"targets": ("text.blocks.mlp.fc1", "projection")})
+    placed = [p for p, m in nnx.iter_graph(model) if isinstance(m, layers.Linear) and m.delta is not None]
+    assert sorted(".".join(p) for p in placed) == [
+        "text.blocks.mlp.fc1", "text.projection", "vision.projection"
+    ]
+    with pytest.raises(UserError, match="'c1'.*attn.q"):
+        tiny.clip("lora", options={"targets": ("c1",)})
+
+
+def test_dropout_of_a_method_acts_only_with_a_key():
+    model = tiny.clip("cross_modal_adapter", options={"dropout": 0.5})
+    frames = tiny.batch()["frames"]
+    plain = model.encode_frames(frames)
+    assert (plain == model.encode_frames(frames)).all()
+    dropped = model.encode_frames(frames, key=jax.random.key(0))
+    assert (dropped != plain).any()
+    assert (dropped == model.encode_frames(frames, key=jax.random.key(0))).all()
+    assert (dropped != model.encode_frames(frames, key=jax.random.key(1))).any()
+
+
+def test_unknown_method_lists_the_known():
+    with pytest.raises(UserError, match="cross_modal_adapter"):
+        get_method("adaptor")

@@ -1,0 +1,170 @@
+"""The demo command as a newcomer runs it, smaller; and what its clips are made to show.
+
+Every frame is encoded alone and the frames of a clip are pooled, so their order cannot matter;
+which frames there are does, since a text names things of all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import uniadapter_jax
+from uniadapter_jax import demo, gallery, metrics, scoring
+from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.evaluate import Encoder
+from uniadapter_jax.experiment import build
+from uniadapter_jax.train import fit
+
+ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent
+SIZE = demo.Size(train=240, test=80, steps=120)
+
+# In every process of the command, workers too: the first look for TensorFlow ends it.
+NO_TENSORFLOW = """
+import os, sys, traceback
+
+class NoTensorFlow:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            print("import of", name, file=sys.stderr)
+            traceback.print_stack()
+            os._exit(3)
+
+sys.meta_path.insert(0, NoTensorFlow())
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, finished process) of the command."""
+    workdir, guard = tmp_path_factory.mktemp("demo"), tmp_path_factory.mktemp("guard")
+    (guard / "sitecustomize.py").write_text(NO_TENSORFLOW)
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = f"{guard}{os.pathsep}{ROOT}"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "uniadapter_jax.demo", f"--workdir={workdir}"),
+            *(f"--train-clips={SIZE.train}", f"--test-clips={SIZE.test}", f"--steps={SIZE.steps}"),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return workdir, done
+
+
+@pytest.fixture(scope="module")
+def result(finished):
+    place = finished[0] / "cross_modal_adapter-seed0"
+    return json.loads((place / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def adapted(finished):
+    """(experiment, encoder, trained parameters) as the command left them."""
+    workdir, _ = finished
+    config = demo.sized_config(workdir, "cross_modal_adapter", 0, SIZE)
+    experiment = build(config)
+    encoder = Encoder(experiment)
+    trained = fit(experiment, workdir / "cross_modal_adapter-seed0", encoder)
+    assert trained.steps_run == 0
+    return experiment, encoder, trained.trainable
+
+
+def recall_at_1(experiment, text, frames, mask):
+    ranks, _ = experiment.task.rank(text, frames, mask, np.arange(len(text)))
+    return metrics.summarize(ranks["t2v"])["R@1"]
+
+
+def test_the_command_says_what_it_found_and_where(finished, result):
+    workdir, done = finished
+    assert "zero-shot" in done.stdout and "text finds clip" in done.stdout
+    assert f"{result['parameters']['percent']:.2f} %" in done.stdout
+    assert f"{result['metrics']['t2v']['R@1']:.1f}" in done.stdout
+    assert str(workdir / "cross_modal_adapter-seed0" / "retrieved.png") in done.stdout
+    for phase in ("draw clips", "prepare records", "evaluate zero-shot", "adapt and evaluate"):
+        assert f"== {phase}" in done.stderr
+
+
+def test_the_picture_outlines_right_clips(finished):
+    with Image.open(finished[0] / "cross_modal_adapter-seed0" / "retrieved.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert (pixels == gallery.RIGHT).all(-1).any()
+
+
+def test_adapting_helps_with_few_parameters(finished, result):
+    before = json.loads((finished[0] / "zero_shot" / "result.json").read_text())
+    assert result["metrics"]["t2v"]["R@1"] > 2 * before["metrics"]["t2v"]["R@1"]
+    assert result["metrics"]["v2t"]["MnR"] < before["metrics"]["v2t"]["MnR"]
+    assert result["parameters"]["percent"] < 5.0
+
+
+def test_the_middle_frame_alone_is_not_enough(adapted, result):
+    experiment, encoder, trainable = adapted
+    test = experiment.data.test
+    text = encoder.texts(trainable, [captions[0] for captions in test.captions])
+    frames, mask = encoder.clips(trainable, test)
+    whole = recall_at_1(experiment, text, frames, mask)
+    assert whole == pytest.approx(result["metrics"]["t2v"]["R@1"], abs=2.6)  # two of 80 texts
+    middle = mask.shape[1] // 2
+    alone = recall_at_1(experiment, text, frames[:, middle : middle + 1], mask[:, :1])
+    assert alone <= whole / 2
+
+
+@pytest.mark.parametrize("similarity", ["q_score", "mean_pool", "mean_pool_unit"])
+def test_shuffling_frames_changes_nothing(adapted, similarity):
+    experiment, encoder, trainable = adapted
+    test = experiment.data.test.subset(range(32))
+    config = experiment.config
+    (batch,) = clip_batches(
+        test, config.data, image_size=experiment.model_config.image_size, global_batch=32
+    )
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(4), (32, 1)), axis=1)
+
+    @jax.jit
+    def encode(pixels):
+        model = experiment.partition.merge(trainable, experiment.partition.frozen)
+        return model.encode_frames(pixels)
+
+    rows = np.arange(32)[:, None]
+    frames = np.asarray(encode(batch["frames"]))
+    shuffled = np.asarray(encode(batch["frames"][rows, order]))
+    np.testing.assert_allclose(shuffled, frames[rows, order], rtol=0, atol=1e-5 * abs(frames).max())
+
+    text = encoder.texts(trainable, [captions[0] for captions in test.captions])
+    options = {"similarity": similarity, "temperature": config.task.temperature}
+    scores = [
+        scoring.score(text, features, batch["frame_mask"], **options)
+        for features in (frames, shuffled)
+    ]
+    np.testing.assert_allclose(*scores, rtol=0, atol=1e-5)
+    item = np.arange(len(text))
+    before, after = (metrics.retrieval_ranks(one, item)[0] for one in scores)
+    close = metrics.close_pairs(scores[0], item, rel=1e-4)
+    for way in ("t2v", "v2t"):
+        moved = np.flatnonzero(before[way] != after[way])
+        assert set(moved) <= set(close[way][:, 0])
+
+
+def test_clips_of_another_size_are_not_taken_for_ours(finished):
+    with pytest.raises(UserError, match=r"holds 240 \+ 80 clips, not 480 \+ 160"):
+        demo.make_clips(finished[0] / "clips", demo.Size(train=480, test=160))
+
+
+def test_clips_that_are_there_are_kept(finished):
+    files = sorted((finished[0] / "clips" / "clips").iterdir())
+    times = [file.stat().st_mtime_ns for file in files]
+    demo.make_clips(finished[0] / "clips", SIZE)
+    assert [file.stat().st_mtime_ns for file in files] == times

@@ -1,0 +1,225 @@
+"""The whole job in a minute or two: clips and texts in, a table and a picture out.
+
+    python -m uniadapter_jax.demo [--workdir=runs/demo] [--seed=0] [--method=cross_modal_adapter]
+
+Draws clips of coloured shapes (real mp4 files), prepares them, measures how well the tiny CLIP that
+ships with the package finds them as it is, adapts it by `--method`, and measures again. Every step
+is the one that a user's own data takes: `prepare.prepare`, `run.run`. Run again, it skips what is
+done; another seed or method uses the same clips.
+
+The same by hand, once the clips are there (configs/demo.py is `get_config` below):
+
+    python -m uniadapter_jax.prepare --config=configs/demo.py --input=runs/demo/clips
+    python -m uniadapter_jax.main --config=configs/demo.py:method=lora --workdir=runs/demo/lora
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from uniadapter_jax import gallery, launch, scoring
+from uniadapter_jax.config import base_config, parse_argument
+from uniadapter_jax.data import toy
+from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.errors import UserError, run_app
+from uniadapter_jax.evaluate import Encoder
+from uniadapter_jax.experiment import build
+from uniadapter_jax.prepare import prepare
+from uniadapter_jax.progress import Progress, duration, say
+from uniadapter_jax.run import run
+from uniadapter_jax.train import Preempted, fit
+
+BACKBONE = pathlib.Path(__file__).parent / "assets" / "tiny_clip"
+WORKDIR = "runs/demo"
+_SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # in the picture
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Clips of the two splits, and training steps."""
+
+    train: int = 480
+    test: int = 160
+    steps: int = 250
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """The demo's config; `argument` may say method=NAME."""
+    method = parse_argument(argument, method="cross_modal_adapter")["method"]
+    config = base_config(method)
+    config.name = f"demo-{method}"
+    config.backbone = str(BACKBONE)
+    config.task.similarity = "mean_pool_unit"
+    config.data.records = f"{WORKDIR}/records"
+    config.data.frames = toy.SEGMENTS
+    config.data.words = 20
+    config.data.captions = "random"
+    config.data.prepare.short_side = toy.PICTURE_SIDE
+    config.optimizer.recipe = "adamw_warmup_cosine"
+    config.optimizer.lr = 3e-3
+    config.optimizer.weight_decay = 0.05
+    config.train.batch_size = 32
+    config.train.steps = Size.steps
+    config.train.checkpoint_every = 50
+    if method == "cross_modal_adapter":
+        config.method.bottleneck = 12
+    return config
+
+
+def demo(
+    workdir: str | os.PathLike,
+    method: str = "cross_modal_adapter",
+    seed: int = 0,
+    size: Size = Size(),
+) -> dict[str, Any]:
+    """Runs all of it; returns {"before", "after": result.json's, "seconds": per phase, "picture"}.
+
+    Raises:
+      UserError: `workdir` holds clips of another size.
+    """
+    workdir = pathlib.Path(workdir).absolute()
+    before, after = (sized_config(workdir, name, seed, size) for name in ("zero_shot", method))
+    seconds: dict[str, float] = {}
+
+    def phase(name: str, work: Callable[[], T]) -> T:
+        say(f"\n== {name}")
+        began = time.monotonic()
+        done = work()
+        seconds[name] = time.monotonic() - began
+        return done
+
+    phase("draw clips", lambda: make_clips(workdir / "clips", size))
+    phase("prepare records", lambda: _prepare(after, workdir / "clips"))
+    zero_shot = phase("evaluate zero-shot", lambda: run(before, workdir / "zero_shot"))
+    place = workdir / f"{method}-seed{seed}"
+    adapted = phase(f"adapt and evaluate: {method}", lambda: run(after, place))
+    picture = place / "retrieved.png"
+    phase("draw what was retrieved", lambda: draw_retrieved(after, place, picture))
+    return {"before": zero_shot, "after": adapted, "seconds": seconds, "picture": str(picture)}
+
+
+def sized_config(workdir: pathlib.Path, method: str, seed: int, size: Size) -> ConfigDict:
+    """`get_config` with the flags' values."""
+    config = get_config(f"method={method}")
+    config.seed = seed
+    config.data.records = str(workdir / "records")
+    config.train.steps = size.steps
+    return config
+
+
+def make_clips(directory: pathlib.Path, size: Size) -> None:
+    """Draws the clips, unless they are there."""
+    manifest = directory / "manifest.jsonl"
+    if manifest.is_file():
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+        found = Counter(json.loads(line)["split"] for line in lines)
+        if (found["train"], found["test"]) != (size.train, size.test):
+            raise UserError(
+                f"{directory} holds {found['train']} + {found['test']} clips, not {size.train} + "
+                f"{size.test}; choose another --workdir"
+            )
+        say(f"{len(lines)} clips are there")
+        return
+    progress = Progress("drawing", size.train + size.test, "clips", every=5.0)
+    for _ in toy.write_clips(str(directory), size.train, size.test):
+        progress.advance(1)
+
+
+def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
+    settings = PrepareSettings.from_config(config.data.prepare)
+    prepare(settings, str(clips), config.data.records, workers=os.cpu_count() or 1)
+
+
+def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
+    """Draws the best clips of some test texts; the model is what `run` left in `place`."""
+    experiment = build(config)
+    encoder = Encoder(experiment)
+    trainable = fit(experiment, place, encoder).trainable  # restores: nothing is left to train
+    test = experiment.data.test
+    clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
+    texts = [test.captions[i][0] for i in clips]
+    frames, mask = encoder.clips(trainable, test)
+    scores = scoring.score(
+        encoder.texts(trainable, texts),
+        frames,
+        mask,
+        similarity=config.task.similarity,
+        temperature=config.task.temperature,
+    )
+    rows = []
+    for text, own, row in zip(texts, clips, scores, strict=True):
+        order = np.argsort(-row, kind="stable")
+        hits = [gallery.Hit(test.read(int(i)).frames, bool(i == own)) for i in order[:_SHOWN_CLIPS]]
+        rank = 1 + int((row > row[own]).sum())
+        rows.append(gallery.Row(text, rank, hits))
+    title = f"{config.method.name}: the best {_SHOWN_CLIPS} of {len(test)} clips for a text"
+    gallery.draw_rows(title, rows).save(picture)
+
+
+def table(found: dict[str, Any]) -> str:
+    """Both evaluations side by side, what was trained, and the seconds of each phase."""
+    ways = (("t2v", "text finds clip"), ("v2t", "clip finds text"))
+    names = list(found["after"]["metrics"]["t2v"])
+    head = f"{'':16s}{'':>17s}" + "".join(f"{name:>8s}" for name in names)
+    lines = [head]
+    for label, key in (("zero-shot", "before"), (found["after"]["method"], "after")):
+        for way, words in ways:
+            values = found[key]["metrics"][way]
+            cells = "".join(f"{values[name]:8.1f}" for name in names)
+            lines.append(f"{label:20s} {words:15s}{cells}")
+    parameters = found["after"]["parameters"]
+    clips = found["after"]["clips"]
+    share = f"{parameters['trained']:,} of {parameters['total']:,} parameters trained"
+    lines += [
+        "",
+        f"{share} ({parameters['percent']:.2f} %)",
+        f"{clips} test clips, a text for each; by chance R@1 is {100 / clips:.1f}",
+        "seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in found["seconds"].items()),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    size = Size()
+    workdir = flags.DEFINE_string("workdir", WORKDIR, "Where everything goes.")
+    method = flags.DEFINE_string("method", "cross_modal_adapter", "How to adapt.")
+    seed = flags.DEFINE_integer("seed", 0, "Of the adapter's start and of the order of the clips.")
+    train = flags.DEFINE_integer("train-clips", size.train, "Clips to train on.", 1)
+    test = flags.DEFINE_integer("test-clips", size.test, "Clips to test on.", 1)
+    steps = flags.DEFINE_integer("steps", size.steps, "Training steps.", 1)
+
+    def command(argv: Sequence[str]) -> int:
+        del argv
+        launch.use_compile_cache()
+        began = time.monotonic()
+        chosen = Size(train.value, test.value, steps.value)
+        try:
+            found = demo(workdir.value, method.value, seed.value, chosen)
+        except Preempted as stopped:
+            say(f"{stopped}. Run the same command to go on.")
+            return 0
+        print(f"\n{table(found)}")
+        place = os.path.dirname(found["picture"])
+        print(f"\n{duration(time.monotonic() - began)} in all. Look at {found['picture']}")
+        print(f"Clips, records and runs are in {workdir.value}; the result is {place}/result.json")
+        return 0
+
+    run_app(command)
+
+
+if __name__ == "__main__":
+    main()
