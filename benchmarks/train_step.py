@@ -27,12 +27,14 @@ from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.config import base_config
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import partition
-from uniadapter_jax.tasks.retrieval import Retrieval
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.step import init_opt_state, make_step
+from uniadapter_jax.tasks.retrieval import Retrieval
 
 
-def forward_flops(config: CLIPConfig, clips: int, frames: int, words: int, options: ConfigDict) -> float:
+def forward_flops(
+    config: CLIPConfig, clips: int, frames: int, words: int, options: ConfigDict
+) -> float:
     """FLOPs of the products of one forward pass; a product of [a, b] by [b, c] counts 2abc.
 
     Per token and layer of width d, hidden width e, s tokens, bottleneck r:
@@ -81,13 +83,17 @@ class Peak:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--words", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--remat", default="none", choices=["none", "full", "dots"])
-    parser.add_argument("--frame-chunks", type=int, default=4 if jax.default_backend() == "cpu" else 1)
+    parser.add_argument(
+        "--frame-chunks", type=int, default=4 if jax.default_backend() == "cpu" else 1
+    )
     parser.add_argument("--backbone", help="config.json of a CLIP; default: ViT-B/32")
     parser.add_argument("--warm", type=int, default=3, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")

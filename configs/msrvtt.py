@@ -10,10 +10,10 @@ Data: the clips and `MSRVTT_data.json`, `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_
 split), or another of MSR-VTT's layouts (docs/data.md). Weights: a CLIP in HuggingFace's layout,
 such as openai/clip-vit-base-patch32.
 
-The recipe is the released one of Cross-Modal Adapter: 12 frames at 1 fps, 32 words, every caption a
-sample, global batch 128, lr 1e-5, 5 epochs, r = 8, d_s = 16. The paper (arXiv 2211.09623v1, Table 1)
-reports T2V R@1 45.4 with it, ViT-B/32, .52 M trained parameters; that is the paper's number, and
-its checkpoint was chosen on the test set.
+The recipe is the released one of Cross-Modal Adapter: 12 frames at 1 fps, 32 words, every caption
+a sample, global batch 128, lr 1e-5, 5 epochs, r = 8, d_s = 16. The paper (arXiv 2211.09623v1,
+Table 1) reports T2V R@1 45.4 with it, ViT-B/32, .52 M trained parameters; that is the paper's
+number, and its checkpoint was chosen on the test set. Here 500 training clips choose it.
 """
 
 from uniadapter_jax.config import base_config, parse_argument

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 
-import tiny
 from uniadapter_jax.adapters import METHODS, AdapterParam, cross_modal, get_method
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
@@ -33,8 +33,10 @@ def test_every_trainable_gets_a_gradient_and_nothing_else_is_in_the_tree(name):
         model = part.merge(noisy, part.frozen)
         v, t = model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
         scale = model.logit_scale[...]
-        return scale * ((v * jax.random.normal(keys[0], v.shape)).sum()
-                        + (t * jax.random.normal(keys[1], t.shape)).sum())
+        return scale * (
+            (v * jax.random.normal(keys[0], v.shape)).sum()
+            + (t * jax.random.normal(keys[1], t.shape)).sum()
+        )
 
     grads = flat_names(jax.grad(loss)(part.trainable))
     dead = [path for path, g in grads.items() if not np.abs(g).max() > 0]
@@ -128,14 +130,21 @@ def test_the_shared_slice_is_one_parameter_with_two_users():
 
 @pytest.mark.parametrize(
     "count_, slots, expected",
-    [(4, 2, [0, 0, 1, 1]), (24, 12, [i // 2 for i in range(24)]), (3, 3, [0, 1, 2]),
-     (2, 4, [0, 1]), (5, 3, [0, 0, 1, 1, 2])],
+    [
+        (4, 2, [0, 0, 1, 1]),
+        (24, 12, [i // 2 for i in range(24)]),
+        (3, 3, [0, 1, 2]),
+        (2, 4, [0, 1]),
+        (5, 3, [0, 0, 1, 1, 2]),
+    ],
 )
 def test_slots_of_towers_of_different_depth(count_, slots, expected):
     assert cross_modal.slot_of_layer(count_, slots).tolist() == expected
 
 
-@pytest.mark.parametrize("options, said", [({"shared_dim": 33}, "0..32"), ({"bottleneck": 0}, "bottleneck")])
+@pytest.mark.parametrize(
+    "options, said", [({"shared_dim": 33}, "0..32"), ({"bottleneck": 0}, "bottleneck")]
+)
 def test_shapes_that_clash_are_named(options, said):
     with pytest.raises(UserError, match=said):
         tiny.clip("cross_modal_adapter", options=options)
@@ -156,11 +165,15 @@ def test_lora_equals_the_updated_matrix():
 
 def test_lora_targets_match_whole_segments_and_must_match():
     model = tiny.clip("lora", options={"targets": ("text.blocks.mlp.fc1", "projection")})
-    placed = [p for p, m in nnx.iter_graph(model) if isinstance(m, layers.Linear) and m.delta is not None]
-    assert sorted(".".join(p) for p in placed) == [
-        "text.blocks.mlp.fc1", "text.projection", "vision.projection"
+    placed = [
+        p for p, m in nnx.iter_graph(model) if isinstance(m, layers.Linear) and m.delta is not None
     ]
-    with pytest.raises(UserError, match="'c1'.*attn.q"):
+    assert sorted(".".join(p) for p in placed) == [
+        "text.blocks.mlp.fc1",
+        "text.projection",
+        "vision.projection",
+    ]
+    with pytest.raises(UserError, match=r"'c1'.*attn\.q"):
         tiny.clip("lora", options={"targets": ("c1",)})
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import tiny
+
 from uniadapter_jax.backbones import clip
 from uniadapter_jax.errors import UserError
 
@@ -20,8 +20,11 @@ def test_config_round_trip_and_transformers_defaults():
 
 @pytest.mark.parametrize(
     "change, said",
-    [({"hidden_act": "swish"}, "swish"), ({"num_attention_heads": 5}, "5 heads"),
-     ({"patch_size": 7}, "patch_size=7")],
+    [
+        ({"hidden_act": "swish"}, "swish"),
+        ({"num_attention_heads": 5}, "5 heads"),
+        ({"patch_size": 7}, "patch_size=7"),
+    ],
 )
 def test_configs_that_make_no_sense_are_refused(change, said):
     with pytest.raises(UserError, match=said):
@@ -39,8 +42,11 @@ def test_ids_without_eos_or_outside_the_vocabulary_are_refused():
     config = tiny.clip().config
     good = np.array([[1, 2, 99, 0]])
     clip.check_ids(good, config)
-    for bad, said in (([[1, 2, 3, 0]], "no EOS"), ([[1, 100, 99, 0]], "outside"),
-                      ([[1, -1, 99, 0]], "outside")):
+    for bad, said in (
+        ([[1, 2, 3, 0]], "no EOS"),
+        ([[1, 100, 99, 0]], "outside"),
+        ([[1, -1, 99, 0]], "outside"),
+    ):
         with pytest.raises(UserError, match=f"text 1.*{said}"):
             clip.check_ids(np.array([good[0], bad[0]]), config)
 

@@ -79,7 +79,7 @@ def brute_force_expected(similarity, item, v2t):
 
 
 @pytest.mark.parametrize("v2t", ["best_caption", "max_pool"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(4, 8))
 def test_expected_rank_is_the_mean_over_all_orders(v2t, seed):
     rng = np.random.default_rng(seed)
     similarity = rng.integers(0, 3, size=(6, 4)).astype(np.float32)
@@ -171,6 +171,11 @@ def test_close_pairs_lists_what_rounding_may_turn():
     assert wide["t2v"].tolist() == [[0, 1], [1, 0], [1, 2]]
     swapped = close_pairs(similarity.T, np.arange(3))
     assert swapped["v2t"].tolist() == [[1, 0], [0, 1]] and swapped["t2v"].tolist() == []
+
+
+def test_clips_without_text_are_in_no_close_pair_of_v2t():
+    similarity = np.array([[0.5, -np.inf], [0.4, -np.inf]])
+    assert close_pairs(similarity, np.zeros(2, int))["v2t"].tolist() == []
 
 
 def test_every_rank_that_a_nudge_turns_is_listed():

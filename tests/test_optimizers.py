@@ -10,6 +10,7 @@ import pytest
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.optimizers import (
     RECIPES,
+    clip_by_norm,
     decays,
     frozen_partition,
     lr_schedule,
@@ -114,6 +115,14 @@ def test_adamw_schedule_is_continuous():
 def test_no_warmup():
     for recipe in RECIPES:
         assert lr_schedule(config(recipe, lr=2.0, warmup=0.0), 10)(0) == 2.0
+
+
+def test_clip_adds_its_epsilon_to_the_norm():
+    gradient = {"a": jnp.asarray([3e-6, 4e-6])}
+    clipped, _ = clip_by_norm(5e-6).update(gradient, optax.EmptyState())
+    np.testing.assert_allclose(clipped["a"], np.array([3e-6, 4e-6]) * 5 / 6, rtol=1e-6)
+    kept, _ = clip_by_norm(1.0).update(gradient, optax.EmptyState())
+    np.testing.assert_array_equal(kept["a"], gradient["a"])
 
 
 def test_decay_spares_biases_and_scales():

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 from flax import nnx
 
-import tiny
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.config import base_config
 from uniadapter_jax.errors import UserError

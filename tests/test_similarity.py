@@ -157,6 +157,15 @@ def test_hostile_clips_are_defined_and_bounded(name, case, dtype):
     np.testing.assert_allclose(value[:, 1], doubled[:, 1], atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_that_cancelling_frames_leave_is_no_evidence(name):
+    text, frames, mask = hostile("cancel for orthogonal text")
+    frames[0] += 1e-6 * np.random.default_rng(5).normal(size=frames[0].shape)
+    value, _ = value_and_gradients(name, *f32(text, frames), jnp.asarray(mask))
+    assert np.abs(naive(name, text, frames, mask, 5.0)[:, 0]).max() > 0.3
+    assert np.abs(value[:, 0]).max() < 1e-2
+
+
 def test_q_score_keeps_its_digits_where_frames_nearly_cancel():
     """Unit features get almost even weights, so v and -v pool to a hundredth of a frame."""
     rng = np.random.default_rng(0)

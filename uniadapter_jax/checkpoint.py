@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 import shutil
@@ -68,9 +67,7 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def check_identity(
-    where: pathlib.Path, saved: Mapping[str, Any], mine: Mapping[str, Any]
-) -> None:
+def check_identity(where: pathlib.Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
     """Raises `UserError` with every field in which what lies in `where` is not this run's."""
     fields = sorted(set(saved) | set(mine))
     differing = [
@@ -170,6 +167,4 @@ class Checkpoints:
 
 def abstract_like(tree: PyTree) -> PyTree:
     """Shapes, dtypes and shardings of the arrays of a tree."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)

@@ -69,9 +69,7 @@ class Encoder:
         ids = e.tokenizer.encode(captions, e.config.data.words)
         check_ids(ids, e.model_config)
         size = e.eval_batch * _TEXTS_PER_CLIP
-        parts = [
-            self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)
-        ]
+        parts = [self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)]
         return np.concatenate(parts)[: len(ids)]
 
 

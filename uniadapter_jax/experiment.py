@@ -160,7 +160,9 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
         candidates.append(backbone.source)
     if not config.tokenizer:
         candidates.append(str(pathlib.Path(config.data.records) / "tokenizer"))
-    present = [c for c in candidates if any((pathlib.Path(c) / f).is_file() for f in TOKENIZER_FILES)]
+    present = [
+        c for c in candidates if any((pathlib.Path(c) / f).is_file() for f in TOKENIZER_FILES)
+    ]
     if not present:
         raise UserError(
             f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "

@@ -41,7 +41,7 @@ def start_processes() -> None:
 
 def use_compile_cache() -> None:
     """Keeps compiled programs of this user between runs, unless JAX was told where already."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = pathlib.Path(root) / "uniadapter_jax" / "xla"

@@ -2,13 +2,14 @@
 
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
-`config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy, manifest),
-which frames are kept (sampling: fps, uniform, middle) and how (short_side, quality); any of it can be
-set here, as in --config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file.
+`config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy,
+manifest), which frames are kept (sampling: fps, uniform, middle) and how (short_side, quality); any
+of it can be set here, as in --config.data.prepare.short_side=128. For source=manifest, --input is a
+JSONL file: {"id", "path", "start", "end", "captions": [], "qa": [], "split"} in each line.
 
 Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
-config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on where
-it was: finished work waits in RECORDS_DIR.work, which is removed at the end.
+config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on
+where it was: finished work waits in RECORDS_DIR.work, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -113,9 +114,7 @@ def _finished(
     if overwrite:
         return None
     text = "; ".join(f"{key}: {value}" for key, value in different.items())
-    raise UserError(
-        f"--output={output} holds other records ({text}); --overwrite replaces them"
-    )
+    raise UserError(f"--output={output} holds other records ({text}); --overwrite replaces them")
 
 
 @contextlib.contextmanager
@@ -123,7 +122,7 @@ def _work_directory(path: str) -> Iterator[str]:
     """The directory for unfinished work; one command at a time may use it."""
     with writing(path):
         os.makedirs(path, exist_ok=True)
-        lock = open(os.path.join(path, "lock"), "w")  # noqa: SIM115: held until the end
+        lock = open(os.path.join(path, "lock"), "w")  # held until the end
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -131,7 +131,8 @@ def _announce(experiment: Experiment) -> None:
         for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
         if part is not None
     )
-    say(f"clips: {clips}; {experiment.total_steps} steps; mesh {dict(experiment.mesh.shape)}, {devices}")
+    mesh = dict(experiment.mesh.shape)
+    say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
 
 
 def _versions() -> dict[str, str]:

@@ -112,8 +112,8 @@ def _weights(
     """Softmax over the unmasked frames; all 0 where none is left."""
     live = mask[..., None]
     peak = jax.lax.stop_gradient(jnp.max(jnp.where(live, dots, -jnp.inf), axis=1, keepdims=True))
-    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    # Masked before exp as well, so that no overflow of the branch not taken meets the gradient.
+    # Masked before exp as well: a masked frame may lie far above the peak, and where none is live
+    # the peak is -inf.
     raised = jnp.where(live, jnp.exp(jnp.where(live, dots - peak, 0.0) / temperature), 0.0)
     total = jnp.sum(raised, axis=1, keepdims=True)
     return raised / jnp.where(total > 0, total, 1.0)

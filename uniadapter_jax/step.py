@@ -31,7 +31,11 @@ def make_step(
     """
 
     def step_fn(
-        trainable: PyTree, opt_state: PyTree, frozen: PyTree, batch: Mapping[str, Array], step: Array
+        trainable: PyTree,
+        opt_state: PyTree,
+        frozen: PyTree,
+        batch: Mapping[str, Array],
+        step: Array,
     ) -> tuple[PyTree, PyTree, dict[str, Array]]:
         key = jax.random.fold_in(stream(seed, "dropout"), step)
 

@@ -171,8 +171,9 @@ class _Loop:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             self.checkpoints.wait()
             raise UserError(
-                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; the last checkpoint "
-                f"is of step {self.saved}. Lower config.optimizer.lr, or look at this batch's clips"
+                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; the last "
+                f"checkpoint is of step {self.saved}. Lower config.optimizer.lr, or look at this "
+                "batch's clips"
             )
 
     def _log(

@@ -105,7 +105,7 @@ class Adapter(nnx.Module):
             a = layers.dropout(a, self.dropout, key)
         # One product: joining the kernels costs r x d once, joining outputs costs s x d per row.
         kernels, biases = [], []
-        if self.up_kernel is not None:
+        if self.up_kernel is not None and self.up_bias is not None:
             kernels.append(self.up_kernel[...])
             biases.append(self.up_bias[...])
         if layer.shared is not None:
@@ -115,7 +115,7 @@ class Adapter(nnx.Module):
         return up + layers.along_last(jnp.concatenate(biases).astype(up.dtype), up)
 
 
-def attach(backbone: nnx.Module, options: Any, rng: layers.Rng) -> None:
+def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:
     """Puts an adapter after attention and after the MLP of every layer of both towers."""
     config = backbone.config
     r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std

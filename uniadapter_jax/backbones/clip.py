@@ -68,14 +68,23 @@ class CLIPConfig:
         """Patches of one picture."""
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def eos_is_largest_id(self) -> bool:
+        """Whether a text's EOS is its largest id: by OpenAI's rule, or as the last of all ids."""
+        return self.eos_id in (_LEGACY_EOS_ID, self.vocab_size - 1)
+
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
         """Reads the `config.json` of a transformers `CLIPModel`.
 
         Fields that the file leaves out have the value that transformers gives them.
+
+        Raises:
+          UserError: a field has no value that a CLIP could have.
         """
-        vision = {**_HF_VISION, **(config.get("vision_config") or {})}
-        text = {**_HF_TEXT, **(config.get("text_config") or {})}
+        vision = _section(config, "vision_config", _HF_VISION)
+        text = _section(config, "text_config", _HF_TEXT)
+        embed = _checked("projection_dim", config.get("projection_dim", 512), int)
 
         def tower(source: dict[str, Any]) -> TowerConfig:
             return TowerConfig(
@@ -94,7 +103,7 @@ class CLIPConfig:
             patch_size=vision["patch_size"],
             vocab_size=text["vocab_size"],
             positions=text["max_position_embeddings"],
-            embed=config.get("projection_dim", 512),
+            embed=embed,
             eos_id=text["eos_token_id"],
         )
 
@@ -140,6 +149,7 @@ _HF_VISION = {
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
+    "num_channels": 3,
     "image_size": 224,
     "patch_size": 32,
     "hidden_act": "quick_gelu",
@@ -158,6 +168,30 @@ _HF_TEXT = {
 }
 # transformers' mark for files whose config predates a correct eos_token_id: OpenAI's rule holds.
 _LEGACY_EOS_ID = 2
+
+
+def _section(config: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
+    """A tower's fields, by transformers' rule: what early files call `NAME_dict` wins, whole."""
+    section = dict(defaults)
+    early = config.get(f"{name}_dict")
+    for layer in (config.get(name), early if early is None else defaults, early):
+        if layer is not None and not isinstance(layer, dict):
+            raise UserError(f"{name} is a {type(layer).__name__}, expected a JSON object")
+        section.update(layer or {})
+    for field, default in defaults.items():
+        section[field] = _checked(f"{name}.{field}", section[field], type(default))
+    if section.get("num_channels", 3) != 3:
+        raise UserError(f"{name}.num_channels={section['num_channels']}: pictures have 3")
+    return section
+
+
+def _checked(name: str, value: Any, kind: type) -> Any:
+    """`value`, if it is a positive number or a name, as `kind` says."""
+    allowed = (int, float) if kind is float else (kind,)
+    if type(value) not in allowed or (kind is not str and not value > 0):
+        wanted = "a name" if kind is str else f"a positive {kind.__name__}"
+        raise UserError(f"{name}={value!r}: expected {wanted}")
+    return value
 
 
 def _blocks(config: TowerConfig, rng: layers.Rng) -> layers.Block:

@@ -43,6 +43,9 @@ class LayerInputs(NamedTuple):
     key: Array | None = None
 
 
+NO_INPUTS = LayerInputs()
+
+
 def along_last(vector: Float[Array, " d"], like: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """`vector` with leading axes of size one, to be combined with `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
@@ -160,7 +163,7 @@ class Linear(nnx.Module):
         self.delta = nnx.data(None)
 
     def __call__(
-        self, x: Float[Array, "... i"], layer: LayerInputs = LayerInputs()
+        self, x: Float[Array, "... i"], layer: LayerInputs = NO_INPUTS
     ) -> Float[Array, "... o"]:
         y = matmul(x, self.kernel[...])
         if self.bias is not None:

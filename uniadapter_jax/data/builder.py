@@ -7,8 +7,8 @@ A finished directory holds, beside TFDS's own `dataset_info.json` and `features.
     prepare.json                     settings, decoder, coverage, counts
     report.jsonl                     what was left out, one line each with the reason
 
-TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds 1 GB;
-`ShardBasedBuilder` streams and keeps the order, so no index has to be matched up afterwards.
+TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds
+1 GB; `ShardBasedBuilder` streams and keeps the order, so an index needs no matching afterwards.
 """
 
 from __future__ import annotations
@@ -21,16 +21,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import writer as example_writer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions
-from uniadapter_jax.data.shards import Shard, clean_caption, read_shard, sync_directory, writing
-from uniadapter_jax.data.sources import Item, Source
+from uniadapter_jax.data.shards import (
+    Outcome,
+    Shard,
+    read_shard,
+    sync_directory,
+    writing,
+)
+from uniadapter_jax.data.sources import Item, Source, clean_text
 
 RECORDS_FORMAT = 1
 FILE_BYTES = 128 << 20  # of frames per record file
@@ -86,7 +94,7 @@ def survey(source: Source, shards: Sequence[Shard]) -> Survey:
         for outcome in read_shard(shard.path, with_frames=False):
             item = source.items[outcome.index]
             where = {"id": item.id, "split": item.split, "path": item.path}
-            cleaned = tuple(clean_caption(caption) for caption in item.captions)
+            cleaned = tuple(clean_text(caption) for caption in item.captions)
             captions = tuple(caption for caption in cleaned if caption)
             if outcome.clip is None:
                 reasons[item.split][outcome.reason] += 1
@@ -111,6 +119,15 @@ def survey(source: Source, shards: Sequence[Shard]) -> Survey:
     return Survey(entries, problems, coverage)
 
 
+class _SameBytesWriter(example_writer.ExampleWriter):
+    """Orders the features of an example: protobuf maps come in another order in each process."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        parse = tf_example_pb2.Example.FromString
+        same = ((k, parse(e).SerializeToString(deterministic=True)) for k, e in examples)
+        return super().write(path, same)
+
+
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
     """Writes the entries of a survey; collects the index lines as it goes."""
 
@@ -122,6 +139,9 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
         self._entries = entries
         self.lines: dict[str, list[str]] = {split: [] for split in entries}
         super().__init__(**kwargs)
+
+    def _example_writer(self) -> _SameBytesWriter:
+        return _SameBytesWriter(file_format=self.info.file_format)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -154,13 +174,16 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
         for key, (entry, clip) in enumerate(zip(entries, clips, strict=True)):
             digest = hashlib.sha256(b"".join(clip.frames)).hexdigest()
             self.lines[split].append(json.dumps(entry.line(digest), ensure_ascii=False))
-            yield key, {
-                "id": entry.item.id,
-                "frames": clip.frames,
-                "pts": clip.pts,
-                "captions": list(entry.captions),
-                "qa": [json.dumps(qa, ensure_ascii=False) for qa in entry.item.qa],
-            }
+            yield (
+                key,
+                {
+                    "id": entry.item.id,
+                    "frames": clip.frames,
+                    "pts": clip.pts,
+                    "captions": list(entry.captions),
+                    "qa": [json.dumps(qa) for qa in entry.item.qa],
+                },
+            )
 
 
 def build(
@@ -232,11 +255,14 @@ def _files(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 def _clips(entries: Sequence[Entry]) -> Iterator[Clip]:
     """The entries' clips, reading each work shard once."""
-    shard, outcomes = "", iter(())
+    shard = ""
+    outcomes: Iterator[Outcome] = iter(())
     for entry in entries:
         if entry.shard != shard:
             shard, outcomes = entry.shard, read_shard(entry.shard)
-        yield next(o.clip for o in outcomes if o.index == entry.index)
+        outcome = next(outcome for outcome in outcomes if outcome.index == entry.index)
+        assert outcome.clip is not None
+        yield outcome.clip
 
 
 def _sync_file(path: str) -> None:

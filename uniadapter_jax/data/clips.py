@@ -9,7 +9,9 @@ import os
 from typing import Any
 
 import av
+import numpy as np
 import PIL
+from jaxtyping import Int
 from PIL import Image
 
 from uniadapter_jax.data import images, sampling, video
@@ -121,11 +123,13 @@ def read_picture(path: str) -> Image.Image:
             return images.to_rgb(image)
     except Exception as error:  # a hostile file makes Pillow's decoders raise nearly anything
         reason = "truncated" if "truncated" in str(error) else "unreadable"
-        detail = "not a known picture format" if isinstance(error, PIL.UnidentifiedImageError) else ""
-        raise DecodeError(reason, detail or str(error)) from error
+        unknown = isinstance(error, PIL.UnidentifiedImageError)  # its text holds the whole path
+        raise DecodeError(
+            reason, "not a known picture format" if unknown else str(error)
+        ) from error
 
 
-def _choose(settings: PrepareSettings, times: video.Times):
+def _choose(settings: PrepareSettings, times: video.Times) -> Int[np.ndarray, "f"]:
     count = len(times.stamps)
     if settings.sampling == "fps":
         return sampling.per_second(times.seconds, settings.fps, times.period)

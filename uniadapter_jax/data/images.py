@@ -1,7 +1,8 @@
 """Pixels on the host: what happens to a picture on its way into a record, and out of it.
 
-Resizing is Pillow's antialiased bicubic on uint8, as CLIP and BLIP preprocess; other bicubics differ
-by up to 1.5/255. One function per spatial transform: each fills a (H, W, 3) uint8 view in place.
+Resizing is Pillow's antialiased bicubic on uint8, as CLIP and BLIP preprocess; other bicubics
+differ by up to 1.5/255. One function per spatial transform: each fills a (H, W, 3) uint8 view in
+place.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import io
 import math
 
 import numpy as np
-from PIL import Image, ImageOps
-
 from jaxtyping import UInt8
+from PIL import Image, ImageOps
 
 BICUBIC = Image.Resampling.BICUBIC
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps (BLIP, X-Pool)
@@ -55,19 +55,17 @@ def decode_jpeg(data: bytes) -> Image.Image:
 
 
 def center_crop(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Resizes the short side to the side of `out` and takes the middle, as CLIP does.
+    """Resizes the short side to the side of `out` and takes the middle, bit for bit as CLIP does.
 
-    One resampling from a box instead of resize and crop: what is cropped away is never computed.
+    One resampling from a box would skip what is cropped away, but Pillow then rounds otherwise. A
+    frame stored at the right size, the usual case, is not resampled at all.
     """
     side = out.shape[0]
-    width, height = _scaled_size(image.size, side)
-    left, upper = _round_half_even(width - side), _round_half_even(height - side)
-    if (width, height) == image.size:
-        out[...] = np.asarray(image.crop((left, upper, left + side, upper + side)))
-        return
-    x, y = image.width / width, image.height / height
-    box = (left * x, upper * y, (left + side) * x, (upper + side) * y)
-    out[...] = np.asarray(image.resize((side, side), BICUBIC, box=box))
+    size = _scaled_size(image.size, side)
+    if size != image.size:
+        image = image.resize(size, BICUBIC)
+    left, upper = round((size[0] - side) / 2), round((size[1] - side) / 2)
+    out[...] = np.asarray(image)[upper : upper + side, left : left + side]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +118,3 @@ def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     if width <= height:
         return short_side, short_side * height // width
     return short_side * width // height, short_side
-
-
-def _round_half_even(excess: int) -> int:
-    return int(round(excess / 2.0))

@@ -102,9 +102,9 @@ class SampleOrder:
     def _dense(self, rng: np.random.Generator) -> Int[np.ndarray, "n"]:
         """A layout without doubles for sets where chance would hardly find one.
 
-        Samples laid out clip by clip, at most `steps` of each, and dealt round to the batches: two of
-        one clip are never `steps` apart, so they never meet. Clips, captions, batches and rows are in
-        random order.
+        Samples laid out clip by clip, at most `steps` of each, and dealt round to the batches: two
+        of one clip are never `steps` apart, so they never meet. Clips, captions, batches and rows
+        are in random order.
         """
         shuffled = rng.permutation(len(self.clips))
         clip_rank = rng.permutation(int(self.clips[-1]) + 1)[self.clips[shuffled]]

@@ -1,9 +1,8 @@
 """Records to host batches with grain. The position in the data is the global step, nothing else.
 
-Row j of global batch s is the same sample with the same augmentation for any number of hosts, worker
-processes and threads; a host builds only its own rows. A batch is one array, filled in place by
-threads (Pillow lets go of the interpreter lock), and at most `prefetch_mb` of batches wait in buffers
-beside those being made.
+Row j of global batch s is the same sample with the same augmentation for any number of hosts,
+worker processes and threads; a host builds only its own rows. A batch is one array, filled in place
+by threads, and at most `prefetch_mb` of batches wait in buffers beside those being made.
 """
 
 from __future__ import annotations
@@ -205,7 +204,7 @@ def _counts(records: Records) -> list[int]:
 
 def _host_rows(global_batch: int, process_index: int, process_count: int) -> range:
     if global_batch % process_count:
-        raise UserError(f"a global batch of {global_batch} does not divide by {process_count} hosts")
+        raise UserError(f"the global batch {global_batch} does not divide by {process_count} hosts")
     if not 0 <= process_index < process_count:
         raise UserError(f"process_index={process_index} is not below process_count={process_count}")
     size = global_batch // process_count

@@ -1,8 +1,8 @@
 """Work shards: the decoded clips of a few consecutive items, kept until the records are assembled.
 
 A shard is finished or absent: it is written under a temporary name, synced and renamed. Its name
-holds a hash of everything its content depends on (the items, sizes and times of the media files, the
-settings, the decoders' versions), so a shard of other settings or another file is never taken up.
+holds a hash of everything its content depends on (the items, sizes and times of the media files,
+the settings, the decoders' versions), so a shard of other settings or files is never taken up.
 How items are cut into shards does not depend on the number of workers.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions, read_clip
-from uniadapter_jax.data.sources.item import Item
+from uniadapter_jax.data.sources.item import Item, clean_text
 from uniadapter_jax.data.video import DecodeError
 from uniadapter_jax.errors import UserError
 
@@ -90,7 +90,7 @@ def decode_item(
     index: int, item: Item, root: str, settings: PrepareSettings, crashed: bool = False
 ) -> Outcome:
     """Never raises for a bad file. An item without texts is not decoded; `prepare` counts it."""
-    if not item.qa and not any(clean_caption(caption) for caption in item.captions):
+    if not item.qa and not any(clean_text(caption) for caption in item.captions):
         return Outcome(index, "no_caption", "no caption with a word in it")
     if crashed:
         return Outcome(index, "crash", "the decoder died on this file, twice")
@@ -98,11 +98,6 @@ def decode_item(
         return Outcome(index, clip=read_clip(item, root, settings))
     except DecodeError as error:
         return Outcome(index, error.reason, error.detail)
-
-
-def clean_caption(caption: str) -> str:
-    """The caption as it is stored: white space at the ends and what no file can hold are gone."""
-    return caption.encode("utf-8", "replace").decode().replace("\0", " ").strip()
 
 
 def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 
 import av
 import numpy as np
-from PIL import Image
-
 from jaxtyping import Int
+from PIL import Image
 
 # Demuxers that read one file's own bytes. Playlists and scripts, which would make FFmpeg open other
 # files or addresses, and formats that show any text as a picture are not among them.
@@ -23,8 +22,8 @@ FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,gif,apng,ogg,asf,"
     "rm,h264,hevc,av1,obu,ivf,nut,mxf,dv,m4v,mjpeg,yuv4mpegpipe,swf,nsv,wtv,webp_anim"
 )
-MISSING_SHARE = 0.1  # of the announced duration that may lack before a file counts as truncated
-MISSING_SECONDS = 1.0
+MISSING_SHARE = 0.05  # of the announced length that may lack before a file counts as truncated,
+MISSING_SECONDS = 0.5  # or this much, whichever is more
 
 av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
 
@@ -81,6 +80,8 @@ def read_frames(
                 chosen, images = _decode_all(path, choose, start, end)
     except av.error.ArgumentError as error:  # how FFmpeg refuses a format outside FORMATS
         raise DecodeError("unreadable", "not a known video format") from error
+    except av.error.EOFError as error:
+        raise DecodeError("truncated", "ends before its first frame") from error
     except av.error.FFmpegError as error:
         raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
     except (ValueError, EOFError) as error:
@@ -119,22 +120,28 @@ def _stream(container: av.container.InputContainer) -> av.VideoStream:
     raise DecodeError("no_video", "no video stream")
 
 
-def _times(stream: av.VideoStream, stamps: Sequence[int], origin: int) -> Times:
-    stamps = np.asarray(stamps, np.int64)
-    seconds = (stamps - origin) * float(stream.time_base)
-    rate = stream.average_rate or stream.guessed_rate
-    if rate:
-        period = 1 / float(rate)
-    else:
-        period = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
-    return Times(stamps, seconds, period)
+def _times(stream: av.VideoStream, ascending: Sequence[int]) -> Times:
+    """Seconds count from the first frame."""
+    if stream.time_base is None:
+        raise _Unindexed
+    stamps = np.asarray(ascending, np.int64)
+    seconds = (stamps - stamps[0]) * float(stream.time_base)
+    return Times(stamps, seconds, 1 / _rate(stream))
+
+
+def _rate(stream: av.VideoStream) -> float:
+    """Frames per second; for variable ones the average."""
+    return float(stream.average_rate or stream.guessed_rate or 25)
 
 
 def _packet_times(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> tuple[Times, Int[np.ndarray, "k"]]:
     """Time stamps of all frames in order of display, and those of the key frames."""
-    stamps, keys = [], []
+    stamps: list[int] = []
+    keys: list[int] = []
+    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+        raise _Unindexed  # AVI stores times of decoding
     for packet in container.demux(stream):
         if packet.size == 0:
             continue  # the flush packet at the end
@@ -143,16 +150,16 @@ def _packet_times(
         if packet.pts is None:
             raise _Unindexed
         if packet.is_discard:
-            continue
+            continue  # hidden by an edit list
         stamps.append(packet.pts)
         if packet.is_keyframe:
             keys.append(packet.pts)
     if not stamps:
         raise DecodeError("no_frames", "the video stream holds no frames")
     stamps.sort()
-    if any(a == b for a, b in zip(stamps, stamps[1:], strict=False)):
+    if len(set(stamps)) < len(stamps):
         raise _Unindexed
-    times = _times(stream, stamps, stamps[0])
+    times = _times(stream, stamps)
     _check_complete(container, stream, times)
     return times, np.asarray(sorted(keys), np.int64)
 
@@ -161,18 +168,33 @@ def _check_complete(
     container: av.container.InputContainer, stream: av.VideoStream, times: Times
 ) -> None:
     """Compares with what the header announced: FFmpeg reads a file cut short without complaint."""
+    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if 0 < container.size < end:
+        raise DecodeError("truncated", f"{container.size} of {end} bytes or more")
+    if container.format.name.startswith("mov"):
+        return  # its index was the whole truth; its counts include frames hidden by an edit list
     count = len(times.stamps)
     if stream.frames and count < stream.frames * (1 - MISSING_SHARE):
         raise DecodeError("truncated", f"{count} of {stream.frames} frames")
-    if stream.duration is not None:
-        announced = float(stream.duration * stream.time_base)
-    elif container.duration is not None and not stream.frames:
-        announced = container.duration / av.time_base
-    else:
-        return
-    length = times.seconds[-1] + times.period
+    announced = _announced_seconds(container, stream)
+    length = float(times.seconds[-1]) + times.period
     if length < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
         raise DecodeError("truncated", f"{length:.2f} of {announced:.2f} seconds")
+
+
+def _announced_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Length of the video stream as the header has it, 0 where it does not say.
+
+    The container's length is that of its longest stream, so a second is taken off for sound.
+    """
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:04.000000000
+        hours, minutes, seconds = tag.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    if container.duration is not None and not stream.frames:
+        return container.duration / av.time_base - 1.0
+    return 0.0
 
 
 def _choose(clip: Times, choose: Choose) -> Times:
@@ -213,15 +235,16 @@ def _decode_all(
     """Two full decodes, one for the times and one for the pixels, so that memory stays small."""
     with _open(path) as container:
         stream = _stream(container)
-        stamps = [frame.pts for frame in container.decode(stream)]
-        if not stamps:
+        shown = [frame.pts for frame in container.decode(stream)]
+        if not shown:
             raise DecodeError("no_frames", "no frame could be decoded")
-        if None in stamps or sorted(set(stamps)) != stamps:  # no usable stamps: count frames
-            period = 1 / float(stream.average_rate or stream.guessed_rate or 25)
-            order = np.arange(len(stamps))
-            times, by_count = Times(order, order * period, period), True
+        stamps = [stamp for stamp in shown if stamp is not None]
+        by_count = sorted(set(stamps)) != shown or stream.time_base is None
+        if by_count:  # no usable time stamps
+            order = np.arange(len(shown))
+            times = Times(order, order / _rate(stream), 1 / _rate(stream))
         else:
-            times, by_count = _times(stream, stamps, stamps[0]), False
+            times = _times(stream, stamps)
         _check_complete(container, stream, times)
     chosen = _choose(times.within(start, end), choose)
     wanted, images = set(chosen.stamps.tolist()), []
@@ -233,7 +256,7 @@ def _decode_all(
 
 
 def _image(frame: av.VideoFrame) -> Image.Image:
-    """Upright RGB. The rotation that phones write beside the pixels is counter-clockwise degrees."""
+    """Upright RGB. The rotation that phones write beside the pixels counts counter-clockwise."""
     if frame.is_corrupt:
         raise DecodeError("damaged", f"a broken frame at {frame.time} s")
     image = frame.to_image()

@@ -1,8 +1,8 @@
 """Decodes work shards in parallel processes that never outlive their parent.
 
 The parent hands one shard at a time to each worker and hears of every item begun, so it knows which
-file a worker died on. A shard whose worker died is given out again; a file that kills a worker twice
-is recorded as a crash. A worker watches a pipe that closes when its parent ends, however it ends.
+file a worker died on. A shard whose worker died is given out again; a file that kills a worker
+twice is recorded as a crash. A worker watches a pipe that closes when its parent ends, however.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
+from typing import cast
 
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.shards import Outcome, Shard, decode_item, write_shard
@@ -99,7 +100,9 @@ class _Worker:
 
 
 class _Pool:
-    def __init__(self, shards: Iterable[Shard], root: str, settings: PrepareSettings, report: Report):
+    def __init__(
+        self, shards: Iterable[Shard], root: str, settings: PrepareSettings, report: Report
+    ):
         self.queue = collections.deque(shards)
         self.args = (root, settings)
         self.report = report
@@ -114,7 +117,7 @@ class _Pool:
             while any(worker.shard for worker in self.workers):
                 pipes = {worker.pipe: worker for worker in self.workers}
                 for pipe in multiprocessing.connection.wait(list(pipes)):
-                    self._hear(pipes[pipe])
+                    self._hear(pipes[cast(Connection, pipe)])
         finally:
             for worker in self.workers:
                 worker.stop()

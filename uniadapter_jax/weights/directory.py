@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
 from uniadapter_jax.weights.names import HUGGINGFACE_CLIP, IGNORED, TRANSFORMS
+from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,7 +31,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
-_SHOWN_PROBLEMS = 20
+FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
+_STRIP = 64
 
 
 @dataclasses.dataclass
@@ -49,95 +50,110 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     `options` go to `CLIP` (dtype, remat, frame_chunks); `seed` draws the random weights.
 
     Raises:
-      UserError: no such directory or file, not a CLIP, or tensors missing, left over or
-        misshaped: all of them in one report.
+      UserError: no such directory or file, not a CLIP, tensors missing, left over or misshaped
+        (all of them in one report), or weights changed since `convert` made the directory.
     """
     if source.startswith("random:"):
-        config = CLIPConfig.from_huggingface(_read_config(pathlib.Path(source[7:])))
+        config = read_config(pathlib.Path(source[7:]))
         model = CLIP(config, rng=generator(seed, "backbone"), **options)  # type: ignore[arg-type]
-    else:
-        directory = pathlib.Path(source)
-        if not directory.is_dir():
-            raise UserError(
-                f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
-                "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
-            )
-        config = CLIPConfig.from_huggingface(_read_config(directory / "config.json"))
-        model = nnx.eval_shape(lambda: CLIP(config, rng=None, **options))  # type: ignore[arg-type]
-        _fill(model, directory)
-    return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
+        return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
+    directory = pathlib.Path(source)
+    if not directory.is_dir():
+        raise UserError(
+            f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
+            "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
+        )
+    config = read_config(directory / "config.json")
+    tensors = read_safetensors_directory(directory)
+    model = nnx.eval_shape(lambda: CLIP(config, rng=None, **options))  # type: ignore[arg-type]
+    found = _fill(model, tensors, directory)
+    _check_fingerprint(directory, found)
+    return Backbone(model, source, found)
 
 
-def _read_config(path: pathlib.Path) -> dict:
+def read_config(path: pathlib.Path) -> CLIPConfig:
+    """A backbone's `config.json`; raises `UserError` unless it is one of a CLIP."""
+    config = read_json(path)
+    if config.get("model_type", "clip") != "clip":
+        raise UserError(f"{path}: model_type is {config['model_type']!r}, expected 'clip'")
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; a backbone needs its config.json") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return CLIPConfig.from_huggingface(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `UserError` that names the file and what is wrong."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; a backbone needs its {path.name}") from error
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("model_type", "clip") != "clip":
-        found = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise UserError(f"{path}: model_type is {found!r}, expected 'clip'")
-    return config
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
 
 
-@contextlib.contextmanager
-def _open_tensors(directory: pathlib.Path):  # type: ignore[no-untyped-def]
-    """Yields {name: function that reads it} over one safetensors file or its shards."""
-    index = directory / "model.safetensors.index.json"
-    single = directory / "model.safetensors"
-    if single.is_file():
-        files = [single]
-    elif index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        files = sorted(directory / shard for shard in shards)
-    else:
-        raise UserError(f"{directory}: neither model.safetensors nor its index is there")
-    with contextlib.ExitStack() as stack:
-        readers: dict[str, Callable[[], np.ndarray]] = {}
-        for file in files:
-            try:
-                handle = stack.enter_context(safetensors.safe_open(file, framework="numpy"))
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{file}: cannot be read as safetensors ({error})") from error
-            for name in handle.keys():  # noqa: SIM118 (the handle is no mapping)
-                readers[name] = lambda handle=handle, name=name: handle.get_tensor(name)
-        yield readers
-
-
-def _fill(model: nnx.Module, directory: pathlib.Path) -> None:
-    """Puts the directory's tensors into an abstract model; every problem in one report."""
+def huggingface_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """{HuggingFace name: shape} of every tensor that a backbone of this config has."""
+    model = nnx.eval_shape(lambda: CLIP(config, rng=None))
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
-    problems: list[str] = []
-    values: dict[str, np.ndarray] = {}
-    with _open_tensors(directory) as readers:
-        left_over = set(readers) - set(IGNORED)
-        for ours, theirs, how in HUGGINGFACE_CLIP:
-            shape = targets[ours].shape
-            stacked = "{i}" in theirs
-            value = np.empty(shape, np.float32)
-            for i in range(shape[0]) if stacked else (0,):
-                name = theirs.format(i=i)
-                left_over.discard(name)
-                if name not in readers:
-                    problems.append(f"missing: {name}")
-                    continue
-                tensor = TRANSFORMS[how].read(readers[name]())
-                part = value[i] if stacked else value
-                if tensor.shape != part.shape:
-                    problems.append(
-                        f"shape of {name}: {tensor.shape} after {how!r}, config says {part.shape}"
-                    )
-                    continue
-                part[...] = tensor.astype(np.float32)
-            values[ours] = value
-        problems += [f"left over: {name}" for name in sorted(left_over)]
+    # An array of one number that claims the shape, so that nothing is allocated.
+    hollow = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in targets.items()}
+    return {name: tensor.shape for name, tensor in _to_huggingface(hollow)}
+
+
+def check_tensors(
+    tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, misshaped, not a number, or left over; one line each."""
+    problems = []
+    for name, shape in expected.items():
+        if name not in tensors:
+            problems.append(f"missing: {name}")
+        elif tensors[name].shape != shape:
+            problems.append(f"shape of {name}: {tensors[name].shape}, config says {shape}")
+        elif not is_floating(tensors[name].dtype):
+            problems.append(f"dtype of {name}: {tensors[name].dtype}, expected floating point")
+    left_over = set(tensors) - set(expected) - set(IGNORED)
+    return problems + [f"left over: {name}" for name in sorted(left_over)]
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """True for IEEE floats and bfloat16, which NumPy itself does not count among them."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def raise_problems(where: object, problems: list[str]) -> None:
+    """One report of all problems, if there are any."""
     if problems:
-        shown = problems[:_SHOWN_PROBLEMS]
-        if len(problems) > len(shown):
-            shown.append(f"and {len(problems) - len(shown)} more")
-        lines = "\n  ".join(shown)
-        raise UserError(f"{directory}: {len(problems)} tensors do not fit its config:\n  {lines}")
+        lines = "\n  ".join(problems)
+        noun = "problem" if len(problems) == 1 else "problems"
+        raise UserError(f"{where}: {len(problems)} {noun} with its tensors:\n  {lines}")
+
+
+def _fill(model: nnx.Module, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
+    """Puts tensors into an abstract model and returns their fingerprint."""
+    config = model.config
+    raise_problems(directory, check_tensors(tensors, huggingface_shapes(config)))
+    targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
+    values = {ours: np.empty(target.shape, np.float32) for ours, target in targets.items()}
+    jobs = []
+    for ours, theirs, how in HUGGINGFACE_CLIP:
+        value = values[ours]
+        if "{i}" in theirs:
+            jobs += [(theirs.format(i=i), how, part) for i, part in enumerate(value)]
+        else:
+            jobs.append((theirs, how, value[...]))
+
+    def copy(job: tuple[str, str, np.ndarray]) -> tuple[str, str]:
+        name, how, place = job
+        _copy(TRANSFORMS[how].read(tensors[name]), place)
+        return name, digest(name, tensors[name])
+
+    with workers() as pool:
+        found = combine(pool.map(copy, jobs), config)
     state = nnx.state(model)
     nested: dict = {}
     for path, value in values.items():
@@ -145,46 +161,47 @@ def _fill(model: nnx.Module, directory: pathlib.Path) -> None:
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = jax.numpy.asarray(value)
+        node[last] = jax.device_put(value)  # `jnp.asarray` would compile a program per shape
     nnx.replace_by_pure_dict(state, nested)
     nnx.update(model, state)
+    return found
 
 
-def huggingface_tensors(model: CLIP) -> Iterable[tuple[str, np.ndarray]]:
-    """(HuggingFace name, float32 array) of the backbone's own tensors, methods left out."""
-    ours_to_value = flat_names(nnx.to_pure_dict(nnx.state(model)))
+def _copy(source: np.ndarray, place: np.ndarray) -> None:
+    """place[...] = source; a transposed matrix goes in strips, which stay in cache (4x)."""
+    if source.ndim == 2 and source.strides[0] < source.strides[1]:
+        for start in range(0, source.shape[1], _STRIP):
+            place[:, start : start + _STRIP] = source[:, start : start + _STRIP]
+    else:
+        place[...] = source
+
+
+def _check_fingerprint(directory: pathlib.Path, found: str) -> None:
+    file = directory / FINGERPRINT_FILE
+    if file.is_file() and (written := read_json(file).get("fingerprint")) != found:
+        raise UserError(
+            f"{directory} has changed since it was converted: its fingerprint is {found}, "
+            f"{file.name} says {written}; convert it again, or delete that file if the change "
+            "was meant"
+        )
+
+
+def huggingface_tensors(model: CLIP) -> Iterator[tuple[str, np.ndarray]]:
+    """(HuggingFace name, float32 array) of the backbone's own tensors, methods left out.
+
+    Many of the arrays are transposed views.
+    """
+    return _to_huggingface(flat_names(nnx.to_pure_dict(nnx.state(model))))
+
+
+def _to_huggingface(ours_to_value: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for ours, theirs, how in HUGGINGFACE_CLIP:
         value = np.asarray(jax.device_get(ours_to_value[ours]), np.float32)
         if "{i}" not in theirs:
-            yield theirs, _contiguous(TRANSFORMS[how].write(value))
+            yield theirs, TRANSFORMS[how].write(value)
             continue
         for i, part in enumerate(value):
-            yield theirs.format(i=i), _contiguous(TRANSFORMS[how].write(part))
-
-
-def _contiguous(tensor: np.ndarray) -> np.ndarray:
-    """C order, as safetensors needs; unlike `np.ascontiguousarray` a scalar stays a scalar."""
-    return np.array(tensor, order="C")
-
-
-def fingerprint(tensors: Iterable[tuple[str, np.ndarray]], config: CLIPConfig) -> str:
-    """SHA-256 over every tensor (name, shape, float32 little-endian bytes) and the config.
-
-    Tensors are hashed one by one and the digests in order of their names, so no order of files
-    or shards matters; half-precision sources are widened first, so they hash as float32.
-    """
-    digests = []
-    for name, tensor in tensors:
-        head = f"{name} {list(tensor.shape)} float32 ".encode()
-        digests.append((name, hashlib.sha256(head + _bytes(tensor)).hexdigest()))
-    whole = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for name, digest in sorted(digests):
-        whole.update(f"{name}={digest}\n".encode())
-    return whole.hexdigest()
-
-
-def _bytes(tensor: np.ndarray) -> bytes:
-    return np.asarray(tensor, "<f4").tobytes()
+            yield theirs.format(i=i), TRANSFORMS[how].write(part)
 
 
 def save_backbone(
@@ -193,23 +210,57 @@ def save_backbone(
     """Writes a directory that `load_backbone` and transformers' `CLIPModel` read.
 
     The tokenizer's files are copied from the directory `tokenizer`. The directory appears whole
-    or not at all; an existing one is not touched.
+    or not at all; one that holds anything is not touched.
+    """
+    tensors = dict(huggingface_tensors(model))
+    with new_directory(directory) as made:
+        write_backbone(made, model.config, tensors, tensors.items())
+        copy_tokenizer(tokenizer, made)
+
+
+def write_backbone(
+    directory: pathlib.Path,
+    config: CLIPConfig,
+    like: Mapping[str, np.ndarray],
+    tensors: Iterable[tuple[str, np.ndarray]],
+) -> None:
+    """Writes weights, one after another, and `config.json`.
+
+    `like` has the shape and dtype of each of `tensors`, in the same order.
+    """
+    specs = {name: (value.shape, value.dtype) for name, value in like.items()}
+    write_safetensors(directory / "model.safetensors", specs, tensors, {"format": "pt"})
+    # transformers would otherwise take the dtype of whichever tensor comes first.
+    content = {**config.to_huggingface(), "dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def copy_tokenizer(source: str | os.PathLike | None, directory: pathlib.Path) -> list[str]:
+    """Copies those of `TOKENIZER_FILES` that the directory `source` has; returns their names."""
+    found = [name for name in TOKENIZER_FILES if source and (pathlib.Path(source) / name).is_file()]
+    for name in found:
+        shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]
+    return found
+
+
+@contextlib.contextmanager
+def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A directory to fill, which gets its name when it is complete and vanishes otherwise.
+
+    Raises:
+      UserError: there is something already, or nothing can be written there.
     """
     target = pathlib.Path(directory)
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target} exists and is not empty; choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = pathlib.Path(scratch) / "backbone"
-        made.mkdir()
-        tensors = dict(huggingface_tensors(model))
-        safetensors.numpy.save_file(tensors, made / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(model.config.to_huggingface(), indent=2)
-        (made / "config.json").write_text(text + "\n")
-        for name in TOKENIZER_FILES if tokenizer else ():
-            file = pathlib.Path(tokenizer) / name  # type: ignore[arg-type]
-            if file.is_file():
-                shutil.copy(file, made / name)
-        if target.exists():
-            target.rmdir()
-        os.rename(made, target)
+    try:
+        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise UserError(f"{target} exists and is not empty; choose another directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+            made = pathlib.Path(scratch) / "backbone"
+            made.mkdir()
+            yield made
+            if target.exists():
+                target.rmdir()
+            os.rename(made, target)
+    except OSError as error:
+        raise UserError(f"{target}: {error.strerror or error}") from error

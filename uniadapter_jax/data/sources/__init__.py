@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uniadapter_jax.data.sources import karpathy, manifest, msrvtt
-from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.data.sources.item import Item, Source, clean_text
 from uniadapter_jax.errors import UserError
 
 SOURCES: dict[str, Callable[[str], Source]] = {
@@ -27,6 +27,8 @@ def read_source(name: str, path: str) -> Source:
         if (item.split, item.id) in seen:
             raise UserError(f"--input={path}: {item.split} names {item.id!r} twice")
         seen.add((item.split, item.id))
+        if not item.id or item.id != clean_text(item.id):
+            raise UserError(f"--input={path}: {item.split} has an id that is no text: {item.id!r}")
     if not source.items:
         raise UserError(f"--input={path}: the annotations ({source.protocol}) name no item")
     return source

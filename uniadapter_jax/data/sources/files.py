@@ -9,7 +9,10 @@ from typing import Any
 
 from uniadapter_jax.errors import UserError
 
-VIDEO_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv")
+VIDEO_EXTENSIONS = (
+    *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
+    *(".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"),
+)
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 

@@ -9,6 +9,11 @@ from typing import Any
 SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
+def clean_text(text: str) -> str:
+    """Text as it is stored: white space at the ends and what no file can hold are gone."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ").strip()
+
+
 @dataclasses.dataclass(frozen=True)
 class Item:
     """One clip, or a picture (a clip of one frame).

@@ -31,7 +31,8 @@ def read(path: str) -> Source:
         path = os.path.join(path, NAMES[0])
     if not os.path.isfile(path):
         raise UserError(f"--input: no manifest at {path}")
-    items, errors = [], []
+    items: list[Item] = []
+    errors: list[str] = []
     seen: dict[tuple[str, str], int] = {}
     for number, record in json_lines(path, errors):
         try:
@@ -100,7 +101,7 @@ def _item(record: Any) -> Item:
 
 def _text(record: dict[str, Any], name: str) -> str:
     value = record.get(name)
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError(f"'{name}' should be a string that is not empty, is {value!r}")
     return value
 
@@ -119,6 +120,6 @@ def _list(record: dict[str, Any], name: str, kind: type) -> list[Any]:
     value = record.get(name)
     value = [] if value is None else value
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
-        words = {str: "strings", dict: "objects"}[kind]
+        words = "strings" if kind is str else "objects"
         raise ValueError(f"'{name}' should be a list of {words}, is {str(value)[:80]!r}")
     return value

@@ -1,7 +1,7 @@
 """MSR-VTT in the layouts it is passed around in.
 
-    C4C         MSRVTT_data.json, MSRVTT_train.9k.csv / MSRVTT_train.7k.csv, MSRVTT_JSFUSION_test.csv
-                (CLIP4Clip's package; test caption = the column `sentence`: the 1k-A protocol)
+    CLIP4Clip   MSRVTT_data.json, MSRVTT_train.9k.csv or .7k.csv, MSRVTT_JSFUSION_test.csv (test
+                caption = the column `sentence`: the 1k-A protocol)
     official    train_val_videodatainfo.json and test_videodatainfo.json, splits as they say
     Frozen, CE  annotation/MSR_VTT.json and structured-symlinks/{train,val}_list_jsfusion.txt,
                 jsfusion_val_caption_idx.pkl (which caption of a test clip is the 1k-A one)
@@ -152,9 +152,7 @@ def _official(tree: Tree) -> Source:
             split = fields.get(video, "split", str, i)
             if split not in OFFICIAL_SPLITS:
                 raise UserError(f"{where}: record {i}: unknown split {split!r}")
-            ids.setdefault(OFFICIAL_SPLITS[split], []).append(
-                fields.get(video, "video_id", str, i)
-            )
+            ids.setdefault(OFFICIAL_SPLITS[split], []).append(fields.get(video, "video_id", str, i))
         for split, members in ids.items():
             items += _items(tree, split, members, captions)
     protocol = "official split: " + ", ".join(os.path.basename(name) for name in names)
@@ -193,7 +191,7 @@ def _frozen(tree: Tree) -> Source:
 
 
 class _Inert(pickle.Unpickler):
-    """An unpickler that knows no class and no function: only Python's own containers get through."""
+    """An unpickler that knows no class and no function: only plain containers get through."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it names {module}.{name}, which is not plain data")

@@ -1,0 +1,51 @@
+"""What an adapter is bound to: one hash over a backbone's tensors and the function they define."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.weights.safetensors_file import pieces
+
+_FLOAT32 = np.dtype("<f4")
+
+
+def workers() -> ThreadPoolExecutor:
+    """Threads for hashing and copying of large arrays; both let go of Python's lock."""
+    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+
+
+def digest(name: str, tensor: np.ndarray) -> str:
+    """SHA-256 over name, shape and little-endian float32 values of one tensor.
+
+    Other floating dtypes are cast piece by piece, so a tensor and its half-precision copy hash
+    alike if that copy lost nothing.
+    """
+    whole = hashlib.sha256(f"{name} {list(tensor.shape)} float32 ".encode())
+    for piece in pieces(tensor, _FLOAT32):
+        whole.update(piece.view(np.uint8).data)
+    return whole.hexdigest()
+
+
+def combine(digests: Iterable[tuple[str, str]], config: CLIPConfig) -> str:
+    """The fingerprint: a hash of the config and of all (name, digest) in order of their names."""
+    function = dataclasses.asdict(config)
+    if config.eos_is_largest_id:  # two ways to write the same rule
+        function["eos_id"] = "largest"
+    whole = hashlib.sha256(json.dumps(function, sort_keys=True).encode())
+    for name, value in sorted(digests):
+        whole.update(f"{name}={value}\n".encode())
+    return whole.hexdigest()
+
+
+def fingerprint(tensors: Iterable[tuple[str, np.ndarray]], config: CLIPConfig) -> str:
+    """The fingerprint of a backbone's (HuggingFace name, array) pairs, in any order."""
+    with workers() as pool:
+        return combine(pool.map(lambda pair: (pair[0], digest(*pair)), tensors), config)
