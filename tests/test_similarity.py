@@ -191,6 +191,18 @@ def test_bfloat16_features_are_contracted_in_float32(name):
     np.testing.assert_allclose(got, naive(name, *rounded, mask, 5.0), atol=2e-6)
 
 
+def test_neighbouring_frames_keep_their_span():
+    """Frames of a still video differ by little; projecting once would leave a skewed basis."""
+    rng = np.random.default_rng(0)
+    text, still = rng.normal(size=(20, 32)), rng.normal(size=(6, 1, 32))
+    for step in (1e-2, 1e-4, 1e-6, 0.0):
+        frames = (still + step * rng.normal(size=(6, 40, 32))).astype(np.float32)
+        mask = np.ones((6, 40), bool)
+        got = SIMILARITIES["q_score"](*f32(text, frames), jnp.asarray(mask), 5.0)
+        wanted = naive("q_score", text, frames.astype(np.float64), mask, 5.0)
+        np.testing.assert_allclose(got, wanted, atol=2e-6)
+
+
 def test_q_score_never_holds_a_vector_per_pair():
     n, m, f, c = 64, 32, 4, 512
     shapes = (jnp.zeros((n, c)), jnp.zeros((m, f, c)), jnp.ones((m, f), bool))

@@ -108,7 +108,10 @@ def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str,
     return {
         "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
         "ranks": {way: of.tolist() for way, of in ranks.items()},
-        "query_ids": {"t2v": text_ids, "v2t": list(records.ids)},
+        "query_ids": {
+            "t2v": text_ids,
+            "v2t": [records.ids[i] for i in metrics.clips_with_text(text_item)],
+        },
         "tied_queries": found["tied_queries"],
         "texts": len(captions),
         "clips": len(records),

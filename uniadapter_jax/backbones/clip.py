@@ -22,6 +22,7 @@ from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+_MOST_LAYERS = 1000  # a wrong number should be an error, not an endless loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,8 @@ class TowerConfig:
             )
         if self.width % self.heads:
             raise UserError(f"hidden_size={self.width} does not divide by {self.heads} heads")
+        if self.layers > _MOST_LAYERS:
+            raise UserError(f"num_hidden_layers={self.layers}: at most {_MOST_LAYERS}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,7 @@ class CLIPConfig:
     @property
     def eos_is_largest_id(self) -> bool:
         """Whether a text's EOS is its largest id: by OpenAI's rule, or as the last of all ids."""
-        return self.eos_id in (_LEGACY_EOS_ID, self.vocab_size - 1)
+        return self.eos_id in (LARGEST_ID, self.vocab_size - 1)
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
@@ -167,7 +170,7 @@ _HF_TEXT = {
     "layer_norm_eps": 1e-5,
 }
 # transformers' mark for files whose config predates a correct eos_token_id: OpenAI's rule holds.
-_LEGACY_EOS_ID = 2
+LARGEST_ID = 2
 
 
 def _section(config: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +311,7 @@ def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
     A text without an EOS is refused where ids are made (`check_ids`), not inside a compiled
     program.
     """
-    if eos_id == _LEGACY_EOS_ID:
+    if eos_id == LARGEST_ID:
         return ids.argmax(-1)
     return (ids == eos_id).argmax(-1)
 
@@ -318,7 +321,7 @@ def check_ids(ids: np.ndarray, config: CLIPConfig) -> None:
     bad = np.flatnonzero(((ids < 0) | (ids >= config.vocab_size)).any(1))
     if bad.size:
         raise UserError(f"text {bad[0]}: ids outside 0..{config.vocab_size - 1}")
-    if config.eos_id != _LEGACY_EOS_ID:
+    if config.eos_id != LARGEST_ID:
         bad = np.flatnonzero(~(ids == config.eos_id).any(1))
         if bad.size:
             raise UserError(f"text {bad[0]} has no EOS (id {config.eos_id})")

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,13 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
-from uniadapter_jax.weights.names import HUGGINGFACE_CLIP, IGNORED, TRANSFORMS
+from uniadapter_jax.weights.names import (
+    HUGGINGFACE_CLIP,
+    HUGGINGFACE_RULES,
+    IGNORED,
+    TRANSFORMS,
+)
+from uniadapter_jax.weights.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
 
 TOKENIZER_FILES = (
@@ -104,27 +110,6 @@ def huggingface_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in _to_huggingface(hollow)}
 
 
-def check_tensors(
-    tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """What is missing, misshaped, not a number, or left over; one line each."""
-    problems = []
-    for name, shape in expected.items():
-        if name not in tensors:
-            problems.append(f"missing: {name}")
-        elif tensors[name].shape != shape:
-            problems.append(f"shape of {name}: {tensors[name].shape}, config says {shape}")
-        elif not is_floating(tensors[name].dtype):
-            problems.append(f"dtype of {name}: {tensors[name].dtype}, expected floating point")
-    left_over = set(tensors) - set(expected) - set(IGNORED)
-    return problems + [f"left over: {name}" for name in sorted(left_over)]
-
-
-def is_floating(dtype: np.dtype) -> bool:
-    """True for IEEE floats and bfloat16, which NumPy itself does not count among them."""
-    return dtype.kind == "f" or dtype.name == "bfloat16"
-
-
 def raise_problems(where: object, problems: list[str]) -> None:
     """One report of all problems, if there are any."""
     if problems:
@@ -136,7 +121,9 @@ def raise_problems(where: object, problems: list[str]) -> None:
 def _fill(model: nnx.Module, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
     """Puts tensors into an abstract model and returns their fingerprint."""
     config = model.config
-    raise_problems(directory, check_tensors(tensors, huggingface_shapes(config)))
+    shapes = huggingface_shapes(config)
+    _, problems = convert(tensors, HUGGINGFACE_RULES, shapes, ignored=IGNORED)
+    raise_problems(directory, problems)
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
     values = {ours: np.empty(target.shape, np.float32) for ours, target in targets.items()}
     jobs = []
@@ -214,25 +201,35 @@ def save_backbone(
     """
     tensors = dict(huggingface_tensors(model))
     with new_directory(directory) as made:
-        write_backbone(made, model.config, tensors, tensors.items())
+        write_backbone(made, model.config, tensors)
         copy_tokenizer(tokenizer, made)
 
 
 def write_backbone(
     directory: pathlib.Path,
     config: CLIPConfig,
-    like: Mapping[str, np.ndarray],
-    tensors: Iterable[tuple[str, np.ndarray]],
+    tensors: Mapping[str, np.ndarray],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Writes weights, one after another, and `config.json`.
 
-    `like` has the shape and dtype of each of `tensors`, in the same order.
+    Dtypes are kept, but for float64, which becomes float32. `advance` hears of bytes written.
     """
-    specs = {name: (value.shape, value.dtype) for name, value in like.items()}
-    write_safetensors(directory / "model.safetensors", specs, tensors, {"format": "pt"})
+    specs = {name: (value.shape, _stored(value.dtype)) for name, value in tensors.items()}
+
+    def one_by_one() -> Iterator[tuple[str, np.ndarray]]:
+        for name, value in tensors.items():
+            yield name, value
+            advance(value.nbytes)
+
+    write_safetensors(directory / "model.safetensors", specs, one_by_one(), {"format": "pt"})
     # transformers would otherwise take the dtype of whichever tensor comes first.
     content = {**config.to_huggingface(), "dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _stored(dtype: np.dtype) -> np.dtype:
+    return np.dtype("<f4") if dtype == np.float64 else dtype
 
 
 def copy_tokenizer(source: str | os.PathLike | None, directory: pathlib.Path) -> list[str]:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from uniadapter_jax.weights.rules import Rule
+
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
@@ -86,4 +88,10 @@ HUGGINGFACE_CLIP: tuple[tuple[str, str, str], ...] = (
 IGNORED = (
     f"{_TEXT}.embeddings.position_ids",
     f"{_VISION}.embeddings.position_ids",
+)
+
+# The table for files that have these names already.
+HUGGINGFACE_RULES = tuple(
+    Rule(name, (name,), "positions" if name.startswith(f"{_VISION}.embeddings.pos") else "same")
+    for _, name, _ in HUGGINGFACE_CLIP
 )

@@ -9,7 +9,7 @@ import mmap
 import os
 import pathlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -104,8 +104,8 @@ def write_safetensors(
 ) -> None:
     """Writes `tensors` one by one, in the order in which they come.
 
-    `specs` gives shape and dtype of each by name, in the same order; a tensor that differs from
-    its spec raises `ValueError`. Tensors need not be contiguous.
+    `specs` gives shape and dtype of each by name, in the same order; a tensor of another name or
+    shape raises `ValueError`. Tensors are cast to that dtype and need not be contiguous.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -123,17 +123,16 @@ def write_safetensors(
         file.write(struct.pack("<Q", len(text)) + text)
         for name, tensor in tensors:
             wanted = next(expected, None)
-            if wanted != (name, (tensor.shape, tensor.dtype)):
-                raise ValueError(f"{name} {tensor.shape} {tensor.dtype} where {wanted} is due")
-            for piece in pieces(tensor):
+            if wanted is None or (name, tensor.shape) != (wanted[0], wanted[1][0]):
+                raise ValueError(f"{name} {tensor.shape} where {wanted} is due")
+            for piece in pieces(tensor, wanted[1][1]):
                 file.write(piece.view(np.uint8).data)
         if next(expected, None) is not None:
             raise ValueError("fewer tensors than specs")
 
 
-def pieces(tensor: np.ndarray, dtype: np.dtype | None = None) -> Iterable[np.ndarray]:
-    """The tensor in C order as flat contiguous arrays of a few MB, cast to `dtype` if given."""
-    dtype = tensor.dtype if dtype is None else dtype
+def pieces(tensor: np.ndarray, dtype: np.dtype) -> Iterator[np.ndarray]:
+    """The tensor, cast to `dtype`, in C order as flat contiguous arrays of a few MB."""
     if not tensor.size:
         return
     rows = tensor.reshape(1) if tensor.ndim == 0 else tensor

@@ -1,0 +1,114 @@
+"""The official tensors of Cross-Modal Adapter: their names and layout, and ours.
+
+Official: one tensor for all layers of a tower and both sites, index 2i the one after attention
+and 2i + 1 the one after the MLP of layer i; weights are [2L, out, in]. Ours: one tensor per site,
+kernels [L, in, out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from uniadapter_jax.adapters.cross_modal import SITES
+from uniadapter_jax.errors import UserError
+
+PREFIX = "clip."
+
+
+def _tower(official: str, ours: str) -> list[tuple[str, str]]:
+    return [
+        (f"{official}_adapter_down_weight", f"{ours}.blocks.after_{{site}}.down_kernel"),
+        (f"{official}_adapter_down_bias", f"{ours}.blocks.after_{{site}}.down_bias"),
+        (f"{official}_adapter_up_unique_weight", f"{ours}.blocks.after_{{site}}.up_kernel"),
+        (f"{official}_adapter_up_unique_bias", f"{ours}.blocks.after_{{site}}.up_bias"),
+    ]
+
+
+# Official name to our path; `{site}` is attn or mlp.
+OFFICIAL: tuple[tuple[str, str], ...] = (
+    *_tower("visual", "vision"),
+    *_tower("text", "text"),
+    ("vt_adapter_up_share_weight", "adapters.{site}_kernel"),
+    ("vt_adapter_up_share_bias", "adapters.{site}_bias"),
+)
+NAMES = tuple(official for official, _ in OFFICIAL)
+
+
+def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{our path: array} to {official name: array}; what the method lacks (d_s = 0 has no shared
+    part) is left out. Also fits gradients."""
+    official = {}
+    for name, pattern in OFFICIAL:
+        paths = [pattern.format(site=site) for site in SITES]
+        if paths[0] not in ours:
+            continue
+        both = np.stack([np.asarray(ours[path]) for path in paths], axis=1)  # [L, 2, ...]
+        both = both.reshape(-1, *both.shape[2:])
+        official[name] = both.swapaxes(1, 2) if name.endswith("weight") else both
+    return official
+
+
+def from_official(official: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(our path, array) of official tensors; empty ones (no unique part) are left out."""
+    for name, pattern in OFFICIAL:
+        if name not in official or not official[name].size:
+            continue
+        for i, site in enumerate(SITES):
+            part = official[name][i::2]
+            yield pattern.format(site=site), part.swapaxes(1, 2) if part.ndim == 3 else part
+
+
+def options(official: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The method's options that the shapes tell: bottleneck and shared_dim.
+
+    Raises:
+      UserError: tensors missing or of shapes that do not go together; all in one report.
+    """
+    down = official.get("visual_adapter_down_weight")
+    text = official.get("text_adapter_down_weight")
+    problems = [
+        f"missing: {PREFIX}{name}"
+        for name, tensor in zip(("visual_adapter_down_weight", "text_adapter_down_weight"),
+                                (down, text), strict=True)
+        if tensor is None
+    ]  # fmt: skip
+    if down is None or text is None:
+        raise UserError("the adapter is incomplete:\n  " + "\n  ".join(problems))
+    share = official.get("vt_adapter_up_share_weight")
+    shared = 0 if share is None else int(share.shape[1]) if share.ndim == 3 else -1
+    r = int(down.shape[1]) if down.ndim == 3 else -1
+    expected = official_shapes(
+        layers=(len(down) // 2, len(text) // 2),
+        widths=(int(down.shape[-1]), int(text.shape[-1])),
+        bottleneck=r,
+        shared_dim=shared,
+    )
+    for name in NAMES:
+        shape = official[name].shape if name in official else None
+        wanted = expected.get(name)
+        if shape != wanted and not (wanted is None and shape is not None and 0 in shape):
+            problems.append(f"shape of {PREFIX}{name}: {shape}, expected {wanted}")
+    if problems:
+        raise UserError("the adapter's tensors do not go together:\n  " + "\n  ".join(problems))
+    return {"bottleneck": r, "shared_dim": shared}
+
+
+def official_shapes(
+    *, layers: tuple[int, int], widths: tuple[int, int], bottleneck: int, shared_dim: int
+) -> dict[str, tuple[int, ...]]:
+    """Official shapes for (vision, text) towers; a part of no channels is left out."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for tower, count, width in zip(("visual", "text"), layers, widths, strict=True):
+        unique = width - shared_dim
+        shapes[f"{tower}_adapter_down_weight"] = (2 * count, bottleneck, width)
+        shapes[f"{tower}_adapter_down_bias"] = (2 * count, bottleneck)
+        if unique:
+            shapes[f"{tower}_adapter_up_unique_weight"] = (2 * count, unique, bottleneck)
+            shapes[f"{tower}_adapter_up_unique_bias"] = (2 * count, unique)
+    if shared_dim:
+        shapes["vt_adapter_up_share_weight"] = (2 * layers[1], shared_dim, bottleneck)
+        shapes["vt_adapter_up_share_bias"] = (2 * layers[1], shared_dim)
+    return shapes
