@@ -54,7 +54,7 @@ def pretraining_config(records: str) -> ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.warmup = 0.07
     config.train.batch_size = 128
-    config.train.steps = 1200
+    config.train.steps = 1000
     config.train.log_every = 50
     config.train.checkpoint_every = 200
     return config

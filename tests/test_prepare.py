@@ -1,10 +1,12 @@
 """The command from the outside: records, reports, interruptions, and what it refuses."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -160,6 +162,31 @@ def test_text_that_no_encoding_holds(tmp_path):
     records = open_records(str(tmp_path / "out"), "train")
     assert records.captions == [["café ?"]]
     assert records.read(0).captions == ["café ?"]
+
+
+def test_full_disk_while_the_records_are_built(tmp_path):
+    """Work shards fit below the limit, the file of all records does not; nothing is lost."""
+    manifest = str(media.picture_manifest(tmp_path / "raw", 3 * ITEMS_PER_SHARD))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*records.*File too large.*bytes free"):
+            prepare(media.settings(), manifest, str(tmp_path / "out"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not (tmp_path / "out").exists()
+    prepare(media.settings(), manifest, str(tmp_path / "out"))
+    assert len(open_records(str(tmp_path / "out"), "train")) == 3 * ITEMS_PER_SHARD
+
+
+def test_read_only_place(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    manifest = str(media.picture_manifest(tmp_path / "raw", 1))
+    with pytest.raises(UserError, match=r"cannot write .*out\.work: Read-only file system"):
+        prepare(media.settings(), manifest, str(tmp_path / "out"))
 
 
 class TestTooManyBad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import pathlib
 import shutil
@@ -24,6 +25,8 @@ _DISK = {
     errno.EROFS: "read-only file system",
     errno.EACCES: "no permission",
     errno.EPERM: "not permitted",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "a file is in the way",
 }
 # tensorstore reports the system's message, not its number.
 _DISK_MESSAGES = {os.strerror(number): text for number, text in _DISK.items()}
@@ -34,13 +37,15 @@ def disk_errors(path: pathlib.Path, needed: int) -> Iterator[None]:
     """Turns a failed write below `path` into an error with needed and free bytes."""
     try:
         yield
+    except UserError:  # says more already
+        raise
     except Exception as error:  # orbax wraps the system's error in several types of its own
         reason = _disk_reason(error)
         if reason is None:
             raise
         free = shutil.disk_usage(_existing(path)).free
         raise UserError(
-            f"{path}: cannot write: {reason} (needed about {needed:,} bytes, free {free:,}). The "
+            f"{path}: cannot write: {reason} (needed {needed:,} bytes or more, free {free:,}). The "
             "last complete checkpoint is untouched; make room and run the same command again"
         ) from error
 
@@ -93,13 +98,11 @@ class Checkpoints:
         self.directory = directory
         self.identity = dict(identity)
         best = policies.BestN(
-            n=1,
-            get_metric_fn=lambda metrics: metrics["selection"],
-            keep_checkpoints_without_metrics=False,
+            n=1, get_metric_fn=_selection, keep_checkpoints_without_metrics=False
         )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep), best]),
-            best_fn=lambda metrics: metrics["selection"],
+            best_fn=_selection,
             best_mode="max",
         )
         with disk_errors(directory, 0):
@@ -125,7 +128,7 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),
                     meta=ocp.args.JsonSave({"step": step, "identity": self.identity}),
                 ),
-                metrics=None if selection is None else {"selection": selection},
+                metrics={} if selection is None else {"selection": selection},
                 force=True,
             )
             if wait:
@@ -136,8 +139,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step with the best selection metric, or None if none was measured."""
-        return self._manager.best_step()
+        """The step with the best selection metric (of equals the last), None without any."""
+        step = self._manager.best_step()
+        return None if step is None or not self._manager.metrics(step) else step
 
     def restore(self, step: int, abstract: PyTree) -> PyTree:
         """The state of `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.
@@ -163,6 +167,11 @@ class Checkpoints:
         """Waits and closes."""
         with disk_errors(self.directory, self._bytes):
             self._manager.close()
+
+
+def _selection(metrics: Mapping[str, float]) -> float:
+    """The value that is to be high; checkpoints where none was measured come last."""
+    return metrics.get("selection", -math.inf)
 
 
 def abstract_like(tree: PyTree) -> PyTree:

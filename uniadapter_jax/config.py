@@ -10,7 +10,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import get_method
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.errors import UserError, unknown
 
 
 def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
@@ -115,6 +115,10 @@ _CHOICES = {
     "data.augment": ("none", "crop_flip"),
     "selection": ("auto", "last", "val", "test"),
 }
+# Keys without a default.
+_OPTIONAL = ("optimizer.lr_multipliers",)
+_DIRECTIONS = ("t2v", "v2t")
+_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 _POSITIVE = (
     "train.batch_size",
     "train.log_every",
@@ -131,8 +135,9 @@ def validate(config: ConfigDict) -> ConfigDict:
     """The config with `selection` resolved.
 
     Raises:
-      UserError: a value outside its choices or range; the field is named.
+      UserError: a field that does not exist, a value outside its choices or range; it is named.
     """
+    _check_fields(config)
 
     def value(path: str) -> object:
         node = config
@@ -150,9 +155,39 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.data.words={config.data.words}: BOS, a token and EOS need 3")
     if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
+    if config.selection_metric != "Rsum":
+        way, _, metric = config.selection_metric.partition("/")
+        if way not in _DIRECTIONS or metric not in _METRICS:
+            raise UserError(
+                f"config.selection_metric={config.selection_metric!r}: Rsum, or one of "
+                f"{', '.join(_DIRECTIONS)}, a slash, and one of {', '.join(_METRICS)}"
+            )
     if config.selection == "val" and config.data.val <= 0:
         raise UserError("config.selection='val' needs config.data.val clips, which is 0")
     if config.selection == "auto":
         config = config.copy_and_resolve_references()
         config.selection = "val" if config.data.val > 0 else "last"
     return config
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Raises `UserError` where the config has other fields than `base_config` of its method."""
+
+    def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
+        for name in mine:
+            if name not in known and f"{path}.{name}" not in optional:
+                raise UserError(unknown(path, name, known))
+        for name in known:
+            if name not in mine:
+                raise UserError(f"{path} lacks the field {name!r}{_HINT}")
+            if isinstance(known[name], ConfigDict):
+                if not isinstance(mine[name], ConfigDict):
+                    raise UserError(f"{path}.{name} is {mine[name]!r}, but has fields: {known[name]}")
+                compare(mine[name], known[name], f"{path}.{name}")
+
+    optional = {f"config.{path}" for path in _OPTIONAL}
+    compare(config, base_config(config.method.name), "config")
+
+
+# Where --config.method.name=NAME is likely to be the reason.
+_HINT = "; choose a method by --config=FILE:method=NAME, its options come along"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from absl import app, logging
+from absl import app, flags, logging
 
 
 class UserError(Exception):
@@ -13,18 +16,82 @@ class UserError(Exception):
 
 
 def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
-    """Runs an absl command; a `UserError` ends it with one line on stderr and exit status 2."""
+    """Runs an absl command; a `UserError` or a wrong flag ends it with one report, status 2."""
 
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
-            print(f"error: unexpected arguments {list(argv[1:])}; see --help", file=sys.stderr)
-            return 2
+            return _report(f"unexpected arguments {list(argv[1:])}; see --help")
         try:
             return main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return _report(error)
 
     # Orbax and TFDS narrate every file at INFO.
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _report(problem: Any) -> int:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """The arguments that are no flags; a flag that is wrong ends the command."""
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+            # A file that cannot be read is kept as an error that any attribute raises.
+            flags.FLAGS["config"].value.lock  # noqa: B018
+        return rest
+    except (UserError, flags.Error) as error:
+        sys.exit(_report(f"{error}{'' if isinstance(error, UserError) else '; see --help'}"))
+    except OSError as error:
+        sys.exit(_report(f"--config={_config_file(argv)}: {_first_cause(error)}"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of --config.some.field
+        if problem := _unknown_field(argv):
+            raise SystemExit(_report(problem)) from error
+        raise
+
+
+def _first_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    missing = "No such file or directory" in str(error)
+    return "no such file" if missing else str(error)
+
+
+def _config_file(argv: Sequence[str]) -> str | None:
+    """The value of --config in a command line."""
+    for place, argument in enumerate(argv):
+        if re.fullmatch("--?config", argument):
+            return argv[place + 1] if place + 1 < len(argv) else None
+        if found := re.match("--?config=(.*)", argument, re.DOTALL):
+            return found[1]
+    return None
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """What is wrong with the first --config.some.field that the config does not have."""
+    file = _config_file(argv)
+    if file is None:
+        return None
+    config = flags.FLAGS["config"].parser.parse(file)
+    for argument in argv:
+        found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        node, path = config, "config"
+        for name in found[1].split(".") if found else ():
+            if not hasattr(node, "keys"):
+                return f"{argument}: {path} is {node!r}, it has no fields"
+            if name not in node:
+                return f"{argument}: {unknown(path, name, node)}"
+            node, path = node[name], f"{path}.{name}"
+    return None
+
+
+def unknown(path: str, name: str, known: Iterable[str]) -> str:
+    """Says that `path` has no field `name`, and which it has."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{path} has no field {name!r}; {hint}it has {', '.join(names)}"

@@ -67,7 +67,7 @@ class Experiment:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the numbers of the run depend on, flat; a resumed run must agree in all of it."""
+        """What the result depends on, flat; a resumed run must agree in all of it."""
         config = self.config
         train = self.data.train
         identity = {
@@ -75,10 +75,13 @@ class Experiment:
             "tokenizer": self.tokenizer.fingerprint,
             "method.version": self.method.version,
             "data.records": None if train is None else train.fingerprint,
+            "data.test": self.data.test.fingerprint,
             "steps": self.total_steps,
             "seed": config.seed,
             "batch_size": config.train.batch_size,
             "dtype": config.compute.dtype,
+            "selection": config.selection,
+            "selection_metric": config.selection_metric,
             **_flat("method", config.method),
             **_flat("task", config.task),
             **_flat("optimizer", config.optimizer),

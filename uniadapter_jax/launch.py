@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 
 from uniadapter_jax.errors import UserError
 
@@ -18,6 +22,9 @@ _INDEX = flags.DEFINE_integer("process-id", None, "Which one this is, from 0.")
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Several hosts that JAX finds by itself (TPU pods, Slurm, GKE)."
 )
+# After an error: how long a process waits at its end for others, which may be waiting for it.
+_SHUTDOWN_SECONDS = 10
+
 _TIMEOUT = flags.DEFINE_integer("initialization-timeout", 300, "Seconds to wait for processes.")
 
 
@@ -26,7 +33,10 @@ def start_processes() -> None:
     given = [_COORDINATOR.value, _PROCESSES.value, _INDEX.value]
     if all(value is None for value in given):
         if _DISTRIBUTED.value:
-            jax.distributed.initialize(initialization_timeout=_TIMEOUT.value)
+            jax.distributed.initialize(
+                initialization_timeout=_TIMEOUT.value,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )
         return
     if any(value is None for value in given):
         raise UserError("--coordinator, --num-processes and --process-id belong together")
@@ -36,7 +46,29 @@ def start_processes() -> None:
         _PROCESSES.value,
         _INDEX.value,
         initialization_timeout=_TIMEOUT.value,
+        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
+
+
+def end_processes() -> None:
+    """Waits until every process has done its work."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("end")
+
+
+def exchange(value: Any) -> list[Any]:
+    """The JSON value of each process, on all of them."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([text.size]))
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: text.size] = text
+    texts = multihost_utils.process_allgather(padded).reshape(jax.process_count(), -1)
+    return [
+        json.loads(row[: int(size)].tobytes())
+        for row, size in zip(texts, sizes.ravel(), strict=True)
+    ]
 
 
 def use_compile_cache() -> None:

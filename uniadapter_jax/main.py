@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from uniadapter_jax import launch
-from uniadapter_jax.errors import run_app
+from uniadapter_jax.errors import UserError, run_app
 from uniadapter_jax.progress import say
 from uniadapter_jax.run import run
 from uniadapter_jax.train import Preempted
@@ -26,17 +26,20 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; defaul
 _SAVE = flags.DEFINE_string(
     "save-backbone", None, "With method=full: write the trained backbone to this directory."
 )
-flags.mark_flag_as_required("config")
+flags.DEFINE_alias("save_backbone", "save-backbone")
 
 
 def main(argv: Sequence[str]) -> int:
     """Flags in, run out."""
     del argv
+    config = _CONFIG.value
+    if config is None:
+        raise UserError("--config is missing; for example --config=configs/msrvtt.py")
     launch.start_processes()
     launch.use_compile_cache()
-    config = _CONFIG.value
     try:
         run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
+        launch.end_processes()
     except Preempted as stopped:
         say(f"{stopped}. Run the same command to go on.")
     return 0

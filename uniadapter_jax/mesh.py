@@ -21,7 +21,8 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, "the rest".
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or the processes cannot
+        each hold a part of the batch.
     """
     wanted = [int(sizes[axis]) for axis in AXES]
     devices = jax.device_count()
@@ -34,7 +35,13 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     if int(np.prod(wanted)) != devices or -1 in wanted:
         raise UserError(f"config.mesh: {said} does not fit {devices} devices")
     # Positional: the keyword's name differs between the releases of JAX that we support.
-    return jax.make_mesh(tuple(wanted), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    mesh = jax.make_mesh(tuple(wanted), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    if batch_shards(mesh) % jax.process_count():
+        raise UserError(
+            f"config.mesh: {said} cuts a batch into {batch_shards(mesh)} parts, which do not "
+            f"divide over {jax.process_count()} processes"
+        )
+    return mesh
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -53,7 +60,7 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
-    """Raises `UserError` unless the global batch divides over the mesh and the processes."""
+    """Raises `UserError` unless the global batch divides over the mesh."""
     parts = batch_shards(mesh)
     if batch_size % parts:
         raise UserError(

@@ -27,7 +27,8 @@ def make_step(
 ) -> Step:
     """One compiled step: (trainable, opt_state, frozen, batch, step) -> the same two, metrics.
 
-    `trainable` and `opt_state` are donated. Metrics hold `nonfinite`, a flag per gradient leaf.
+    `trainable` and `opt_state` are donated. Metrics hold `nonfinite`, a flag per trainable leaf:
+    its gradient or its new value is not finite.
     """
 
     def step_fn(
@@ -45,12 +46,14 @@ def make_step(
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
-        flags = jnp.stack([~jnp.isfinite(g).all() for g in jax.tree.leaves(grads)])
+        finite = jax.tree.map(
+            lambda g, x: jnp.isfinite(g).all() & jnp.isfinite(x).all(), grads, trainable
+        )
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             **metrics,
-            "nonfinite": flags,
+            "nonfinite": ~jnp.stack(jax.tree.leaves(finite)),
         }
         return trainable, opt_state, metrics
 

@@ -1,6 +1,6 @@
 """Writes tests/golden/clip: two tiny CLIPs of transformers' and the features that it computes.
 
-    python tests/golden/make_clip.py        # needs torch and transformers; the files here: 5.23.0
+python tests/golden/make_clip.py        # needs torch and transformers; the files here: 5.23.0
 """
 
 import pathlib

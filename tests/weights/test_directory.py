@@ -203,7 +203,7 @@ def test_all_problems_are_in_one_report(write, tensors):
 def test_bad_config(write, tensors, text, named):
     directory = write(tensors)
     (directory / "config.json").write_bytes(text.encode("latin1"))
-    with pytest.raises(UserError, match="config.json") as error:
+    with pytest.raises(UserError, match=r"config\.json") as error:
         load_backbone(str(directory))
     assert named in str(error.value)
 

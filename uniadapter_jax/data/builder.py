@@ -20,6 +20,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -34,11 +35,13 @@ from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions
 from uniadapter_jax.data.shards import (
     Outcome,
     Shard,
+    free_space,
     read_shard,
     sync_directory,
     writing,
 )
 from uniadapter_jax.data.sources import Item, Source, clean_text
+from uniadapter_jax.errors import UserError
 
 RECORDS_FORMAT = 1
 FILE_BYTES = 128 << 20  # of frames per record file
@@ -125,7 +128,13 @@ class _SameBytesWriter(example_writer.ExampleWriter):
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
         parse = tf_example_pb2.Example.FromString
         same = ((k, parse(e).SerializeToString(deterministic=True)) for k, e in examples)
-        return super().write(path, same)
+        try:
+            return super().write(path, same)
+        except RuntimeError as error:  # how ArrayRecord reports a full disk: "write() failed: ..."
+            if not re.search(r"\w\(\) failed: ", str(error)):
+                raise
+            message = f"cannot write {os.fspath(path)}: {error}; {free_space(os.fspath(path))}"
+            raise UserError(message) from error
 
 
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
@@ -196,7 +205,10 @@ def build(
     with writing(directory):
         builder = RecordsBuilder(found.entries, data_dir=data_dir, file_format="array_record")
         with _quiet():
-            builder.download_and_prepare(download_dir=os.path.join(data_dir, "downloads"))
+            builder.download_and_prepare(
+                download_dir=os.path.join(data_dir, "downloads"),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
         os.rename(os.fspath(builder.data_path), directory)
         shutil.rmtree(data_dir)
         for split, lines in builder.lines.items():

@@ -159,6 +159,18 @@ def train_tokenizer(
     return ClipTokenizer(bpe)
 
 
+def write_merges(
+    merges: Sequence[tuple[str, str]], directory: str | os.PathLike[str]
+) -> ClipTokenizer:
+    """Writes the tokenizer of CLIP's structure that a list of merges, by rank, defines."""
+    letters = _byte_letters()
+    at_end = [letter + WORD_END for letter in letters]
+    tokens = [*letters, *at_end, *(left + right for left, right in merges), BOS, EOS]
+    bpe = Bpe({token: i for i, token in enumerate(tokens)}, list(merges), BOS, EOS)
+    _write(bpe, Path(directory))
+    return ClipTokenizer(bpe)
+
+
 def _byte_letters() -> list[str]:
     """A printable letter for each byte, in the order of CLIP's ids: printable bytes come first."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -8,7 +8,6 @@ kernels [L, in, out].
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -61,39 +60,38 @@ def from_official(official: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.
             yield pattern.format(site=site), part.swapaxes(1, 2) if part.ndim == 3 else part
 
 
-def options(official: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The method's options that the shapes tell: bottleneck and shared_dim.
+def options(official: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """The method's options that the shapes tell: bottleneck and shared_dim."""
+    down = official.get("visual_adapter_down_bias")
+    share = official.get("vt_adapter_up_share_bias")
+    if down is None or down.ndim != 2:
+        found = "missing" if down is None else f"of shape {down.shape}"
+        raise UserError(f"{PREFIX}visual_adapter_down_bias is {found}; it tells the bottleneck")
+    shared_dim = share.shape[1] if share is not None and share.ndim == 2 else 0
+    return {"bottleneck": down.shape[1], "shared_dim": shared_dim}
 
-    Raises:
-      UserError: tensors missing or of shapes that do not go together; all in one report.
-    """
-    down = official.get("visual_adapter_down_weight")
-    text = official.get("text_adapter_down_weight")
-    problems = [
-        f"missing: {PREFIX}{name}"
-        for name, tensor in zip(("visual_adapter_down_weight", "text_adapter_down_weight"),
-                                (down, text), strict=True)
-        if tensor is None
-    ]  # fmt: skip
-    if down is None or text is None:
-        raise UserError("the adapter is incomplete:\n  " + "\n  ".join(problems))
-    share = official.get("vt_adapter_up_share_weight")
-    shared = 0 if share is None else int(share.shape[1]) if share.ndim == 3 else -1
-    r = int(down.shape[1]) if down.ndim == 3 else -1
+
+def misfits(
+    official: Mapping[str, np.ndarray],
+    *,
+    layers: tuple[int, int],
+    widths: tuple[int, int],
+    bottleneck: int,
+    shared_dim: int,
+) -> list[str]:
+    """What does not fit (vision, text) towers of that depth and width, one line each."""
     expected = official_shapes(
-        layers=(len(down) // 2, len(text) // 2),
-        widths=(int(down.shape[-1]), int(text.shape[-1])),
-        bottleneck=r,
-        shared_dim=shared,
+        layers=layers, widths=widths, bottleneck=bottleneck, shared_dim=shared_dim
     )
+    problems = []
     for name in NAMES:
         shape = official[name].shape if name in official else None
         wanted = expected.get(name)
-        if shape != wanted and not (wanted is None and shape is not None and 0 in shape):
+        if shape is None and wanted is not None:
+            problems.append(f"missing: {PREFIX}{name}")
+        elif shape != wanted and not (wanted is None and shape is not None and 0 in shape):
             problems.append(f"shape of {PREFIX}{name}: {shape}, expected {wanted}")
-    if problems:
-        raise UserError("the adapter's tensors do not go together:\n  " + "\n  ".join(problems))
-    return {"bottleneck": r, "shared_dim": shared}
+    return problems
 
 
 def official_shapes(

@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
 )
 FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
 _STRIP = 64

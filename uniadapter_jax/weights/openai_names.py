@@ -5,6 +5,7 @@ Its files carry no config, so shapes tell it, by OpenAI's own rules.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -104,7 +105,7 @@ def config_of_shapes(
     return CLIPConfig(
         vision=tower("visual.transformer", width_v, heads_v),
         text=tower("transformer", width_t, heads_t),
-        image_size=patch * round((shapes["visual.positional_embedding"][0] - 1) ** 0.5),
+        image_size=patch * math.isqrt(max(0, shapes["visual.positional_embedding"][0] - 1)),
         patch_size=patch,
         vocab_size=vocab,
         positions=shapes["positional_embedding"][0],
@@ -114,7 +115,7 @@ def config_of_shapes(
 
 
 def _layers(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(\d+)\..*")
+    pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(0|[1-9]\d{0,5})\..*")
     return len({m[1] for name in tensors if (m := pattern.fullmatch(name))})
 
 

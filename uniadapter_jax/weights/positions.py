@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _A = -0.75  # torch's cubic; others use -.5
@@ -17,8 +19,8 @@ def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
     Raises:
       ValueError: the table is not that of a square of patches.
     """
-    side = round((len(table) - 1) ** 0.5) if table.ndim == 2 else 0
-    if table.ndim != 2 or side < 1 or side * side != len(table) - 1:
+    side = math.isqrt(max(0, len(table) - 1)) if table.ndim == 2 else 0
+    if side < 1 or side * side != len(table) - 1:
         raise ValueError(f"{table.shape} is no table of 1 + g * g positions")
     if side == grid:
         return table

@@ -1,0 +1,191 @@
+"""Foreign weights to a backbone directory that the other commands and transformers read.
+
+    python -m uniadapter_jax.convert SOURCE DEST [--tokenizer PATH] [--image-size N]
+
+SOURCE is a directory or a file: HuggingFace CLIP (safetensors or .bin, sharded or not), open_clip
+(with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any torch or
+safetensors file with OpenAI's tensor names, or a checkpoint of Cross-Modal Adapter, whose
+adapters go to DEST/adapter. Nothing of a torch file is executed, and torch is not needed.
+
+DEST gets config.json, model.safetensors, fingerprint.json and the tokenizer's files. It appears
+when it is complete. See docs/weights.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+# Shapes are worked out by JAX; no accelerator is needed for that, nor should one be taken.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.backbones.layers import ACTIVATIONS
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.weights import adapter_directory, cma_names
+from uniadapter_jax.weights.directory import (
+    FINGERPRINT_FILE,
+    huggingface_shapes,
+    new_directory,
+    raise_problems,
+    write_backbone,
+)
+from uniadapter_jax.weights.fingerprint import combine, digest, workers
+from uniadapter_jax.weights.rules import Context, convert
+from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
+from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
+
+_PROGRESS_FROM = 2**28  # bytes; smaller conversions are over before a line could be read
+_MARGIN = 2**20  # bytes of config, tokenizer and headers
+
+
+def convert_weights(
+    source: str,
+    destination: str,
+    *,
+    tokenizer: str | None = None,
+    image_size: int | None = None,
+    hints: Hints = NO_HINTS,
+) -> str:
+    """Converts `source` to a new backbone directory and returns its fingerprint.
+
+    Raises:
+      UserError: see the module; a destination that is not empty; or tensors that do not fit, all
+        of them in one report. Nothing is left behind then.
+    """
+    found = open_source(source, hints)
+    config = _resized(found.config, image_size)
+    grid = config.image_size // config.patch_size if image_size else None
+    tensors, problems = convert(
+        found.tensors,
+        found.rules,
+        huggingface_shapes(config),
+        ignored=found.ignored,
+        context=Context(grid),
+    )
+    options = cma_names.options(found.adapter) if found.adapter else None
+    if options is not None:
+        problems += _adapter_problems(found, options)
+    raise_problems(source, problems)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    with new_directory(destination) as made:
+        free = shutil.disk_usage(made).free
+        if free < total + _MARGIN:
+            raise UserError(f"{destination}: {total + _MARGIN} bytes are needed, {free} are free")
+        with workers() as pool:
+            digests = pool.map(lambda pair: (pair[0], digest(*pair)), tensors.items())
+            write_backbone(made, config, tensors, _progress(total))
+            fingerprint = combine(digests, config)
+        note = {"fingerprint": fingerprint, "converted_from": found.kind}
+        (made / FINGERPRINT_FILE).write_text(json.dumps(note, indent=2) + "\n")
+        if options is not None:
+            adapter_directory.write_adapter(
+                made / "adapter",
+                method="cross_modal_adapter",
+                options=options,
+                tensors=dict(cma_names.from_official(found.adapter)),
+                fingerprint=fingerprint,
+            )
+        said = provide_tokenizer(tokenizer, found.folder, made, config.vocab_size)
+    print(f"{found.kind} -> {destination}: {_describe(config)}; {said}", file=sys.stderr)
+    return fingerprint
+
+
+def _resized(config: CLIPConfig, image_size: int | None) -> CLIPConfig:
+    return config if image_size is None else dataclasses.replace(config, image_size=image_size)
+
+
+def _describe(config: CLIPConfig) -> str:
+    v, t = config.vision, config.text
+    return (
+        f"vision {v.layers} x {v.width} ({v.heads} heads, patches of {config.patch_size}, pictures "
+        f"of {config.image_size}), text {t.layers} x {t.width} ({t.heads} heads), {v.activation}"
+    )
+
+
+def _adapter_problems(found: Source, options: dict[str, int]) -> list[str]:
+    vision, text = found.config.vision, found.config.text
+    return cma_names.misfits(
+        found.adapter,
+        layers=(vision.layers, text.layers),
+        widths=(vision.width, text.width),
+        **options,
+    )
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """A function that hears of bytes written and says how far it is, once a second."""
+    done, last = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if total >= _PROGRESS_FROM and (done >= total or time.monotonic() - last > 1):
+            last = time.monotonic()
+            print(f"converted {done / 1e6:.0f} of {total / 1e6:.0f} MB", file=sys.stderr)
+
+    return advance
+
+
+def _heads(text: str) -> tuple[int, int]:
+    vision, text_heads = (int(part) for part in text.split(","))
+    return vision, text_heads
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m uniadapter_jax.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("destination", metavar="DEST")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="tokenizer files: a directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="pictures of NxN: position embeddings are interpolated (bicubic, as torch does)",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=sorted(ACTIVATIONS),
+        help="of files without a config; the default is OpenAI's quick_gelu",
+    )
+    parser.add_argument(
+        "--heads",
+        type=_heads,
+        metavar="VISION,TEXT",
+        help="of files without a config; the default is OpenAI's rule, width / 64",
+    )
+    args = parser.parse_args(argv)
+    try:
+        print(
+            convert_weights(
+                args.source,
+                args.destination,
+                tokenizer=args.tokenizer,
+                image_size=args.image_size,
+                hints=Hints(args.activation, args.heads),
+            )
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

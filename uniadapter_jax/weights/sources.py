@@ -1,0 +1,179 @@
+"""Foreign weights: where their files are, which format they are in, which CLIP they make.
+
+A format is a row of `FORMATS`: how its tensor names are recognised, its table of rules, and where
+its config comes from. Another model family (BLIP) is another row with its own rules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.weights import cma_names, openai_names
+from uniadapter_jax.weights.directory import read_config, read_json
+from uniadapter_jax.weights.names import HUGGINGFACE_RULES, IGNORED
+from uniadapter_jax.weights.open_clip_config import check_pixels, clip_config
+from uniadapter_jax.weights.rules import Rule
+from uniadapter_jax.weights.safetensors_file import read_safetensors, shards_of
+from uniadapter_jax.weights.torch_file import read_state_dict
+
+Tensors = Mapping[str, np.ndarray]
+
+# What a directory is searched for, in this order.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hints:
+    """What a user may say about files that hold nothing but tensors."""
+
+    activation: str | None = None
+    heads: tuple[int, int] | None = None
+
+
+NO_HINTS = Hints()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights as found.
+
+    Attributes:
+      kind: the format, for people.
+      tensors: backbone tensors by the format's own names, as views of the files.
+      adapter: tensors of Cross-Modal Adapter by official name, without prefix.
+      folder: where its other files (config, tokenizer) are.
+    """
+
+    kind: str
+    tensors: Tensors
+    config: CLIPConfig
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...]
+    folder: pathlib.Path
+    adapter: Tensors = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One foreign layout: `recognises` sees tensor names, `open` makes a `Source`."""
+
+    name: str
+    recognises: Callable[[Iterable[str]], bool]
+    open: Callable[[Tensors, pathlib.Path, Hints], Source]
+
+
+def open_source(path: str, hints: Hints = NO_HINTS) -> Source:
+    """Finds out what a file or directory holds.
+
+    Raises:
+      UserError: nothing there, unreadable files, or tensors of no known format.
+    """
+    place = pathlib.Path(path)
+    file = _find(place) if place.is_dir() else place
+    if not file.is_file():
+        raise UserError(f"{path}: no such file or directory")
+    tensors = _read(file)
+    for form in FORMATS:
+        if form.recognises(tensors):
+            return form.open(tensors, file.parent, hints)
+    some = ", ".join(sorted(tensors)[:3])
+    raise UserError(
+        f"{file} holds {len(tensors)} tensors of no known format ({some}, ...); "
+        f"known: {', '.join(form.name for form in FORMATS)}"
+    )
+
+
+def _find(directory: pathlib.Path) -> pathlib.Path:
+    for name in WEIGHT_FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(
+        f"{directory} holds none of {', '.join(WEIGHT_FILES)}; if its weights have another name, "
+        "pass that file"
+    )
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    if not file.name.endswith(".index.json"):
+        return dict((read_safetensors if file.suffix == ".safetensors" else read_state_dict)(file))
+    tensors: dict[str, np.ndarray] = {}
+    for shard in shards_of(file):
+        part = _read(shard)
+        if twice := sorted(set(part) & set(tensors)):
+            raise UserError(f"{shard} holds tensors of another shard again: {twice}")
+        tensors.update(part)
+    return tensors
+
+
+def _open_huggingface(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+    config = read_config(folder / "config.json")
+    if (pixels := folder / "preprocessor_config.json").is_file():
+        check_pixels(read_json(pixels), ("image_mean", "image_std"), pixels)
+    return Source("HuggingFace CLIP", tensors, config, HUGGINGFACE_RULES, IGNORED, folder)
+
+
+def _open_openai(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+    rules, ignored = openai_names.RULES, openai_names.IGNORED
+    # Models of open_clip's CustomTextCLIP put the text tower under a name of its own.
+    tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
+    described = folder / "open_clip_config.json"
+    if described.is_file():
+        config = clip_config(read_json(described), described)
+        return Source("open_clip", tensors, config, rules, ignored, folder)
+    config = openai_names.config_of_shapes(
+        tensors, activation=hints.activation or "quick_gelu", heads=hints.heads
+    )
+    return Source("OpenAI CLIP", tensors, config, rules, ignored, folder)
+
+
+def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+    prefix = cma_names.PREFIX
+    own = {name: t for name, t in tensors.items() if name.removeprefix(prefix) in cma_names.NAMES}
+    clip = {name: tensor for name, tensor in tensors.items() if name not in own}
+    plain = {name.removeprefix(prefix): tensor for name, tensor in clip.items()}
+    config = openai_names.config_of_shapes(plain, heads=hints.heads)
+    return Source(
+        "Cross-Modal Adapter" if own else "CLIP4Clip",
+        clip,
+        config,
+        tuple(dataclasses.replace(r, source=prefix + r.source) for r in openai_names.RULES),
+        tuple(prefix + name for name in openai_names.IGNORED),
+        folder,
+        {name.removeprefix(prefix): tensor for name, tensor in own.items()},
+    )
+
+
+def _any_starts(*prefixes: str) -> Callable[[Iterable[str]], bool]:
+    return lambda names: any(name.startswith(prefixes) for name in names)
+
+
+def _has_vit(names: Iterable[str]) -> bool:
+    return not {"visual.conv1.weight", "visual.proj", "visual.class_embedding"}.isdisjoint(names)
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(
+        "HuggingFace CLIP",
+        _any_starts("vision_model.", "text_model."),
+        _open_huggingface,
+    ),
+    Format(
+        "Cross-Modal Adapter",
+        _any_starts("clip.visual.", *(cma_names.PREFIX + name for name in cma_names.NAMES)),
+        _open_cross_modal_adapter,
+    ),
+    Format("OpenAI CLIP or open_clip (ViT)", _has_vit, _open_openai),
+)
