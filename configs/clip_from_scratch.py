@@ -25,7 +25,7 @@ def get_config():
     config.data.frames = 1
     config.data.words = 24
     config.data.captions = "random"
-    config.data.augment = "crop_flip"
+    config.data.augment = "crop_flip_color"
     config.data.prepare.source = "karpathy"
     config.data.prepare.short_side = 72
     config.optimizer.recipe = "adamw_warmup_cosine"
@@ -33,6 +33,6 @@ def get_config():
     config.optimizer.weight_decay = 0.1
     config.train.batch_size = 256
     config.train.epochs = 0
-    config.train.steps = 700
+    config.train.steps = 500
     config.train.checkpoint_every = 100
     return config

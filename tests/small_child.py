@@ -17,9 +17,10 @@ import uniadapter_jax.run  # noqa: F401 (imported once, in the server)
 
 
 def run_main(
-    argv: list[str], environment: dict[str, str], log: str, largest_file: int | None
+    argv: list[str], environment: dict[str, str], cwd: str, log: str, largest_file: int | None
 ) -> None:
     """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`."""
+    os.chdir(cwd)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -6,15 +6,20 @@ compiled programs, so that only the first of a kind compiles.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import av
@@ -22,9 +27,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import small_child
+import tiny
 from PIL import Image, ImageDraw
 
-import tiny
 import uniadapter_jax
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.clips import PrepareSettings
@@ -36,7 +42,7 @@ SIDE, BATCH, STEPS = 32, 8, 20
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("disc", "box", "bar", "cross")
 
-CONFIG = '''
+CONFIG = """
 from uniadapter_jax.config import base_config, parse_argument
 
 
@@ -52,7 +58,7 @@ def get_config(argument=None):
     config.train.steps = {steps}
     config.eval.batch_size = 8
     return config
-'''
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,50 +80,119 @@ class Small:
         """Of the random weights, a config.json."""
         return self.root / "backbone.json"
 
-    def command(self, *flags: str, method: str = "cross_modal_adapter") -> list[str]:
-        """The command line; flags come last, so that they win."""
-        config = f"--config={self.config}:method={method}"
-        return [sys.executable, "-m", "uniadapter_jax.main", config, *flags]
+    def arguments(self, *flags: str, method: str = "cross_modal_adapter") -> list[str]:
+        """Of the command; flags come last, so that they win."""
+        return [f"--config={self.config}:method={method}", *flags]
 
     def environment(self, devices: int) -> dict[str, str]:
         """Of a process with so many fake devices."""
-        return os.environ | {
+        return {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_fast_compilation()}",
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def start(
-        self, *flags: str, method: str = "cross_modal_adapter", devices: int = 1, **options: Any
-    ) -> subprocess.Popen:
-        """The command, begun."""
-        return subprocess.Popen(
-            self.command(*flags, method=method),
-            env=self.environment(devices),
-            cwd=self.root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
+    def start(self, *arguments: str, devices: int = 1) -> Job:
+        """`python -m uniadapter_jax.main ARGUMENTS` as a user starts it."""
+        log = self._log()
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "uniadapter_jax.main", *arguments],
+                env=os.environ | self.environment(devices),
+                cwd=self.root,
+                stdout=output,
+                stderr=output,
+            )
+        return Job(process.pid, log, process.wait)
+
+    def fork(self, *arguments: str, devices: int = 1, largest_file: int | None = None) -> Job:
+        """The same without the seconds of importing, see `small_child`."""
+        log = self._log()
+        process = _SERVER.Process(
+            target=small_child.run_main,
+            args=(list(arguments), self.environment(devices), str(self.root), str(log)),
+            kwargs={"largest_file": largest_file},
         )
+        process.start()
 
-    def run(self, *flags: str, status: int = 0, **options: Any) -> str:
-        """The command, finished with that exit status; what it said on stderr."""
-        return finish(self.start(*flags, **options), status)
+        def wait(seconds: float) -> int | None:
+            process.join(seconds)
+            return process.exitcode
+
+        return Job(process.pid, log, wait)
+
+    def run(self, *flags: str, method: str = "cross_modal_adapter", **options: Any) -> str:
+        """A forked command that ends well; what it said."""
+        return self.fork(*self.arguments(*flags, method=method), **options).end(0)
+
+    def refused(self, *arguments: str, **options: Any) -> str:
+        """A forked command that ends with one report and status 2: the report."""
+        said = self.fork(*arguments, **options).end(2)
+        report = said[said.index("error: ") :]
+        assert "Traceback" not in said and report.count("error: ") == 1, said
+        return report
+
+    def _log(self) -> pathlib.Path:
+        (self.root / "logs").mkdir(exist_ok=True)
+        return self.root / "logs" / f"{next(_NUMBERS)}.txt"
 
 
-def finish(process: subprocess.Popen, status: int | None = 0, seconds: float = 120) -> str:
-    """Waits for the end; stderr. A command that hangs is killed and fails the test."""
-    try:
-        _, said = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"still running: {process.communicate()[1][-3000:]}") from None
-    assert status is None or process.returncode == status, (process.returncode, said[-4000:])
-    return said
+_NUMBERS = itertools.count()
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["small_child"])
+
+
+@functools.cache
+def _fast_compilation() -> str:
+    """XLA flags that halve the time of compiling; one that this XLA does not have is left out."""
+    flags = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    known = []
+    for name, value in flags.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda x: x).lower(1.0).compile(compiler_options={name: value})
+            known.append(f"--{name}={str(value).lower()}")
+    return " ".join(known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command at work."""
+
+    pid: int
+    log: pathlib.Path
+    wait: Callable[[float], int | None]
+
+    @property
+    def said(self) -> str:
+        """Both output streams so far."""
+        return self.log.read_text()
+
+    def end(self, status: int | None = None, seconds: float = 120) -> str:
+        """Waits; what it said. A command that hangs is killed, and that or another status fails."""
+        try:
+            found = self.wait(seconds)
+        except subprocess.TimeoutExpired:
+            found = None
+        if found is None:
+            self.signal(signal.SIGKILL)
+        assert found is not None, f"still running after {seconds} s: {self.said[-4000:]}"
+        assert status is None or found == status, f"status {found}: {self.said[-4000:]}"
+        return self.said
+
+    def signal(self, number: int) -> None:
+        """Sends a signal, unless it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def await_(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Returns as soon as the condition holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"it never came: {self.said[-4000:]}"
+            time.sleep(0.001)
 
 
 @pytest.fixture(scope="session")
@@ -223,17 +298,3 @@ def tree_hash(directory: pathlib.Path) -> str:
         if path.is_file():
             whole.update(hashlib.sha256(path.read_bytes()).digest())
     return whole.hexdigest()
-
-
-def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 60) -> None:
-    """Polls until the condition holds or the process has ended."""
-    end = time.monotonic() + seconds
-    while not condition() and process.poll() is None:
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.002)
-
-
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> str:
-    """Sends a signal; stderr of what has ended."""
-    process.send_signal(number)
-    return finish(process, None)

@@ -87,6 +87,12 @@ def check_identity(where: pathlib.Path, saved: Mapping[str, Any], mine: Mapping[
         )
 
 
+def last_step(directory: pathlib.Path) -> int | None:
+    """The step of the newest complete checkpoint; looks, and changes nothing."""
+    names = os.listdir(directory) if directory.is_dir() else ()
+    return max((int(name) for name in names if name.isdigit()), default=None)
+
+
 class Checkpoints:
     """The checkpoints of one run, kept by latest and by best.
 
@@ -97,9 +103,7 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, *, keep: int, identity: Mapping[str, Any]):
         self.directory = directory
         self.identity = dict(identity)
-        best = policies.BestN(
-            n=1, get_metric_fn=_selection, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(n=1, get_metric_fn=_selection, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(n=keep), best]),
             best_fn=_selection,

@@ -47,7 +47,7 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
     config.data.frames = 12
     config.data.words = 32  # tokens, BOS and EOS included
     config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
-    config.data.augment = "none"  # none | crop_flip
+    config.data.augment = "none"  # none | crop_flip | crop_flip_color
     config.data.workers = 0  # processes that decode; 0 decodes in threads
     config.data.threads = 2
     config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
@@ -112,7 +112,7 @@ _CHOICES = {
     "task.v2t": ("best_caption", "max_pool"),
     "task.ties": ("optimistic", "expected", "pessimistic"),
     "data.captions": ("all", "random"),
-    "data.augment": ("none", "crop_flip"),
+    "data.augment": ("none", "crop_flip", "crop_flip_color"),
     "selection": ("auto", "last", "val", "test"),
 }
 # Keys without a default.
@@ -174,20 +174,17 @@ def _check_fields(config: ConfigDict) -> None:
     """Raises `UserError` where the config has other fields than `base_config` of its method."""
 
     def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
+        for name in known:
+            if name not in mine:
+                hint = "; --config=FILE:method=NAME brings the options of a method along"
+                raise UserError(f"{path} has no {name!r}{hint if path == 'config.method' else ''}")
         for name in mine:
             if name not in known and f"{path}.{name}" not in optional:
                 raise UserError(unknown(path, name, known))
-        for name in known:
-            if name not in mine:
-                raise UserError(f"{path} lacks the field {name!r}{_HINT}")
-            if isinstance(known[name], ConfigDict):
+            if isinstance(known.get(name), ConfigDict):
                 if not isinstance(mine[name], ConfigDict):
-                    raise UserError(f"{path}.{name} is {mine[name]!r}, but has fields: {known[name]}")
+                    raise UserError(f"{path}.{name}={mine[name]!r}: has {', '.join(known[name])}")
                 compare(mine[name], known[name], f"{path}.{name}")
 
     optional = {f"config.{path}" for path in _OPTIONAL}
     compare(config, base_config(config.method.name), "config")
-
-
-# Where --config.method.name=NAME is likely to be the reason.
-_HINT = "; choose a method by --config=FILE:method=NAME, its options come along"

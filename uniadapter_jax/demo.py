@@ -43,7 +43,7 @@ from uniadapter_jax.train import Preempted, fit
 BACKBONE = pathlib.Path(__file__).parent / "assets" / "tiny_clip"
 WORKDIR = "runs/demo"
 # Peak learning rates. Full fine-tuning forgets at the rate that suits a few new parameters.
-LR = {"cross_modal_adapter": 8e-3, "lora": 8e-3, "projection": 8e-3, "full": 7e-4, "zero_shot": 0.0}
+LR = {"cross_modal_adapter": 8e-3, "lora": 8e-3, "projection": 8e-3, "full": 7e-4}
 _SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # in the picture
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data.captions = "random"
     config.data.prepare.short_side = toy.PICTURE_SIDE
     config.optimizer.recipe = "adamw_warmup_cosine"
-    config.optimizer.lr = LR.get(method, LR["cross_modal_adapter"])
+    if method in LR:
+        config.optimizer.lr = LR[method]
     config.optimizer.weight_decay = 0.05
     config.train.batch_size = 32
     config.train.steps = Size.steps

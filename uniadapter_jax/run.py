@@ -13,20 +13,23 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from uniadapter_jax import __version__
-from uniadapter_jax.checkpoint import check_identity, disk_errors
+from uniadapter_jax import __version__, launch
+from uniadapter_jax.checkpoint import check_identity, disk_errors, last_step
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import Encoder, evaluate
 from uniadapter_jax.experiment import Experiment, build
 from uniadapter_jax.progress import duration, say
-from uniadapter_jax.train import Fit, fit
+from uniadapter_jax.train import Fit, fit, leaving_on_sigterm
 from uniadapter_jax.weights.directory import save_backbone
 
 SCHEMA = 1
+# What may differ between processes: where things lie, and how much of a machine is used.
+_OWN_FIELDS = (
+    *("name", "backbone", "tokenizer", "data.records", "data.workers", "data.threads"),
+    *("data.prefetch_mb", "train.log_every"),
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "av")
 
 
@@ -36,78 +39,90 @@ def run(
     """Builds, trains (or resumes), tests, and writes `workdir/result.json`, which it returns.
 
     The schema of the result is in docs/results.md.
+
+    Raises:
+      UserError: something does not fit, or cannot be written; with several processes on all of
+        them, whichever found it.
+      Preempted: after SIGTERM; the same call goes on where it was.
     """
+    with leaving_on_sigterm():
+        return _run(config, pathlib.Path(workdir), save_backbone_to)
+
+
+def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None) -> dict[str, Any]:
     began = time.time()
-    workdir = pathlib.Path(workdir)
-    if save_backbone_to and config.method.name != "full":
-        raise UserError("--save-backbone is for method=full: other methods keep the backbone")
-    _claim(workdir)
-    experiment = build(config)
-    _check_workdir(workdir, experiment)
-    _check_processes_agree(experiment)
+    experiment = _build_together(config, workdir, save_backbone_to)
+    _keep_identity(workdir, experiment)
     _announce(experiment)
     encoder = Encoder(experiment)
-    with disk_errors(workdir, 0):
-        trained = fit(experiment, workdir, encoder)
-        found = evaluate(encoder, trained.trainable, experiment.data.test)
-        result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
-        if jax.process_index() == 0:
-            _write_json(workdir / "result.json", result)
-            if save_backbone_to:
-                part = experiment.partition
-                model = part.merge(trained.trainable, part.frozen)
+    trained = fit(experiment, workdir, encoder)
+    found = evaluate(encoder, trained.trainable, experiment.data.test)
+    result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
+    if jax.process_index() == 0:
+        _write_json(workdir / "result.json", result)
+        if save_backbone_to:
+            part = experiment.partition
+            model = part.merge(trained.trainable, part.frozen)
+            with disk_errors(pathlib.Path(save_backbone_to), 4 * part.counts()["total"]):
                 save_backbone(model, save_backbone_to, experiment.tokenizer_directory)
     for line in summary(result):
         say(line)
     return result
 
 
-def _claim(workdir: pathlib.Path) -> None:
-    """Makes the workdir and proves that it can be written, before hours of work."""
-    if jax.process_index() != 0:
-        return
-    with disk_errors(workdir, 0):
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+def _build_together(
+    config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
+) -> Experiment:
+    """Builds; raises on every process if one could not, or if they are to compute different things."""
+    experiment, mine = None, {}
+    try:
+        if save_backbone_to:
+            _check_target(config, save_backbone_to)
+        _claim(workdir)
+        experiment = build(config)
+        _check_workdir(workdir, experiment)
+        mine = {
+            **experiment.identity,
+            **_flat_fields(experiment.config),
+            "mesh": dict(experiment.mesh.shape),
+            "workdir's last checkpoint": last_step(workdir / "checkpoints"),
+            **_versions(),
+        }
+    except UserError as error:
+        if jax.process_count() == 1:
+            raise
+        mine = {"error": str(error)}
+    sides = launch.exchange(mine)
+    _check_agreement(sides)
+    assert experiment is not None
+    return experiment
 
 
-def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Raises if the result of another run lies there; else leaves the config for people."""
-    result = workdir / "result.json"
-    if result.is_file():
-        check_identity(workdir, json.loads(result.read_text())["identity"], experiment.identity)
-    if jax.process_index() == 0 and not (workdir / "config.json").is_file():
-        _replace(workdir / "config.json", experiment.config.to_json_best_effort(indent=2) + "\n")
+def _check_target(config: ConfigDict, directory: str) -> None:
+    if config.method.name != "full":
+        raise UserError("--save-backbone is for method=full: other methods keep the backbone")
+    target = pathlib.Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--save-backbone={directory} exists and is not empty; choose another")
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+def _flat_fields(config: ConfigDict, prefix: str = "") -> dict[str, str]:
+    """Every field that has to be the same on all processes, as text."""
+    fields: dict[str, str] = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, ConfigDict):
+            fields |= _flat_fields(value, f"{path}.")
+        elif path not in _OWN_FIELDS:
+            fields[f"config.{path}"] = repr(value)
+    return fields
 
 
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    _replace(path, json.dumps(value, indent=1) + "\n")
-
-
-def _check_processes_agree(experiment: Experiment) -> None:
-    """Raises on every process, naming the fields, unless all of them are to compute the same."""
-    if jax.process_count() == 1:
-        return
-    mine = {**experiment.identity, "mesh": dict(experiment.mesh.shape), **_versions()}
-    text = np.frombuffer(json.dumps(mine).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([text.size]))
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: text.size] = text
-    texts = multihost_utils.process_allgather(padded)
-    sides = [
-        json.loads(row[: int(size)].tobytes())
-        for row, size in zip(texts.reshape(len(texts), -1), sizes.ravel(), strict=True)
-    ]
+def _check_agreement(sides: list[dict[str, Any]]) -> None:
+    """Raises unless all processes have the same values; every difference with all sides."""
+    failed = [f"process {i}: {s['error']}" for i, s in enumerate(sides) if "error" in s]
+    if failed:
+        raise UserError("; ".join(failed))
     differing = [
         f"{field}: " + ", ".join(f"process {i} has {s.get(field)!r}" for i, s in enumerate(sides))
         for field in sorted(set().union(*sides))
@@ -115,6 +130,51 @@ def _check_processes_agree(experiment: Experiment) -> None:
     ]
     if differing:
         raise UserError("the processes disagree:\n  " + "\n  ".join(differing))
+
+
+def _claim(workdir: pathlib.Path) -> None:
+    """Makes the workdir and proves that it can be written, before hours of work."""
+    if jax.process_index() != 0:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot write there: {error.strerror}; choose another"
+        ) from error
+
+
+def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Raises if another run lies there; changes nothing."""
+    try:
+        saved = json.loads((workdir / "identity.json").read_text())
+    except FileNotFoundError:
+        return
+    check_identity(workdir, saved, experiment.identity)
+
+
+def _keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Marks the workdir as this run's, and leaves the config for people."""
+    if jax.process_index() == 0:
+        _replace(workdir / "config.json", experiment.config.to_json_best_effort(indent=2) + "\n")
+        _write_json(workdir / "identity.json", experiment.identity)
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path, len(text)):
+        with scratch.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+    _replace(path, json.dumps(value, indent=1) + "\n")
 
 
 def _announce(experiment: Experiment) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,14 +37,36 @@ class Preempted(Exception):
 
 @dataclasses.dataclass
 class Fit:
-    """What training leaves behind."""
+    """What training leaves behind; the numbers count every process that worked on the run."""
 
     trainable: PyTree
     step: int  # of `trainable`
     final_loss: float | None
     data_wait_share: float | None
-    seconds: float
+    seconds: float  # of all steps
     steps_run: int  # by this process; fewer than all after a resume
+
+
+def leaving_on_sigterm() -> contextlib.AbstractContextManager[None]:
+    """SIGTERM raises `Preempted`: for work that is done again where it is not finished."""
+
+    def leave(*_: Any) -> None:
+        raise Preempted("stopped; no training step is lost")
+
+    return _handling_sigterm(leave)
+
+
+@contextlib.contextmanager
+def _handling_sigterm(handler: Callable[..., None]) -> Iterator[None]:
+    # With several processes JAX has a handler of its own, see `_Loop._must_stop`.
+    if jax.process_count() > 1:
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def fit(experiment: Experiment, workdir: pathlib.Path, encoder: Encoder) -> Fit:
@@ -77,8 +100,6 @@ class _Loop:
         self.writer = Writer(workdir, self.start)
         self.saved = self.start
         self.terminate = False
-        self.loss: float | None = None
-        self.wait = self.wall = 0.0
 
     def _resume(self) -> int:
         latest = self.checkpoints.latest()
@@ -94,25 +115,49 @@ class _Loop:
         self.trainable, self.opt_state = state["trainable"], state["opt_state"]
 
     def run(self) -> Fit:
-        began = time.monotonic()
-        previous = signal.signal(signal.SIGTERM, self._on_sigterm) if _own_signals() else None
         try:
-            self._steps()
+            if self.start < self.total:
+                with _handling_sigterm(self._on_sigterm):
+                    self._steps()
             self.checkpoints.wait()
-            chosen = self.total
-            if self.e.config.selection != "last":
-                chosen = self.checkpoints.best() or self.total
-                if chosen != self.total:
-                    self._restore(chosen)
-                say(f"best on {self.e.config.selection}: step {chosen}")
-        finally:
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
-            self.writer.close()
-            self.checkpoints.close()
-        share = self.wait / self.wall if self.wall else None
-        seconds = time.monotonic() - began
-        return Fit(self.trainable, chosen, self.loss, share, seconds, self.total - self.start)
+            chosen = self._choose()
+        except BaseException:
+            self._abandon()
+            raise
+        self.writer.close()
+        self.checkpoints.close()
+        return self._fit(chosen)
+
+    def _choose(self) -> int:
+        """The step to be tested, restored."""
+        if self.e.config.selection == "last":
+            return self.total
+        chosen = self.checkpoints.best() or self.total
+        if chosen != self.total:
+            self._restore(chosen)
+        say(f"best on {self.e.config.selection}: step {chosen}")
+        return chosen
+
+    def _fit(self, chosen: int) -> Fit:
+        steps = self.writer.read("train")
+        warm = [step for step in steps if step["since_start"] > _WARM_STEPS]
+        wall = sum(step["seconds"] for step in warm)
+        return Fit(
+            trainable=self.trainable,
+            step=chosen,
+            final_loss=steps[-1]["loss"] if steps else None,
+            data_wait_share=sum(s["wait_seconds"] for s in warm) / wall if warm else None,
+            seconds=sum(step["seconds"] for step in steps),
+            steps_run=self.total - self.start,
+        )
+
+    def _abandon(self) -> None:
+        """Closes what can be closed; an error on its way says more than one of these would."""
+        if jax.process_count() > 1:  # closing waits for the others
+            return
+        for part in (self.writer, self.checkpoints):
+            with contextlib.suppress(Exception):
+                part.close()
 
     def _on_sigterm(self, *_: Any) -> None:
         self.terminate = True
@@ -127,7 +172,7 @@ class _Loop:
         e = self.e
         assert e.data.train is not None and e.optimizer is not None
         step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed)
-        batches = train_batches(
+        batches: Any = train_batches(
             e.data.train,
             e.tokenizer,
             e.config.data,
@@ -140,27 +185,25 @@ class _Loop:
             process_count=jax.process_count(),
         )
         meter = _Meter(e, self.start)
-        for step in range(self.start, self.total):
-            tick = time.monotonic()
-            batch = next(batches)
-            waited = time.monotonic() - tick
-            # Fetching the metrics of each step blocks until it is done. That costs one dispatch a
-            # step and makes every rate, wait and loss below the truth about this very step.
-            self.trainable, self.opt_state, metrics = step_fn(
-                self.trainable,
-                self.opt_state,
-                e.partition.frozen,
-                meshes.put_batch(batch, e.mesh),
-                np.int32(step),
-            )
-            values = meshes.fetch(metrics)
-            took = time.monotonic() - tick
-            if step - self.start >= _WARM_STEPS:
-                self.wait += waited
-                self.wall += took
-            self._check_finite(step + 1, values)
-            self._log(step + 1, values, waited, took, meter)
-            self._after_step(step + 1)
+        with contextlib.closing(batches):
+            for step in range(self.start, self.total):
+                tick = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - tick
+                # Fetching the metrics of each step blocks until it is done. That costs one
+                # dispatch a step and makes every rate, wait and loss below the truth about it.
+                self.trainable, self.opt_state, metrics = step_fn(
+                    self.trainable,
+                    self.opt_state,
+                    e.partition.frozen,
+                    meshes.put_batch(batch, e.mesh),
+                    np.int32(step),
+                )
+                values = meshes.fetch(metrics)
+                took = time.monotonic() - tick
+                self._check_finite(step + 1, values)
+                self._log(step + 1, values, waited, took, meter)
+                self._after_step(step + 1)
 
     def _check_finite(self, step: int, values: dict[str, np.ndarray]) -> None:
         flags = values.pop("nonfinite")
@@ -170,20 +213,20 @@ class _Loop:
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             self.checkpoints.wait()
+            kept = f"the last checkpoint is of step {self.saved}" if self.saved else "none is saved"
             raise UserError(
-                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; the last "
-                f"checkpoint is of step {self.saved}. Lower config.optimizer.lr, or look at this "
-                "batch's clips"
+                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {kept}. Lower "
+                "config.optimizer.lr, or look at this batch's clips"
             )
 
     def _log(
         self, step: int, values: Mapping[str, Any], waited: float, took: float, meter: _Meter
     ) -> None:
-        self.loss = float(values["loss"])
         scalars = {name: float(value) for name, value in values.items()}
         scalars["lr"] = float(self.schedule(step - 1))
         scalars["seconds"] = round(took, 6)
         scalars["wait_seconds"] = round(waited, 6)
+        scalars["since_start"] = step - self.start  # of this process; its first steps compile
         self.writer.write("train", step, scalars)
         meter.add(step, waited, took)
         if step % self.e.config.train.log_every == 0 or step == self.total:
@@ -217,6 +260,7 @@ class _Loop:
         # A copy: on a CPU the writer's thread would see the very memory that the next step is
         # given to write into.
         state = _copy({"trainable": self.trainable, "opt_state": self.opt_state})
+        self.writer.flush()
         self.checkpoints.save(step, state, selection=selection, wait=wait)
         self.saved = step
 
@@ -224,10 +268,6 @@ class _Loop:
 @jax.jit
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
-
-
-def _own_signals() -> bool:
-    return jax.process_count() == 1
 
 
 class _Meter:

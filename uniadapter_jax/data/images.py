@@ -19,6 +19,7 @@ BICUBIC = Image.Resampling.BICUBIC
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps (BLIP, X-Pool)
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height
 CROP_TRIES = 10
+CHANNEL_GAIN = (0.4, 1.0)
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
@@ -110,6 +111,22 @@ class CropFlip:
         image = image.resize((side, side), BICUBIC, box=self.box(*image.size))
         pixels = np.asarray(image)
         out[...] = pixels[:, ::-1] if self.mirror else pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class CropFlipColor:
+    """`CropFlip`, then each colour channel is dimmed by a factor of its own, one for all frames."""
+
+    crop: CropFlip
+    gain: tuple[float, float, float]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> CropFlipColor:
+        return cls(CropFlip.draw(rng), tuple(rng.uniform(*CHANNEL_GAIN, size=3)))
+
+    def __call__(self, image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
+        self.crop(image, out)
+        out[...] = np.rint(out * np.asarray(self.gain, np.float32)).astype(np.uint8)
 
 
 def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:

@@ -23,11 +23,15 @@ from uniadapter_jax.data.order import SampleOrder
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
 
-AUGMENTATIONS = ("none", "crop_flip")
 ENDLESS = 2**40  # steps
 
 Batch = dict[str, np.ndarray]
 Transform = Callable[[Image.Image, np.ndarray], None]
+AUGMENTATIONS: dict[str, Any] = {
+    "none": None,
+    "crop_flip": images.CropFlip,
+    "crop_flip_color": images.CropFlipColor,
+}
 
 
 def steps_per_epoch(records: Records, captions: str, global_batch: int) -> int:
@@ -74,7 +78,7 @@ def train_batches(
         order=order,
         tokenizer=tokenizer,
         words=data_config.words,
-        augment=data_config.augment == "crop_flip",
+        augment=data_config.augment,
     )
     batches = grain.MapDataset.range(start_step, start_step + ENDLESS).map(loader)
     buffers = _buffers(loader, data_config)
@@ -157,12 +161,13 @@ class TrainLoader:
     order: SampleOrder
     tokenizer: Any
     words: int
-    augment: bool
+    augment: str
 
     def __call__(self, step: int) -> Batch:
         samples = self.order.rows(int(step))[self.rows.start : self.rows.stop]
         items = self.order.clips[samples]
         captions = self.reader.records.captions
+        augmentation = AUGMENTATIONS[self.augment]
         texts: list[str] = []
         transforms: list[Transform] = []
         for row, sample, item in zip(self.rows, samples, items, strict=True):
@@ -170,7 +175,7 @@ class TrainLoader:
             drawn = int(rng.integers(len(captions[item])))
             fixed = int(self.order.caption[sample])
             texts.append(captions[item][drawn if fixed < 0 else fixed])
-            transforms.append(images.CropFlip.draw(rng) if self.augment else images.center_crop)
+            transforms.append(augmentation.draw(rng) if augmentation else images.center_crop)
         batch = self.reader.empty(len(self.rows))
         self.reader.fill(batch, items.tolist(), transforms)
         batch["text"] = np.asarray(self.tokenizer.encode(texts, self.words), np.int32)

@@ -119,7 +119,7 @@ def raise_problems(where: object, problems: list[str]) -> None:
         raise UserError(f"{where}: {len(problems)} {noun} with its tensors:\n  {lines}")
 
 
-def _fill(model: nnx.Module, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
+def _fill(model: CLIP, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
     """Puts tensors into an abstract model and returns their fingerprint."""
     config = model.config
     shapes = huggingface_shapes(config)

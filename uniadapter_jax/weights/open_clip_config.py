@@ -15,11 +15,12 @@ _VISION |= {"image_size": 224}
 _TEXT = {"layers": 12, "width": 512, "heads": 8, "mlp_ratio": 4.0, "context_length": 77}
 _TEXT |= {"vocab_size": 49408}
 # Fields that change nothing here: training only, or about parts that must be absent anyway.
-_IDLE = ("patch_dropout", "output_tokens", "pad_id", "eos_id", "final_ln_after_pool")
-_IDLE += ("attn_pooler_queries", "attn_pooler_heads", "tokenizer_kwargs", "tokenizer_mode")
-_IDLE += ("hf_tokenizer_name", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type")
-_IDLE += ("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop")
-_IDLE += ("timm_drop_path",)
+_IDLE = frozenset(
+    "patch_dropout output_tokens pad_id eos_id final_ln_after_pool attn_pooler_queries "
+    "attn_pooler_heads tokenizer_kwargs tokenizer_mode hf_tokenizer_name hf_model_pretrained "
+    "hf_proj_type hf_pooler_type timm_model_pretrained timm_pool timm_proj timm_proj_bias "
+    "timm_drop timm_drop_path".split()
+)
 # Fields that would make another model, with the values at which they do not.
 _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "pool_type": ("tok", "argmax"),
@@ -27,7 +28,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "block_type": (None, "default"),
 }
-_PLAIN_ELSE = (None, False, {})
+_PLAIN_ELSE: tuple[Any, ...] = (None, False, {})
 _TOP = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale")
 
 

@@ -1,0 +1,193 @@
+"""The command from end to end: what it says, what it leaves, and that it can be run again."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+import small_run
+from uniadapter_jax import evaluate, train, writer
+from uniadapter_jax.config import base_config
+from uniadapter_jax.experiment import build
+
+RESULTS = pathlib.Path(small_run.ROOT, "docs", "results.md").read_text()
+FLAGS = ("--config.data.val=6", "--config.optimizer.lr=1e-3")
+
+
+def documented(heading):
+    """The keys in the tables below a heading of docs/results.md."""
+    section = RESULTS.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    return {key for cell in cells for key in re.findall("`([^`]+)`", cell)}
+
+
+@pytest.fixture(scope="module")
+def finished(small):
+    """(workdir, backbone directory, output) of full fine-tuning, started as a user does."""
+    workdir, saved = small.root / "full", small.root / "saved"
+    arguments = small.arguments(*FLAGS, "--workdir=full", method="full")
+    said = small.start(*arguments, "--save-backbone", "saved").end(0)
+    return workdir, saved, said
+
+
+@pytest.fixture(scope="module")
+def adapted(small):
+    """The workdir of an adapter's run."""
+    small.run("--workdir=adapted")
+    return small.root / "adapted"
+
+
+def test_every_field_is_documented_and_there(finished):
+    workdir, _, _ = finished
+    assert set(small_run.result(workdir)) == documented("result.json")
+    steps = small_run.lines(workdir)
+    assert {key for line in steps for key in line} - {"kind", "step"} == documented("metrics.jsonl")
+    assert len(small_run.losses(workdir)) == small_run.STEPS
+    files = {path.name for path in workdir.iterdir()}
+    named = set(re.findall(r"^\| `([a-z.]+)", RESULTS, re.MULTILINE)) - documented("result.json")
+    assert files == {name for name in named if name in files} and len(files) == 6
+
+
+def test_the_result_is_what_was_asked(finished):
+    workdir, _, _ = finished
+    found = small_run.result(workdir)
+    assert found["method"] == "full" and found["selection"] == "val" and found["processes"] == 1
+    assert found["parameters"]["percent"] == 100.0
+    assert found["total_steps"] == small_run.STEPS
+    assert found["data"]["coverage"]["found"] == found["clips"] == len(found["ranks"]["v2t"]) == 9
+    assert len(found["query_ids"]["t2v"]) == len(found["ranks"]["t2v"]) == found["texts"] == 13
+    assert 0 <= found["data_wait_share"] <= 1
+    assert found["final_loss"] == small_run.losses(workdir)[-1]
+    assert found["config"]["selection"] == "val"
+    assert json.loads((workdir / "config.json").read_text()) == found["config"]
+    assert found["versions"]["jax"] == jax.__version__
+
+
+def test_validation_clips_choose_the_checkpoint(finished):
+    workdir, _, said = finished
+    assert "clips: train 20, val 6, test 9" in said
+    found = small_run.lines(workdir, "val")
+    epoch = found[0]["step"]
+    assert [line["step"] for line in found][:-1] == list(range(epoch, small_run.STEPS, epoch))
+    assert found[-1]["step"] == small_run.STEPS
+    best = max(found, key=lambda line: (line["selection"], line["step"]))["step"]
+    assert small_run.result(workdir)["step"] == best
+    last_two = [line["step"] for line in found[-2:]]
+    assert small_run.checkpoint_steps(workdir) == sorted({best, *last_two})
+
+
+def test_it_says_its_own_lines_only(finished):
+    known = (
+        r"[+|].*|Total: .*|full: .* parameters train .*|clips: .*|step \d+/\d+ .*|val after .*"
+        r"|best on val: .*|full on 9 clips.*|  (t2v|v2t)  R@1 .*|  data wait .*|  \d+:\d\d in all"
+    )
+    assert [line for line in finished[2].splitlines() if not re.fullmatch(known, line)] == []
+
+
+def test_a_finished_run_evaluates_again(small, finished):
+    workdir, _, _ = finished
+    before, metrics = small_run.result(workdir), (workdir / "metrics.jsonl").read_bytes()
+    said = small.run(*FLAGS, "--workdir=full", method="full")
+    assert f"resumed from step {small_run.STEPS}" in said
+    after = small_run.result(workdir)
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+    assert (workdir / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_saved_backbone_is_the_trained_one(small, finished):
+    workdir, saved, _ = finished
+    small.run(f"--config.backbone={saved}", "--workdir=zero", method="zero_shot")
+    there, here = small_run.result(workdir), small_run.result(small.root / "zero")
+    assert here["metrics"] == there["metrics"] and here["ranks"] == there["ranks"]
+    assert here["parameters"]["trained"] == 0 and here["step"] == 0 and here["final_loss"] is None
+    assert (saved / "tokenizer.json").read_bytes() == (
+        small.records / "tokenizer" / "tokenizer.json"
+    ).read_bytes()
+
+
+def test_a_backbone_is_saved_only_where_one_was_trained(small, finished):
+    arguments = small.arguments("--workdir=never")
+    assert "is for method=full" in small.refused(*arguments, "--save_backbone=elsewhere")
+    full = small.arguments("--workdir=never", method="full")
+    assert "exists and is not empty" in small.refused(*full, "--save-backbone=saved")
+    assert not (small.root / "never").exists() and not (small.root / "elsewhere").exists()
+
+
+def test_a_checkpoint_holds_the_trainables_and_their_moments_only(small, adapted):
+    state = small_run.checkpoint(adapted)
+    names = {re.match(r"\['(\w+)'\]", path)[1] for path in state}
+    assert names == {"trainable", "opt_state"}
+    trained = small_run.result(adapted)["parameters"]["trained"]
+    assert sum(x.size for p, x in state.items() if p.startswith("['trainable']")) == trained
+    assert sum(x.size for p, x in state.items() if p.startswith("['opt_state']")) <= 2 * trained + 8
+    step = adapted / "checkpoints" / str(small_run.STEPS)
+    size = sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
+    assert size < 3.3 * 4 * trained + 2e6
+
+
+def test_help_explains_the_command(small):
+    said = small.fork("--help").end()
+    assert "python -m uniadapter_jax.main --config=configs/msrvtt.py" in said
+    assert "--workdir" in said and "docs/results.md" in said and "Traceback" not in said
+
+
+def small_config(small, method="cross_modal_adapter", **train_fields):
+    """The config of the small runs, in this process."""
+    config = base_config(method)
+    config.backbone = f"random:{small.backbone}"
+    config.data.records = str(small.records)
+    config.data.frames, config.data.words = 3, 10
+    config.train.batch_size, config.eval.batch_size = small_run.BATCH, 8
+    config.train.update(train_fields)
+    return config
+
+
+def test_nothing_is_compiled_after_the_first_step(small, tmp_path, monkeypatch):
+    """Nor by checkpoints and evaluations after the first of each."""
+    events = []
+
+    def on_duration(name, seconds, **_):
+        if name == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            events.append("compiled")
+
+    def write(self, kind, step, values):
+        events.append((kind, step))
+        original(self, kind, step, values)
+
+    original = writer.Writer.write
+    monkeypatch.setattr(writer.Writer, "write", write)
+    monitoring.register_event_duration_secs_listener(on_duration)
+    config = small_config(small, "projection", steps=9, checkpoint_every=2)
+    config.data.val, config.mesh.data = 6, -1
+    experiment = build(config)
+    try:
+        train.fit(experiment, tmp_path, evaluate.Encoder(experiment))
+    finally:
+        monitoring.unregister_event_duration_listener(on_duration)
+    assert ("train", 9) in events and ("val", 9) in events
+    first = events.index(("val", experiment.epoch_steps))
+    assert "compiled" in events[:first]
+    assert "compiled" not in events[first:]
+    between = events[events.index(("train", 1)) : events.index(("train", 2))]
+    assert "compiled" not in between
+
+
+def test_nan_in_a_parameter_stops_the_run_and_is_named(small, adapted):
+    workdir = small.root / "poisoned"
+    shutil.copytree(adapted, workdir)
+    said = small.refused(
+        *small.arguments("--workdir=grown", "--config.optimizer.lr=1e38"),
+        "--config.train.checkpoint_every=1",
+    )
+    assert re.search(r"step \d+: non-finite values in .*(kernel|bias)", said)
+    kept = int(re.search(r"last checkpoint is of step (\d+)", said)[1])
+    assert kept == small_run.checkpoint_steps(small.root / "grown")[-1]
+    state = small_run.checkpoint(small.root / "grown")
+    assert all(np.isfinite(leaf).all() for leaf in state.values())
