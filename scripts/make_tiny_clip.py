@@ -81,7 +81,8 @@ def ship(backbone: pathlib.Path, output: pathlib.Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     tensors = safetensors.numpy.load_file(backbone / "model.safetensors")
     narrow = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(narrow, output / "model.safetensors", metadata={"format": "pt"})
+    data = safetensors.numpy.save(narrow, metadata={"format": "pt"})
+    (output / "model.safetensors").write_bytes(data)
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(backbone / name, output / name)
 

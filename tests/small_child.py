@@ -17,9 +17,18 @@ import uniadapter_jax.run  # noqa: F401 (imported once, in the server)
 
 
 def run_main(
-    argv: list[str], environment: dict[str, str], cwd: str, log: str, largest_file: int | None
+    argv: list[str],
+    environment: dict[str, str],
+    cwd: str,
+    log: str,
+    *,
+    largest_file: int | None = None,
+    log_compiles: bool = False,
 ) -> None:
-    """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`."""
+    """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`.
+
+    largest_file: bytes, as `ulimit -f` limits them.
+    """
     os.chdir(cwd)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -30,6 +39,7 @@ def run_main(
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_log_compiles", log_compiles)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["main", *argv]

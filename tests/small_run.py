@@ -108,13 +108,13 @@ class Small:
             )
         return Job(process.pid, log, process.wait)
 
-    def fork(self, *arguments: str, devices: int = 1, largest_file: int | None = None) -> Job:
-        """The same without the seconds of importing, see `small_child`."""
+    def fork(self, *arguments: str, devices: int = 1, **options: Any) -> Job:
+        """The same without the seconds of importing; `small_child.run_main` has the options."""
         log = self._log()
         process = _SERVER.Process(
             target=small_child.run_main,
             args=(list(arguments), self.environment(devices), str(self.root), str(log)),
-            kwargs={"largest_file": largest_file},
+            kwargs=options,
         )
         process.start()
 

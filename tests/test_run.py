@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import shutil
 
 import jax
 import numpy as np
 import pytest
-from jax import monitoring
-
 import small_run
-from uniadapter_jax import evaluate, train, writer
-from uniadapter_jax.config import base_config
-from uniadapter_jax.experiment import build
 
 RESULTS = pathlib.Path(small_run.ROOT, "docs", "results.md").read_text()
 FLAGS = ("--config.data.val=6", "--config.optimizer.lr=1e-3")
@@ -133,60 +127,36 @@ def test_a_checkpoint_holds_the_trainables_and_their_moments_only(small, adapted
 
 
 def test_help_explains_the_command(small):
-    said = small.fork("--help").end()
+    said = small.start("--help").end()
     assert "python -m uniadapter_jax.main --config=configs/msrvtt.py" in said
     assert "--workdir" in said and "docs/results.md" in said and "Traceback" not in said
 
 
-def small_config(small, method="cross_modal_adapter", **train_fields):
-    """The config of the small runs, in this process."""
-    config = base_config(method)
-    config.backbone = f"random:{small.backbone}"
-    config.data.records = str(small.records)
-    config.data.frames, config.data.words = 3, 10
-    config.train.batch_size, config.eval.batch_size = small_run.BATCH, 8
-    config.train.update(train_fields)
-    return config
-
-
-def test_nothing_is_compiled_after_the_first_step(small, tmp_path, monkeypatch):
+def test_nothing_is_compiled_after_the_first_step(small):
     """Nor by checkpoints and evaluations after the first of each."""
-    events = []
+    flags = ("--config.data.val=6", "--config.train.log_every=1", "--workdir=logged")
+    said = small.run(*flags, log_compiles=True)
+    lines = [line for line in said.splitlines() if re.match(r".*Compiling|step|val after", line)]
 
-    def on_duration(name, seconds, **_):
-        if name == "/jax/core/compile/jaxpr_to_mlir_module_duration":
-            events.append("compiled")
+    def compiled_between(first, last):
+        begin, end = (
+            next(i for i, line in enumerate(lines) if line.startswith(text))
+            for text in (first, last)
+        )
+        return [line for line in lines[begin:end] if "Compiling" in line]
 
-    def write(self, kind, step, values):
-        events.append((kind, step))
-        original(self, kind, step, values)
-
-    original = writer.Writer.write
-    monkeypatch.setattr(writer.Writer, "write", write)
-    monitoring.register_event_duration_secs_listener(on_duration)
-    config = small_config(small, "projection", steps=9, checkpoint_every=2)
-    config.data.val, config.mesh.data = 6, -1
-    experiment = build(config)
-    try:
-        train.fit(experiment, tmp_path, evaluate.Encoder(experiment))
-    finally:
-        monitoring.unregister_event_duration_listener(on_duration)
-    assert ("train", 9) in events and ("val", 9) in events
-    first = events.index(("val", experiment.epoch_steps))
-    assert "compiled" in events[:first]
-    assert "compiled" not in events[first:]
-    between = events[events.index(("train", 1)) : events.index(("train", 2))]
-    assert "compiled" not in between
+    assert any("Compiling" in line and "step_fn" in line for line in lines)
+    assert compiled_between("step 1/", "step 2/") == []
+    assert "val after step 3:" in said and "val after step 6:" in said
+    assert compiled_between("step 4/", f"val after step {small_run.STEPS}:") == []
 
 
-def test_nan_in_a_parameter_stops_the_run_and_is_named(small, adapted):
-    workdir = small.root / "poisoned"
-    shutil.copytree(adapted, workdir)
+def test_nan_in_a_parameter_stops_the_run_and_is_named(small):
     said = small.refused(
-        *small.arguments("--workdir=grown", "--config.optimizer.lr=1e38"),
+        *small.arguments("--workdir=grown", "--config.optimizer.lr=1e38", method="projection"),
         "--config.train.checkpoint_every=1",
     )
-    assert re.search(r"step \d+: non-finite values in .*(kernel|bias)", said)
+    assert re.search(r"step \d+: non-finite values in .*projection.kernel", said)
     kept = int(re.search(r"last checkpoint is of step (\d+)", said)[1])
     assert kept == small_run.checkpoint_steps(small.root / "grown")[-1]
     state = small_run.checkpoint(small.root / "grown")

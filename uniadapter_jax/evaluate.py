@@ -37,6 +37,7 @@ class Encoder:
 
         self._frames = jax.jit(frames, out_shardings=everywhere)
         self._text = jax.jit(text, out_shardings=everywhere)
+        self._whole = jax.jit(lambda rows: rows, out_shardings=everywhere)
 
     def _run(self, function: Callable[..., Array], trainable: PyTree, host: Any) -> np.ndarray:
         batch = meshes.put_batch(host, self.experiment.mesh)
@@ -58,7 +59,8 @@ class Encoder:
         )
         for host in batches:
             parts.append(self._run(self._frames, trainable, {"frames": host["frames"]}))
-            masks.append(_all_rows({"mask": host["frame_mask"]}, e.mesh)["mask"])
+            mask = meshes.put_batch({"mask": host["frame_mask"]}, e.mesh)["mask"]
+            masks.append(meshes.fetch(self._whole(mask)))
             progress.advance(size)
         count = len(records)  # rows beyond it pad the last batch
         return np.concatenate(parts)[:count], np.concatenate(masks)[:count]
@@ -80,12 +82,6 @@ def _own_rows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(ids), size):
         rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
         yield ids[rows[first : first + share]]
-
-
-def _all_rows(host: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
-    """The rows of all processes, on each of them."""
-    batch = meshes.put_batch(host, mesh)
-    return meshes.fetch(jax.jit(lambda x: x, out_shardings=meshes.replicated(mesh))(batch))
 
 
 def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""Killed at any moment and run again, a run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import numpy as np
+import pytest
+import small_run
+
+EVERY_STEP = "--config.train.checkpoint_every=1"
+# Seconds from the first step on: while steps are computed and checkpoints are written.
+MOMENTS = np.random.default_rng(0).uniform(0.0, 0.6, 5)
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    """The workdir of a run that nothing disturbed."""
+    small.run("--workdir=whole", EVERY_STEP)
+    return small.root / "whole"
+
+
+def assert_same_run(workdir, whole):
+    """Every loss, every trainable, every moment of the optimizer, bit for bit."""
+    assert small_run.losses(workdir) == small_run.losses(whole)
+    assert small_run.checkpoint_steps(workdir)[-1] == small_run.STEPS
+    state, expected = small_run.checkpoint(workdir), small_run.checkpoint(whole)
+    assert state.keys() == expected.keys()
+    changed = [name for name in expected if state[name].tobytes() != expected[name].tobytes()]
+    assert changed == []
+    assert small_run.result(workdir)["ranks"] == small_run.result(whole)["ranks"]
+
+
+def begun(small, name, *flags):
+    """A run that has done a step."""
+    metrics = small.root / name / "metrics.jsonl"
+    before = metrics.stat().st_size if metrics.exists() else 0
+    job = small.fork(*small.arguments(f"--workdir={name}", EVERY_STEP, *flags))
+    job.await_(lambda: metrics.exists() and metrics.stat().st_size > before)
+    return job
+
+
+def test_killed_at_random_moments(small, whole):
+    """-9 leaves no time to write anything; half of the moments fall into a checkpoint's writing."""
+    half_written = 0
+    for moment in MOMENTS:
+        job = begun(small, "killed")
+        time.sleep(moment)
+        job.signal(signal.SIGKILL)
+        job.end(-signal.SIGKILL)
+        places = (small.root / "killed" / "checkpoints").iterdir()
+        half_written += any("tmp" in place.name for place in places)
+        if small_run.checkpoint_steps(small.root / "killed")[-1:] == [small_run.STEPS]:
+            break
+    said = small.run("--workdir=killed", EVERY_STEP)
+    assert "resumed from step" in said and half_written
+    assert_same_run(small.root / "killed", whole)
+
+
+def test_killed_while_a_checkpoint_is_written(small, whole):
+    """The half-written one is there, is not taken for one, and is removed."""
+    checkpoints = small.root / "half" / "checkpoints"
+
+    def half_written():
+        return checkpoints.is_dir() and any("tmp" in p.name for p in checkpoints.iterdir())
+
+    job = begun(small, "half")
+    job.await_(lambda: half_written() and small_run.checkpoint_steps(small.root / "half"))
+    job.signal(signal.SIGKILL)
+    job.end(-signal.SIGKILL)
+    said = small.run("--workdir=half", EVERY_STEP)
+    assert "resumed from step" in said
+    assert not half_written()
+    assert_same_run(small.root / "half", whole)
+
+
+def test_sigterm_saves_and_ends_well(small, whole):
+    job = begun(small, "stopped", "--config.train.checkpoint_every=1000")
+    job.signal(signal.SIGTERM)
+    said = job.end(0)
+    (step,) = small_run.checkpoint_steps(small.root / "stopped")
+    assert f"stopped at step {step} of {small_run.STEPS}; saved" in said and "Traceback" not in said
+    assert not (small.root / "stopped" / "result.json").exists()
+    assert f"resumed from step {step}" in small.run("--workdir=stopped", EVERY_STEP)
+    assert_same_run(small.root / "stopped", whole)
+
+
+def test_sigterm_before_the_first_step_ends_well(small):
+    job = small.fork(*small.arguments("--workdir=early"))
+    job.await_(lambda: (small.root / "early" / "identity.json").exists())
+    job.signal(signal.SIGTERM)
+    said = job.end(0)
+    assert "Run the same command to go on" in said and "Traceback" not in said
