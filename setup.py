@@ -36,6 +36,8 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "test": ["mypy==2.4.1", "pytest==9.2.0", "ruff==0.17.6"],
+    # Carries CLIP's vocabulary, for `convert` of weights that come without.
+    "tokenizer": ["instant-clip-tokenizer==0.1.1"],
     # The references that the parity tests compare with.
     "parity": ["instant-clip-tokenizer==0.1.1", "torch==2.13.0", "transformers==5.23.0"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],

@@ -3,6 +3,7 @@
 Used by the test on golden numbers and by the script that made them (`golden/make_cma.py`).
 """
 
+import functools
 import json
 import pathlib
 
@@ -16,11 +17,11 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.config import base_config
 from uniadapter_jax.convert import convert_weights
+from uniadapter_jax.losses import retrieval_loss
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import flat_names, partition
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.similarity import SIMILARITIES
-from uniadapter_jax.tasks.retrieval import Retrieval
 from uniadapter_jax.weights import cma_names
 from uniadapter_jax.weights.directory import load_backbone
 from uniadapter_jax.weights.safetensors_file import read_safetensors
@@ -28,6 +29,8 @@ from uniadapter_jax.weights.sources import Hints
 
 RECIPE = {"lr": 1e-3, "weight_decay": 0.2, "warmup": 0.1, "clip_norm": 1.0}
 TOTAL_STEPS = 20
+# Compiling takes far longer than running.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def load(tensors, heads, scratch):
@@ -67,17 +70,25 @@ def official(tree):
 def loss_function(part, similarity):
     """(trainable, batch) -> ((loss, {text, frames, sims}), gradients), jitted."""
     options = base_config().task
-    options.similarity = similarity
-    task = Retrieval(options, None)
 
     def loss(trainable, batch):
         model = part.merge(trainable, part.frozen)
         text, frames = model.encode_text(batch["text"]), model.encode_frames(batch["frames"])
-        sims = SIMILARITIES[similarity](text, frames, batch["frame_mask"], options.temperature)
-        sims = jnp.exp(model.logit_scale[...]) * sims
-        return task.loss(model, batch, None)[0], {"text": text, "frames": frames, "sims": sims}
+        mask, log_scale = batch["frame_mask"], model.logit_scale[...]
+        loss, _ = retrieval_loss(
+            text,
+            frames,
+            mask,
+            batch["item"],
+            log_scale,
+            similarity=similarity,
+            temperature=options.temperature,
+            duplicates=options.duplicates,
+        )
+        sims = SIMILARITIES[similarity](text, frames, mask, options.temperature)
+        return loss, {"text": text, "frames": frames, "sims": jnp.exp(log_scale) * sims}
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
 
 
 def train(part, batches, loss_and_grads):
@@ -86,7 +97,7 @@ def train(part, batches, loss_and_grads):
     config.update({"recipe": "bert_adam_warmup_cosine", **RECIPE})
     optimizer = make_optimizer(config, TOTAL_STEPS, part.trainable)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def move(trainable, state, grads):
         updates, state = optimizer.update(grads, state, trainable)
         return optax.apply_updates(trainable, updates), state
@@ -104,18 +115,19 @@ def apart(found, expected):
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def differences(case, tensors, heads, scratch):
+def differences(case, tensors, heads, scratch, similarities=("mean_pool", "q_score")):
     """{what: how far ours are from the authors'} for one case of their numbers.
 
-    `case` has pixels, mask, text (a leading axis of batches), text_features, frame_features and,
-    per similarity, its matrix, loss, `grad.NAME` and `after.NAME` by official name.
+    The last of `similarities` is trained with. `case` has pixels, mask, text (a leading axis of
+    batches), text_features, frame_features and, per similarity, its matrix, loss, `grad.NAME` and
+    `after.NAME` by official name.
     """
     part = load(tensors, heads, scratch)
     batches = [
         as_ours(*parts) for parts in zip(case["pixels"], case["mask"], case["text"], strict=True)
     ]
     result = {}
-    for similarity in ("mean_pool", "q_score"):
+    for similarity in similarities:
         loss_and_grads = loss_function(part, similarity)
         (loss, found), grads = loss_and_grads(part.trainable, batches[0])
         result[similarity] = apart(found["sims"], case[similarity])

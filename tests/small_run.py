@@ -50,10 +50,11 @@ def get_config(argument=None):
     config = base_config(parse_argument(argument, method="cross_modal_adapter")["method"])
     config.name = "small"
     config.backbone = "random:{backbone}"
+    config.compute.frame_chunks = 1
     config.data.records = "{records}"
     config.data.frames = 3
     config.data.words = 10
-    config.optimizer.lr = 1e-2
+    config.optimizer.lr = 1e-3
     config.train.batch_size = {batch}
     config.train.steps = {steps}
     config.eval.batch_size = 8

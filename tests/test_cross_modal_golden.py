@@ -10,7 +10,11 @@ FORWARD, GRADIENT, RECIPE = 2e-5, 2e-4, 1e-5
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "cma.npz"
 
 
-@pytest.mark.parametrize("shared", [0, 16, 32])
+# Every case compiles its own programs, so only one of them is for every day.
+OTHERS = [pytest.param(shared, marks=pytest.mark.parity) for shared in (0, 32)]
+
+
+@pytest.mark.parametrize("shared", [16, *OTHERS])
 def test_equals_the_authors_code(shared, tmp_path):
     """Features, both similarities, loss, gradients, three steps of the recipe; text is deeper."""
     golden = dict(np.load(GOLDEN))
@@ -27,4 +31,3 @@ def test_equals_the_authors_code(shared, tmp_path):
     for name, distance in found.items():
         bound = GRADIENT if ".grad." in name else RECIPE if "after." in name else FORWARD
         assert distance < bound, f"{name}: {distance:.1e} apart"
-    if True: print({k: f"{max(v for n,v in found.items() if k in n):.1e}" for k in ("features","q_score","mean_pool","loss","grad","after")})

@@ -12,7 +12,7 @@ import pytest
 import small_run
 
 RESULTS = pathlib.Path(small_run.ROOT, "docs", "results.md").read_text()
-FLAGS = ("--config.data.val=6", "--config.optimizer.lr=1e-3")
+FLAGS = ("--config.data.val=6",)
 
 
 def documented(heading):

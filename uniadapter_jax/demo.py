@@ -53,9 +53,9 @@ T = TypeVar("T")
 class Size:
     """Clips of the two splits, and training steps."""
 
-    train: int = 480
+    train: int = 600
     test: int = 160
-    steps: int = 300
+    steps: int = 350
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

@@ -13,6 +13,7 @@ from uniadapter_jax import metrics
 from uniadapter_jax.backbones.clip import check_ids
 from uniadapter_jax.data.pipeline import clip_batches
 from uniadapter_jax.data.records import Records
+from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.progress import Progress
 from uniadapter_jax.types import Array, PyTree
@@ -88,19 +89,24 @@ def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str,
     """Metrics of one split: {"metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"}.
 
     Every clip and every caption counts exactly once, on any mesh.
+
+    Raises:
+      UserError: features that are not finite; the first clip or caption is named.
     """
     e = encoder.experiment
     captions = [caption for clip in records.captions for caption in clip]
     text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
     frames, mask = encoder.clips(trainable, records)
     text = encoder.texts(trainable, captions)
-    found = e.task.rank(text, frames, mask, text_item)
-    ranks = {way: found[way] for way in ("t2v", "v2t")}
     text_ids = [
         f"{clip}#{j}"
         for clip, own in zip(records.ids, records.captions, strict=True)
         for j in range(len(own))
     ]
+    _check_finite(frames, records.ids)
+    _check_finite(text, text_ids)
+    found = e.task.rank(text, frames, mask, text_item)
+    ranks = {way: found[way] for way in ("t2v", "v2t")}
     return {
         "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
         "ranks": {way: of.tolist() for way, of in ranks.items()},
@@ -112,6 +118,16 @@ def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str,
         "texts": len(captions),
         "clips": len(records),
     }
+
+
+def _check_finite(features: np.ndarray, names: list[str]) -> None:
+    """A similarity may hide a NaN; scores of 0 would tie, and ties count as hits."""
+    bad = ~np.isfinite(features).all(axis=tuple(range(1, features.ndim)))
+    if bad.any():
+        raise UserError(
+            f"the features of {names[int(np.argmax(bad))]} and {int(bad.sum()) - 1} more are not "
+            "finite, so ranks would mean nothing. Look for NaN in the weights"
+        )
 
 
 def selection_value(found: Mapping[str, Mapping[str, float]], name: str) -> float:

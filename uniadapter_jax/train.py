@@ -77,6 +77,7 @@ def fit(experiment: Experiment, workdir: pathlib.Path, encoder: Encoder) -> Fit:
       UserError: non-finite values (the tensor is named), a full disk, another run's workdir.
     """
     if experiment.data.train is None:
+        Writer(workdir, 0).close()  # every run leaves the same files
         return Fit(experiment.partition.trainable, 0, None, None, 0.0, 0)
     return _Loop(experiment, workdir, encoder).run()
 

@@ -1,7 +1,9 @@
 """Writes tests/golden/cma.npz: what the authors' PyTorch code of Cross-Modal Adapter computes.
 
     python tests/golden/make_cma.py CHECKOUT              # of LeapLabTHU/Cross-Modal-Adapter
-    python tests/golden/make_cma.py CHECKOUT --vit-b-32   # compares with ours, writes nothing
+    python tests/golden/make_cma.py CHECKOUT --vit-b-32 0 16 512
+
+The second compares with ours at full size, for these shared widths, and writes nothing (6 GB).
 
 Needs torch and transformers beside this package; made with torch 2.13 at their commit 07b2203.
 The checkout is run as it is, in float32, and nothing of it is kept but numbers: features of texts
@@ -123,9 +125,8 @@ def adapters(model):
 
 
 def optimizer_of(model):
-    from modules.optimization import BertAdam
-
     from cma import RECIPE, TOTAL_STEPS
+    from modules.optimization import BertAdam
 
     groups = [
         {"params": [p for n, p in adapters(model) if "bias" not in n], "weight_decay": 0.2},
@@ -183,27 +184,27 @@ def make():
     np.savez_compressed(HERE / "cma.npz", **arrays)
 
 
-def compare_b32():
+def compare_b32(widths):
     import cma
 
-    for shared in (0, 16, 512):
+    for shared in widths:
         model = random_model(B32, 8, shared)
         batches = random_batches(B32, 1, 2, 2, 32)
         tensors, case = state(model), numbers(model, batches)
         with tempfile.TemporaryDirectory() as scratch:
             found = cma.differences(case, tensors, None, scratch)
         for kind in ("features", "q_score", "mean_pool", "loss", "grad.", "after."):
-            worst = max(value for key, value in found.items() if kind in key.removesuffix(".x"))
-            print(f"ViT-B/32, d_s={shared}, {kind}: {worst:.1e}")
+            worst = max(value for key, value in found.items() if kind in key)
+            print(f"ViT-B/32, d_s={shared}, {kind}: {worst:.1e}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("checkout")
-    parser.add_argument("--vit-b-32", action="store_true")
+    parser.add_argument("--vit-b-32", type=int, nargs="+", metavar="SHARED")
     args = parser.parse_args()
     sys.path.insert(0, args.checkout)
-    compare_b32() if args.vit_b_32 else make()
+    compare_b32(args.vit_b_32) if args.vit_b_32 else make()
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_every_format_gives_the_same_backbone(make, tensors, expected, tmp_path,
     }
     with pytest.raises(UserError, match="has no tokenizer"):
         load_tokenizer(tmp_path / "made").encode(["a cat"], 8)
-    assert "no tokenizer (pass --tokenizer" in capsys.readouterr().err
+    assert "no tokenizer (to encode strings, pass --tokenizer PATH" in capsys.readouterr().err
 
 
 def test_the_command(tensors, expected, tmp_path, capsys):

@@ -132,7 +132,7 @@ def train_tokenizer(
     hold fewer than `vocab_size` tokens worth a merge (pairs that come twice); then the table is
     smaller. The same captions give the same bytes.
     """
-    letters = _byte_letters()
+    letters = list(byte_letters().values())
     base = letters + [letter + WORD_END for letter in letters]
     if vocab_size < len(base) + 2:
         raise UserError(
@@ -163,7 +163,7 @@ def write_merges(
     merges: Sequence[tuple[str, str]], directory: str | os.PathLike[str]
 ) -> ClipTokenizer:
     """Writes the tokenizer of CLIP's structure that a list of merges, by rank, defines."""
-    letters = _byte_letters()
+    letters = list(byte_letters().values())
     at_end = [letter + WORD_END for letter in letters]
     tokens = [*letters, *at_end, *(left + right for left, right in merges), BOS, EOS]
     bpe = Bpe({token: i for i, token in enumerate(tokens)}, list(merges), BOS, EOS)
@@ -171,11 +171,11 @@ def write_merges(
     return ClipTokenizer(bpe)
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> dict[int, str]:
     """A printable letter for each byte, in the order of CLIP's ids: printable bytes come first."""
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in plain]
-    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(moved))]
+    return {byte: chr(byte) for byte in plain} | {b: chr(256 + i) for i, b in enumerate(moved)}
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:

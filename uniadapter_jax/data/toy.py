@@ -4,10 +4,10 @@ Both show coloured shapes, and the caption names every shape that is seen. They 
 pre-training set differs from a user's own footage:
 
     pictures   one to four filled shapes on a plain bright ground, plain words ("red circle")
-    clips      four segments with one shape each, dim tinted light, clutter and sensor noise, and
+    clips      three segments with one shape each, dim tinted light, clutter and sensor noise, and
                words that are rare in the pictures' captions ("crimson disc")
 
-No segment alone tells a clip from its neighbours: a shape occurs in many clips, the set of four in
+No segment alone tells a clip from its neighbours: a shape occurs in many clips, the set of three in
 one. Their order means nothing: captions list the shapes in an order of their own. No set of a test
 clip occurs in training. Same arguments, same pixels, on any machine with the same Pillow and numpy.
 """
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 PICTURE_SIDE = 64
-SEGMENTS = 4  # of a clip, one second each
+SEGMENTS = 3  # of a clip, one second each
 FRAMES_PER_SECOND = 2
 
 # word: (rare word, colour)
@@ -89,7 +89,7 @@ class Look:
 
 
 PICTURES = Look((200, 245), (1.0, 1.0, 1.0), 1.0, 3.0, 0, (10.0, 15.0), 0.1)
-CLIPS = Look((60, 120), (0.75, 0.85, 1.1), 0.75, 10.0, 4, (14.0, 20.0), 1.0)
+CLIPS = Look((60, 140), (0.75, 0.85, 1.1), 0.6, 16.0, 12, (13.0, 20.0), 1.0)
 
 
 def draw(

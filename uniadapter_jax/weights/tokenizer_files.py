@@ -8,8 +8,10 @@ import zlib
 
 from uniadapter_jax.data.text import load_tokenizer, write_merges
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.weights.clip_vocabulary import read_merges
 from uniadapter_jax.weights.directory import TOKENIZER_FILES, copy_tokenizer
 
+_CLIP_VOCABULARY = 49408
 _SPECIALS = 2 * 256 + 2  # bytes, bytes at a word's end, BOS and EOS
 _LONGEST = 2**25  # bytes of an unpacked list of merges; OpenAI's has 3 MB
 
@@ -20,7 +22,8 @@ def provide_tokenizer(
     """Puts tokenizer files into `destination`; returns what it did, for people.
 
     They come from `given` (a directory, or OpenAI's list of merges), else from the source's own
-    folder. Without either the backbone has none, which only strings need.
+    folder, else, for a vocabulary of CLIP's size, from the optional package that carries CLIP's
+    table. Without any the backbone has none, which only strings need.
 
     Raises:
       UserError: `given` holds no tokenizer, or one of another vocabulary.
@@ -30,7 +33,13 @@ def provide_tokenizer(
     elif not copy_tokenizer(given or folder, destination):
         if given is not None:
             raise UserError(f"--tokenizer {given} holds none of {', '.join(TOKENIZER_FILES)}")
-        return "no tokenizer (pass --tokenizer PATH to encode strings)"
+        merges = read_merges() if vocab_size == _CLIP_VOCABULARY else None
+        if merges is None:
+            return (
+                "no tokenizer (to encode strings, pass --tokenizer PATH or, for CLIP's own "
+                "vocabulary, pip install 'uniadapter_jax[tokenizer]')"
+            )
+        write_merges(merges, destination)
     size = load_tokenizer(destination).vocab_size
     if size > vocab_size:
         raise UserError(

@@ -1,0 +1,158 @@
+"""Every config is valid, says how it is run, and fits together: one step of it, by shapes alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+import small_run
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters import METHODS, get_method
+from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.optimizers import make_optimizer
+from uniadapter_jax.partition import count, partition
+from uniadapter_jax.randomness import generator
+from uniadapter_jax.step import make_step
+from uniadapter_jax.tasks.retrieval import Retrieval
+
+FILES = sorted((small_run.ROOT / "configs").glob("*.py"))
+VIT_B32 = CLIPConfig.from_huggingface({})  # transformers' defaults
+
+
+def module_of(file):
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cases():
+    """(file, argument) of every method that a config can be asked for."""
+    for file in FILES:
+        takes_argument = inspect.signature(module_of(file).get_config).parameters
+        for method in METHODS if takes_argument else (None,):
+            yield pytest.param(file, method, id=f"{file.stem}-{method or 'as it is'}")
+
+
+def built(file, method):
+    get_config = module_of(file).get_config
+    return validate(get_config() if method is None else get_config(f"method={method}"))
+
+
+def backbone_config(config):
+    """Of the weights that the config names; ViT-B/32 where they are not part of the repository."""
+    source = config.backbone.removeprefix("random:")
+    path = pathlib.Path(source) if source.endswith(".json") else pathlib.Path(source, "config.json")
+    path = small_run.ROOT / path
+    return CLIPConfig.from_huggingface(json.loads(path.read_text())) if path.exists() else VIT_B32
+
+
+def abstract_parts(config, clip):
+    """(partition whose arrays are shapes, method)."""
+    method = get_method(config.method.name)
+    made = []
+
+    def make():
+        options = {"dtype": config.compute.dtype, "remat": config.compute.remat}
+        model = CLIP(clip, rng=None, **options)
+        method.attach(model, config.method, generator(0, "adapters"))
+        made.append(partition(model, method.trainable, config.compute.dtype))
+        return made[0].trainable, made[0].frozen
+
+    shapes = jax.eval_shape(make)
+    made[0].trainable, made[0].frozen = shapes
+    return made[0]
+
+
+def abstract_batch(config, clip):
+    clips, frames, size = config.train.batch_size, config.data.frames, clip.image_size
+    return {
+        "frames": jax.ShapeDtypeStruct((clips, frames, size, size, 3), jnp.uint8),
+        "frame_mask": jax.ShapeDtypeStruct((clips, frames), bool),
+        "text": jax.ShapeDtypeStruct((clips, config.data.words), jnp.int32),
+        "item": jax.ShapeDtypeStruct((clips,), jnp.int32),
+    }
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+@pytest.mark.parametrize(("file", "method"), list(cases()))
+def test_a_step_of_every_config_has_the_right_shapes(file, method):
+    config = built(file, method)
+    clip = backbone_config(config)
+    assert config.data.words <= clip.positions
+    part = abstract_parts(config, clip)
+    if part.trainable == {}:
+        assert config.method.name == "zero_shot"
+        return
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
+    optimizer = make_optimizer(config.optimizer, 100, part.trainable)
+    opt_state = jax.eval_shape(optimizer.init, part.trainable)
+    step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, config.seed)
+    step_number = jax.ShapeDtypeStruct((), jnp.int32)
+    trainable, new_state, metrics = jax.eval_shape(
+        step, part.trainable, opt_state, part.frozen, abstract_batch(config, clip), step_number
+    )
+    assert shapes((trainable, new_state)) == shapes((part.trainable, opt_state))
+    assert metrics["loss"].shape == ()
+    assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_docstring_holds_the_commands(file):
+    text = module_of(file).__doc__
+    for command in ("prepare", "main"):
+        asked = rf"python -m uniadapter_jax\.{command} --config=configs/{file.stem}\.py\b"
+        assert re.search(asked, text), f"{file} does not say how to {command}"
+
+
+def test_the_paper_counts_our_adapter():
+    config = built(small_run.ROOT / "configs" / "msrvtt.py", "cross_modal_adapter")
+    part = abstract_parts(config, VIT_B32)
+    assert count(part.trainable) == 519_168
+    assert f"{part.counts()['percent']:.3f}" == "0.342"
+
+
+def test_fields_that_do_not_exist_are_refused():
+    config = base_config()
+    config.train.batchsize = 3
+    with pytest.raises(UserError, match=r"config\.train has no field 'batchsize'; did you mean"):
+        validate(config)
+
+
+def test_a_method_comes_with_its_options():
+    config = base_config("lora")
+    config.method.name = "cross_modal_adapter"
+    with pytest.raises(UserError, match=r"config\.method has no 'bottleneck'.*method=NAME"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("compute.dtype", "float16", "choose one of float32, bfloat16"),
+        ("data.words", 2, "BOS, a token and EOS"),
+        ("train.batch_size", 0, "must be positive"),
+        ("selection", "val", "needs config.data.val"),
+        ("selection_metric", "v2t/R@2", "Rsum, or one of t2v, v2t"),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value, message):
+    config = base_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=message) as caught:
+        validate(config)
+    assert f"config.{field}=" in str(caught.value)
