@@ -79,7 +79,8 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
     config = flags.FLAGS["config"].parser.parse(file)
     for argument in argv:
         found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
-        node, path = config, "config"
+        node: Any = config
+        path = "config"
         for name in found[1].split(".") if found else ():
             if not hasattr(node, "keys"):
                 return f"{argument}: {path} is {node!r}, it has no fields"

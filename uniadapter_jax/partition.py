@@ -43,7 +43,7 @@ class Partition:
         )
         return nnx.merge(self.graphdef, *states, copy=True)
 
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, Any]:
         """{trained, total, percent}; parameters that a method added are in the total."""
         trained, frozen = count(self.trainable), count(self.frozen)
         total = trained + frozen

@@ -73,7 +73,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
 def _build_together(
     config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
 ) -> Experiment:
-    """Builds; raises on every process if one could not, or if they are to compute different things."""
+    """Builds; raises on all processes if one could not or if their settings differ."""
     experiment, mine = None, {}
     try:
         if save_backbone_to:
