@@ -25,17 +25,18 @@ run prepare --config=configs/msrvtt.py --input="$clips" --output="$out/clips" "$
 
 for method in zero_shot projection lora cross_modal_adapter full; do
   case $method in
-    full) lr=3e-4 ;;
-    *) lr=3e-3 ;;
+    full) own=(--config.optimizer.lr=3e-4) ;;
+    cross_modal_adapter) own=(--config.optimizer.lr=1e-2 --config.method.init_std=.03) ;;
+    *) own=(--config.optimizer.lr=3e-3) ;;
   esac
   for seed in 0 1 2; do
     run main --config="configs/msrvtt.py:method=$method,backbone=$out/backbone" \
       --workdir="$out/runs/$method-$seed" --config.seed=$seed \
       --config.data.records="$out/clips" --config.data.frames=4 --config.data.val=0 \
       --config.data.captions=random --config.task.similarity=mean_pool \
-      --config.optimizer.recipe=adamw_warmup_cosine --config.optimizer.lr=$lr \
-      --config.train.batch_size=48 --config.train.epochs=0 --config.train.steps=80 \
-      --config.train.checkpoint_every=40
+      --config.optimizer.recipe=adamw_warmup_cosine "${own[@]}" \
+      --config.train.batch_size=48 --config.train.epochs=0 --config.train.steps=120 \
+      --config.train.checkpoint_every=60
   done
 done
 run compare --baseline=zero_shot "$out"/runs/{zero_shot,projection,lora,cross_modal_adapter,full}-{0,1,2}

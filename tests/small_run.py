@@ -285,8 +285,11 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
 def checkpoint(workdir: pathlib.Path, step: int | None = None) -> dict[str, np.ndarray]:
     """{path: array} of the state in a checkpoint, the last by default, as orbax reads it."""
     step = checkpoint_steps(workdir)[-1] if step is None else step
-    with ocp.StandardCheckpointer() as reader:
-        state = reader.restore(workdir / "checkpoints" / str(step) / "state")
+    place = workdir / "checkpoints" / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(place).item_metadata.tree
+        arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        state = reader.restore(place, ocp.args.PyTreeRestore(restore_args=arrays))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

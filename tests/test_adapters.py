@@ -19,7 +19,9 @@ TRAINING = sorted(set(METHODS) - {"zero_shot"})
 
 def features(part, batch, trainable=None):
     model = part.merge(part.trainable if trainable is None else trainable, part.frozen)
-    return model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
+    return jax.jit(
+        lambda: (model.encode_frames(batch["frames"]), model.encode_text(batch["text"]))
+    )()
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -38,7 +40,7 @@ def test_every_trainable_gets_a_gradient_and_nothing_else_is_in_the_tree(name):
             + (t * jax.random.normal(keys[1], t.shape)).sum()
         )
 
-    grads = flat_names(jax.grad(loss)(part.trainable))
+    grads = flat_names(jax.jit(jax.grad(loss))(part.trainable))
     dead = [path for path, g in grads.items() if not np.abs(g).max() > 0]
     # q.k is blind to a constant on all keys, so the key bias has no gradient by construction.
     assert [path for path in dead if not path.endswith("attn.k.bias")] == []
@@ -52,7 +54,9 @@ def test_freshly_attached_stays_at_or_near_the_frozen_model(name, depths):
     batch = tiny.batch()
     bare = tiny.clip(vision_layers=depths[0], text_layers=depths[1])
     part = tiny.split(name, vision_layers=depths[0], text_layers=depths[1])
-    plain = bare.encode_frames(batch["frames"]), bare.encode_text(batch["text"])
+    plain = jax.jit(
+        lambda: (bare.encode_frames(batch["frames"]), bare.encode_text(batch["text"]))
+    )()
     for ours, reference in zip(features(part, batch), plain, strict=True):
         error = np.abs(ours - reference).max() / np.abs(reference).max()
         # Cross-Modal Adapter starts near the identity: N(0, .01).
@@ -74,8 +78,9 @@ def test_what_a_method_adds_is_float32_of_its_own_type(name):
 @pytest.mark.parametrize("name", ["cross_modal_adapter", "lora"])
 def test_attaching_twice_raises(name):
     model = tiny.clip(name)
+    options = ConfigDict(dict(METHODS[name].options))
     with pytest.raises(UserError, match="already holds"):
-        get_method(name).attach(model, ConfigDict(dict(METHODS[name].options)), None)
+        get_method(name).attach(model, options, np.random.default_rng(0))
 
 
 def test_counts_of_the_paper():

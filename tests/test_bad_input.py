@@ -107,7 +107,7 @@ def test_all_tensors_that_do_not_fit_are_in_one_report(small, backbone):
         assert line in said
     os.remove(broken / "model.safetensors")
     said = small.refused(*small.arguments(f"--config.backbone={broken}", "--workdir=never"))
-    assert "neither model.safetensors nor its index" in said
+    assert "neither model.safetensors nor model.safetensors.index.json is there" in said
 
 
 def test_a_tokenizer_that_does_not_fit(small, backbone):
@@ -156,9 +156,10 @@ def test_a_full_disk_costs_no_checkpoint(small, stopped):
     workdir = small.root / "full"
     shutil.copytree(stopped, workdir)
     steps, state = small_run.checkpoint_steps(workdir), small_run.checkpoint(workdir)
-    arguments = small.arguments("--workdir=full", "--config.train.checkpoint_every=2")
-    for limit, path in ((2_500, "metrics.jsonl"), (12_000, "checkpoints")):
-        said = small.refused(*arguments, largest_file=limit)
+    arguments = small.arguments("--workdir=full")
+    for limit, every, path in ((5_000, 1000, "metrics.jsonl"), (12_000, 2, "checkpoints")):
+        flag = f"--config.train.checkpoint_every={every}"
+        said = small.refused(*arguments, flag, largest_file=limit)
         found = re.search(r"error: (\S+): cannot write: file size limit reached", said)
         assert found and found[1].endswith(path), said
         needed, free = re.search(r"needed ([\d,]+) bytes or more, free ([\d,]+)\)", said).groups()

@@ -26,8 +26,12 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             return _report(error)
 
-    # Orbax and TFDS narrate every file at INFO.
+    # Orbax and TFDS narrate every file at INFO. Orbax also logs, with its traceback, what a thread
+    # of it raises; that reaches us as an exception.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(
+        lambda record: not ("orbax" in record.pathname and record.exc_info)
+    )
     app.run(guarded, flags_parser=_parse_flags)
 
 
