@@ -151,13 +151,19 @@ def test_nothing_is_compiled_after_the_first_step(small):
     assert compiled_between("step 4/", f"val after step {small_run.STEPS}:") == []
 
 
-def test_nan_in_a_parameter_stops_the_run_and_is_named(small):
-    said = small.refused(
-        *small.arguments("--workdir=grown", "--config.optimizer.lr=1e38", method="projection"),
-        "--config.train.checkpoint_every=1",
-    )
-    assert re.search(r"step \d+: non-finite values in .*projection.kernel", said)
-    kept = int(re.search(r"last checkpoint is of step (\d+)", said)[1])
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(small):
+    """Whether the gradient overflows, at the second step, or the update itself, at the first."""
+
+    def stopped_by(lr, workdir):
+        flags = (f"--config.optimizer.lr={lr}", "--config.train.checkpoint_every=1")
+        return small.refused(*small.arguments(*flags, f"--workdir={workdir}", method="projection"))
+
+    said = stopped_by("1e38", "grown")
+    kept = int(re.search(r"non-finite .*projection.kernel.* checkpoint is of step (\d+)", said)[1])
     assert kept == small_run.checkpoint_steps(small.root / "grown")[-1]
     state = small_run.checkpoint(small.root / "grown")
     assert all(np.isfinite(leaf).all() for leaf in state.values())
+    assert re.search(
+        "step 1: non-finite .*projection.kernel.*none is saved", stopped_by("1e39", "inf")
+    )
+    assert small_run.checkpoint_steps(small.root / "inf") == []
