@@ -11,7 +11,7 @@ demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
@@ -19,7 +19,7 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 parity: $(VENV)/.stamp-parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m parity $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

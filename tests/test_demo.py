@@ -187,6 +187,12 @@ def test_shuffling_frames_changes_no_rank(shuffled, similarity):
         assert set(moved) <= set(close[way][:, 0])
 
 
+def test_what_ships_is_small_and_all_read():
+    files = {file.name: file.stat().st_size for file in demo.BACKBONE.iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert sum(files.values()) <= 3_000_000
+
+
 def test_clips_of_another_size_are_not_taken_for_ours(finished):
     with pytest.raises(UserError, match=r"holds 240 \+ 80 clips, not 480 \+ 160"):
         demo.make_clips(finished[0] / "clips", demo.Size(train=480, test=160))
