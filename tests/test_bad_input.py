@@ -153,10 +153,10 @@ def _rename_a_clip(small):
 
 def test_a_full_disk_costs_no_checkpoint(small, stopped):
     """A limit on the size of files stands for it: metrics and then checkpoints do not fit."""
-    workdir = small.root / "full"
+    workdir = small.root / "full_disk"
     shutil.copytree(stopped, workdir)
     steps, state = small_run.checkpoint_steps(workdir), small_run.checkpoint(workdir)
-    arguments = small.arguments("--workdir=full")
+    arguments = small.arguments("--workdir=full_disk")
     for limit, every, path in ((5_000, 1000, "metrics.jsonl"), (12_000, 2, "checkpoints")):
         flag = f"--config.train.checkpoint_every={every}"
         said = small.refused(*arguments, flag, largest_file=limit)
@@ -167,7 +167,7 @@ def test_a_full_disk_costs_no_checkpoint(small, stopped):
         assert set(steps) <= set(small_run.checkpoint_steps(workdir))
     kept = small_run.checkpoint(workdir, steps[-1])
     assert all(np.array_equal(kept[name], state[name]) for name in state)
-    said = small.run("--workdir=full", "--config.train.checkpoint_every=2")
+    said = small.run("--workdir=full_disk", "--config.train.checkpoint_every=2")
     assert f"resumed from step {steps[-1]}" in said
     assert len(small_run.losses(workdir)) == small_run.STEPS
 
