@@ -107,11 +107,11 @@ def test_a_saved_backbone_is_the_trained_one(small, finished):
 
 
 def test_a_backbone_is_saved_only_where_one_was_trained(small, finished):
-    arguments = small.arguments("--workdir=never")
+    arguments = small.arguments("--workdir=unborn")
     assert "is for method=full" in small.refused(*arguments, "--save_backbone=elsewhere")
-    full = small.arguments("--workdir=never", method="full")
+    full = small.arguments("--workdir=unborn", method="full")
     assert "exists and is not empty" in small.refused(*full, "--save-backbone=saved")
-    assert not (small.root / "never").exists() and not (small.root / "elsewhere").exists()
+    assert not (small.root / "unborn").exists() and not (small.root / "elsewhere").exists()
 
 
 def test_a_checkpoint_holds_the_trainables_and_their_moments_only(small, adapted):
