@@ -12,4 +12,4 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from small_run import small  # noqa: E402, F401 (a session fixture)
+from small_run import small, whole  # noqa: E402, F401 (session fixtures)

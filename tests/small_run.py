@@ -39,6 +39,7 @@ from uniadapter_jax.prepare import prepare
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent
 SIDE, BATCH, STEPS = 32, 8, 20
+OFTEN = "--config.train.checkpoint_every=2"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("disc", "box", "bar", "cross")
 
@@ -214,6 +215,13 @@ def small(tmp_path_factory) -> Small:
     filled = CONFIG.format(backbone=made.backbone, records=made.records, batch=BATCH, steps=STEPS)
     made.config.write_text(filled)
     return made
+
+
+@pytest.fixture(scope="session")
+def whole(small) -> pathlib.Path:
+    """The workdir of the adapter's run on one device, which nothing disturbed."""
+    small.run("--workdir=whole", OFTEN)
+    return small.root / "whole"
 
 
 def _draw_clips(directory: pathlib.Path) -> pathlib.Path:

@@ -36,9 +36,10 @@ def start_two(small, *arguments, second=(), devices=2):
 
 
 @pytest.fixture(scope="module")
-def runs(small):
+def runs(small, whole):
     """{(devices, method): workdir} on one device and on eight, all at once."""
     workdirs = {(d, m): small.root / f"{m}-on-{d}" for d in (1, 8) for m in METHODS}
+    del workdirs[1, ADAPTER]
     jobs = {
         key: small.fork(*small.arguments(f"--workdir={place}", method=key[1]), devices=key[0])
         for key, place in workdirs.items()
@@ -46,7 +47,7 @@ def runs(small):
     for (devices, _), job in jobs.items():
         said = job.end(0, seconds=300)
         assert f"mesh {{'data': {devices}, 'fsdp': 1, 'tensor': 1}}, {devices} x cpu" in said
-    return workdirs
+    return {**workdirs, (1, ADAPTER): whole}
 
 
 def assert_same_numbers(workdir, expected):

@@ -7,19 +7,11 @@ import signal
 import time
 
 import numpy as np
-import pytest
 import small_run
+from small_run import OFTEN
 
-OFTEN = "--config.train.checkpoint_every=2"
 # Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
 MOMENTS = list(zip((3, 6, 10, 15), np.random.default_rng(0).uniform(0.0, 0.08, 4), strict=True))
-
-
-@pytest.fixture(scope="module")
-def whole(small):
-    """The workdir of a run that nothing disturbed."""
-    small.run("--workdir=whole", OFTEN)
-    return small.root / "whole"
 
 
 def assert_same_run(workdir, whole):

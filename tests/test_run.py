@@ -31,13 +31,6 @@ def finished(small):
     return workdir, saved, said
 
 
-@pytest.fixture(scope="module")
-def adapted(small):
-    """The workdir of an adapter's run."""
-    small.run("--workdir=adapted")
-    return small.root / "adapted"
-
-
 def test_every_field_is_documented_and_there(finished):
     workdir, _, _ = finished
     assert set(small_run.result(workdir)) == documented("result.json")
@@ -114,14 +107,14 @@ def test_a_backbone_is_saved_only_where_one_was_trained(small, finished):
     assert not (small.root / "unborn").exists() and not (small.root / "elsewhere").exists()
 
 
-def test_a_checkpoint_holds_the_trainables_and_their_moments_only(small, adapted):
-    state = small_run.checkpoint(adapted)
+def test_a_checkpoint_holds_the_trainables_and_their_moments_only(whole):
+    state = small_run.checkpoint(whole)
     names = {re.match(r"\['(\w+)'\]", path)[1] for path in state}
     assert names == {"trainable", "opt_state"}
-    trained = small_run.result(adapted)["parameters"]["trained"]
+    trained = small_run.result(whole)["parameters"]["trained"]
     assert sum(x.size for p, x in state.items() if p.startswith("['trainable']")) == trained
     assert sum(x.size for p, x in state.items() if p.startswith("['opt_state']")) <= 2 * trained + 8
-    step = adapted / "checkpoints" / str(small_run.STEPS)
+    step = whole / "checkpoints" / str(small_run.STEPS)
     size = sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
     assert size < 3.3 * 4 * trained + 2e6
 
