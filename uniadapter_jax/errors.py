@@ -32,7 +32,18 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
     logging.get_absl_logger().addFilter(
         lambda record: not ("orbax" in record.pathname and record.exc_info)
     )
+    sys.unraisablehook = _unraisable
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def _unraisable(problem: Any) -> None:
+    """Python's own hook, except for writes that end after another write of the checkpoint failed.
+
+    Orbax closes its event loop on the first failure, which reaches us as an exception; what
+    tensorstore still had under way then finds the loop closed, once per array.
+    """
+    if str(problem.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(problem)
 
 
 def _report(problem: Any) -> int:
