@@ -91,9 +91,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--remat", default="none", choices=["none", "full", "dots"])
-    parser.add_argument(
-        "--frame-chunks", type=int, default=4 if jax.default_backend() == "cpu" else 1
-    )
+    parser.add_argument("--frame-chunks", type=int, default=0, help="0: as the config's default")
     parser.add_argument("--backbone", help="config.json of a CLIP; default: ViT-B/32")
     parser.add_argument("--warm", type=int, default=3, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")

@@ -51,7 +51,6 @@ def get_config(argument=None):
     config = base_config(parse_argument(argument, method="cross_modal_adapter")["method"])
     config.name = "small"
     config.backbone = "random:{backbone}"
-    config.compute.frame_chunks = 1
     config.data.records = "{records}"
     config.data.frames = 3
     config.data.words = 10

@@ -158,6 +158,18 @@ def test_hostile_clips_are_defined_and_bounded(name, case, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_stays_visible(name, bad):
+    """It must reach the loss, and only the pairs that it is in."""
+    text, frames, mask = data()
+    text[1, 0], frames[2, 0, 0] = bad, bad
+    got = SIMILARITIES[name](*f32(text, frames), jnp.asarray(mask), 5.0)
+    wanted = np.zeros(got.shape, bool)
+    wanted[1], wanted[:, 2] = True, True
+    np.testing.assert_array_equal(np.isnan(got), wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_noise_that_cancelling_frames_leave_is_no_evidence(name):
     text, frames, mask = hostile("cancel for orthogonal text")
     frames[0] += 1e-6 * np.random.default_rng(5).normal(size=frames[0].shape)

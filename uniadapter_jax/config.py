@@ -26,7 +26,7 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # of frozen weights and activations: float32 | bfloat16
     config.compute.remat = "none"  # none | full | dots
-    config.compute.frame_chunks = 0  # groups of frames per pass; 0: 4 on a CPU, else 1
+    config.compute.frame_chunks = 0  # groups of frames per pass; 0: the fastest known
 
     chosen = get_method(method)
     config.method = ConfigDict({"name": method, **chosen.options})

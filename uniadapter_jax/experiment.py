@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -146,13 +145,12 @@ def _open_data(config: ConfigDict, *, trains: bool) -> Data:
 def _load_backbone(config: ConfigDict) -> Backbone:
     if not config.backbone:
         raise UserError("config.backbone is empty: a directory, or random:<config.json>")
-    chunks = config.compute.frame_chunks
     return load_backbone(
         config.backbone,
         seed=config.seed,
         dtype=config.compute.dtype,
         remat=config.compute.remat,
-        frame_chunks=chunks or (4 if jax.default_backend() == "cpu" else 1),
+        frame_chunks=config.compute.frame_chunks,
     )
 
 

@@ -151,7 +151,7 @@ def _compare_by_query(
     pooled = _contract("mgf,mfn->mgn", clips.turned, weights)
     shortest = SHORTEST**2 * clips.longest[:, None]
     square = jnp.maximum(jnp.sum(pooled * pooled, axis=1), shortest) * _square(text)[None, :]
-    alive = square > 0
+    alive = ~(square <= 0)  # NaN stays NaN
     cosine = jnp.where(alive, along * jax.lax.rsqrt(jnp.where(alive, square, 1.0)), 0.0)
     # Beyond 1 is rounding, and at its extreme a cosine has gradient 0: that is the clip's too.
     return jnp.clip(cosine, -1.0, 1.0).T

@@ -341,7 +341,7 @@ class CLIP(nnx.Module):
         rng: layers.Rng,
         dtype: str = "float32",
         remat: str = "none",
-        frame_chunks: int = 1,
+        frame_chunks: int = 0,
     ):
         self.adapters = nnx.data(None)
         self.logit_scale = nnx.Param(jnp.asarray(layers.logit_scale_init(), jnp.float32))
@@ -349,7 +349,7 @@ class CLIP(nnx.Module):
         self.vision = VisionTower(config, remat, rng=rng)
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.frame_chunks = frame_chunks
+        self.frame_chunks = frame_chunks or _frame_chunks(config.vision.width)
 
     def _shared(self, tower: str, count: int) -> PyTree | None:
         return None if self.adapters is None else self.adapters.layer_slices(tower, count)
@@ -363,11 +363,10 @@ class CLIP(nnx.Module):
     def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
 
-        The tower runs over `frame_chunks` groups of frames one after another: on a CPU the
-        activations of a group stay in cache (see `benchmarks/train_step.py`).
+        The tower runs over `frame_chunks` groups of frames one after another.
         """
         b, f = frames.shape[:2]
-        groups = np.array_split(np.arange(f), max(1, min(self.frame_chunks, f)))
+        groups = np.array_split(np.arange(f), min(self.frame_chunks, f))
         keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
         out = []
         for group, group_key in zip(groups, keys, strict=True):
@@ -383,6 +382,14 @@ class CLIP(nnx.Module):
         shared = self._shared("text", self.config.text.layers)
         features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
         return features.astype(jnp.float32)
+
+
+def _frame_chunks(width: int) -> int:
+    """What was fastest: a CPU keeps a part of a wide tower's activations in cache.
+
+    A narrow tower fits whole, and every part is compiled anew (`benchmarks/train_step.py`).
+    """
+    return 4 if jax.default_backend() == "cpu" and width >= 512 else 1
 
 
 def normalize_pixels(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:

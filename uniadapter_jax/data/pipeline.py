@@ -19,6 +19,7 @@ from absl import flags
 from PIL import Image
 
 from uniadapter_jax.data import images, sampling
+from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.order import SampleOrder
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
@@ -250,4 +251,5 @@ def _in_processes(batches: grain.MapDataset, buffers: int, workers: int) -> Batc
     workers = min(workers, max(1, buffers // 2))
     size = max(1, buffers // (2 * workers))
     here = batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    return Batches(iter(here.mp_prefetch(grain.MultiprocessingOptions(workers, size))))
+    options = grain.MultiprocessingOptions(workers, size)
+    return Batches(iter(here.mp_prefetch(options, lambda index, count: end_with_parent())))

@@ -10,12 +10,11 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import multiprocessing.connection
-import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
+from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.shards import Outcome, Shard, decode_item, write_shard
 from uniadapter_jax.errors import UserError
@@ -56,9 +55,7 @@ def _decode(
 
 def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
     """Life of a worker: shard in, ('begin', index), ('item', bad), ..., ('done', None) out."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_parent()
     while (task := pipe.recv()) is not None:
         shard, crashed = task
         try:
@@ -74,11 +71,6 @@ def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
             pipe.send(("error", str(error)))
         else:
             pipe.send(("done", None))
-
-
-def _exit_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 class _Worker:
