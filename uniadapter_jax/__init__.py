@@ -1,3 +1,23 @@
-"""Adapters for frozen vision-language models, in JAX."""
+"""Adapters for frozen vision-language models, in JAX.
+
+`load_model` is the library's front door; `uniadapter_jax.testing` is for people who port weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uniadapter_jax.model import AdaptedModel, load_model
 
 __version__ = "0.1.0"
+__all__ = ["AdaptedModel", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports JAX only when something needs it: `import uniadapter_jax` takes milliseconds."""
+    if name in ("AdaptedModel", "load_model"):
+        from uniadapter_jax import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -91,6 +92,24 @@ def last_step(directory: pathlib.Path) -> int | None:
     """The step of the newest complete checkpoint; looks, and changes nothing."""
     names = os.listdir(directory) if directory.is_dir() else ()
     return max((int(name) for name in names if name.isdigit()), default=None)
+
+
+def restore_trainable(directory: pathlib.Path, step: int, like: PyTree) -> PyTree:
+    """The trainables of a run's checkpoint without the optimizer's state, as host arrays.
+
+    `like` has their structure, shapes and dtypes. Raises `UserError` if there is no such step.
+    """
+    state = directory / str(step) / "state"
+    if not state.is_dir():
+        there = sorted(int(name) for name in os.listdir(directory) if name.isdigit())
+        raise UserError(f"{directory} has no checkpoint of step {step}, it has {there}")
+    wanted = {"trainable": jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)}
+    arguments = ocp.args.PyTreeRestore(
+        item=wanted,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+        partial_restore=True,
+    )
+    return ocp.PyTreeCheckpointer().restore(state.absolute(), args=arguments)["trainable"]
 
 
 class Checkpoints:

@@ -28,7 +28,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.backbones.layers import ACTIVATIONS
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights import adapter_directory, cma_names
+from uniadapter_jax.weights import cma_names
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     FINGERPRINT_FILE,
     huggingface_shapes,
@@ -85,13 +86,9 @@ def convert_weights(
         note = {"fingerprint": fingerprint, "converted_from": found.kind}
         (made / FINGERPRINT_FILE).write_text(json.dumps(note, indent=2) + "\n")
         if options is not None:
-            adapter_directory.write_adapter(
-                made / "adapter",
-                method="cross_modal_adapter",
-                options=options,
-                tensors=dict(cma_names.from_official(found.adapter)),
-                fingerprint=fingerprint,
-            )
+            tensors = dict(cma_names.from_official(found.adapter))
+            adapter = AdapterFiles("cross_modal_adapter", options, tensors, fingerprint)
+            write_adapter(made / "adapter", adapter)
         said = provide_tokenizer(tokenizer, found.folder, made, config.vocab_size)
     print(f"{found.kind} -> {destination}: {_describe(config)}; {said}", file=sys.stderr)
     return fingerprint

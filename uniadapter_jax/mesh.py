@@ -44,6 +44,12 @@ def make_mesh(sizes: Mapping[str, int]) -> Mesh:
     return mesh
 
 
+def one_device() -> Mesh:
+    """A mesh of this process' first device, for work that is not to be cut."""
+    device = np.array(jax.local_devices()[:1]).reshape((1,) * len(AXES))
+    return Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over all batch axes of the mesh."""
     return NamedSharding(mesh, P(BATCH_AXES))

@@ -125,7 +125,7 @@ def adapters(model):
 
 
 def optimizer_of(model):
-    from cma import RECIPE, TOTAL_STEPS
+    from cma import RECIPE
     from modules.optimization import BertAdam
 
     groups = [
@@ -141,7 +141,7 @@ def optimizer_of(model):
         b1=0.9,
         b2=0.98,
         e=1e-6,
-        t_total=TOTAL_STEPS,
+        t_total=RECIPE["total_steps"],
         max_grad_norm=0.0,
     )
 

@@ -25,6 +25,8 @@ class Method:
       attach: puts trainable modules into the backbone's places; says nothing else.
       options: the method's knobs with their defaults, their only home.
       trainable: the nnx filter of what trains; None trains nothing.
+      merge: works a trained module into the backbone's own weights and takes it out; None for a
+        method that is not linear.
       version: grows when the function that the same parameters compute changes.
     """
 
@@ -32,11 +34,16 @@ class Method:
     attach: Callable[[nnx.Module, Any, np.random.Generator], None]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trainable: Any = AdapterParam
+    merge: Callable[[nnx.Module], None] | None = None
     version: int = 1
 
 
 def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None:
     """For methods that train what the backbone already has, or nothing."""
+
+
+def merge_nothing(backbone: nnx.Module) -> None:
+    """For methods whose trained parameters are the backbone's own."""
 
 
 def fill_place(owner: nnx.Module, place: str, module: nnx.Module) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from uniadapter_jax.adapters.base import Method, attach_nothing
+from uniadapter_jax.adapters.base import Method, attach_nothing, merge_nothing
 
 
 def _is_projection(path: tuple[Any, ...], _: Any) -> bool:
@@ -14,7 +14,10 @@ def _is_projection(path: tuple[Any, ...], _: Any) -> bool:
 
 
 ZERO_SHOT = Method(name="zero_shot", attach=attach_nothing, trainable=None)
-FULL = Method(name="full", attach=attach_nothing, trainable=nnx.Param)
+FULL = Method(name="full", attach=attach_nothing, trainable=nnx.Param, merge=merge_nothing)
 PROJECTION = Method(
-    name="projection", attach=attach_nothing, trainable=nnx.All(nnx.Param, _is_projection)
+    name="projection",
+    attach=attach_nothing,
+    trainable=nnx.All(nnx.Param, _is_projection),
+    merge=merge_nothing,
 )

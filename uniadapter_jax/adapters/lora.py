@@ -81,8 +81,24 @@ def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None
             fill_place(linear, "delta", branch)
 
 
+def merge(backbone: nnx.Module) -> None:
+    """Adds every branch to the kernel beside it: W + (alpha / rank) A B, summed in float64."""
+    for _, linear in linear_layers(backbone):
+        branch = linear.delta
+        if branch is None:
+            continue
+        a, b, kernel = (
+            np.asarray(jax.device_get(param[...]), np.float64)
+            for param in (branch.a_kernel, branch.b_kernel, linear.kernel)
+        )
+        merged = kernel + branch.scale * np.einsum("...ir,...ro->...io", a, b)
+        linear.kernel[...] = jnp.asarray(merged.astype(np.float32))
+        linear.delta = None
+
+
 METHOD = Method(
     name="lora",
     attach=attach,
+    merge=merge,
     options={"rank": 8, "alpha": 8.0, "targets": ("attn.q", "attn.v"), "dropout": 0.0},
 )

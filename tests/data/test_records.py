@@ -1,0 +1,138 @@
+"""Opening, slicing and identifying prepared records."""
+
+import hashlib
+import json
+import pickle
+import shutil
+
+import media
+import pytest
+
+from uniadapter_jax.data.records import carve_validation, open_records
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.prepare import prepare
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    manifest = media.picture_manifest(folder / "raw", 9)
+    with open(manifest, "a") as file:
+        file.write(json.dumps({"id": "t", "path": "media/p1.png", "captions": ["test"],
+                               "split": "test"}) + "\n")  # fmt: skip
+    prepare(media.settings(), str(manifest), str(folder / "out"))
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    return shutil.copytree(root, tmp_path / "copy")
+
+
+@pytest.fixture
+def records(root):
+    return open_records(str(root), "train")
+
+
+def test_index_agrees_with_the_records(records):
+    assert len(records) == 9
+    for i in range(9):
+        record = records.read(i)
+        assert record.id == records.ids[i] == f"p{i}"
+        assert record.captions == records.captions[i]
+        assert len(record.frames) == records.frame_counts[i] == 1
+
+
+def test_subset_keeps_its_own_order(records):
+    part = records.subset([7, 2, 5]).subset([2, 0])
+    assert part.ids == ["p5", "p7"]
+    assert [part.read(i).id for i in range(2)] == ["p5", "p7"]
+    assert len(records) == 9
+
+
+def test_pickles_small_and_reads_elsewhere(records):
+    records.read(0)
+    again = pickle.loads(pickle.dumps(records.subset([4])))
+    assert again.read(0).id == "p4"
+    assert again.fingerprint == records.subset([4]).fingerprint
+
+
+class TestFingerprint:
+    def test_is_of_the_content_not_the_place(self, records, copy):
+        assert open_records(str(copy), "train").fingerprint == records.fingerprint
+
+    def test_differs_with_split_subset_and_order(self, records, root):
+        prints = [
+            records.fingerprint,
+            open_records(str(root), "test").fingerprint,
+            records.subset(range(8)).fingerprint,
+            records.subset(reversed(range(9))).fingerprint,
+        ]
+        assert len(set(prints)) == 4
+
+    @pytest.mark.parametrize("change", [{"quality": 40}, {"fps": 2.0}])
+    def test_differs_with_the_settings(self, root, tmp_path, records, change):
+        """Even where no pixel changes, as with fps on pictures."""
+        raw = str(root.parent / "raw" / "manifest.jsonl")
+        prepare(media.settings(**change), raw, str(tmp_path / "out"))
+        assert open_records(str(tmp_path / "out"), "train").fingerprint != records.fingerprint
+
+
+class TestCarving:
+    def test_takes_the_smallest_hashes(self, records):
+        train, val = carve_validation(records, 3)
+        order = sorted(records.ids, key=lambda name: hashlib.sha256(name.encode()).digest())
+        assert set(val.ids) == set(order[:3])
+        assert set(train.ids) == set(order[3:])
+        assert train.ids == sorted(train.ids)  # the order of the records is kept
+
+    def test_does_not_depend_on_the_order(self, records):
+        backwards = records.subset(reversed(range(9)))
+        assert set(carve_validation(backwards, 3)[1].ids) == set(
+            carve_validation(records, 3)[1].ids
+        )
+
+    def test_none(self, records):
+        train, val = carve_validation(records, 0)
+        assert (len(train), len(val)) == (9, 0)
+
+    @pytest.mark.parametrize("count", [9, 10, -1])
+    def test_too_many(self, records, count):
+        with pytest.raises(UserError, match=rf"val={count}"):
+            carve_validation(records, count)
+
+
+class TestRefusals:
+    def test_nothing_there_names_the_command(self, tmp_path):
+        with pytest.raises(UserError, match=r"uniadapter_jax\.prepare .*--output=.*none"):
+            open_records(str(tmp_path / "none"), "train")
+
+    def test_no_such_split(self, root):
+        with pytest.raises(UserError, match="no split 'val'; it has test, train"):
+            open_records(str(root), "val")
+
+    def test_lost_index_line(self, copy):
+        path = copy / "index-train.jsonl"
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        with pytest.raises(UserError, match=r"8 lines, prepare\.json counts 9"):
+            open_records(str(copy), "train")
+
+    def test_broken_index_line(self, copy):
+        path = copy / "index-train.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([*lines[:4], lines[4][:20] + "\n", *lines[5:]]))
+        with pytest.raises(UserError, match=r"index-train\.jsonl, line 5"):
+            open_records(str(copy), "train")
+
+    def test_index_of_other_records(self, copy):
+        path = copy / "index-train.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[::-1]))
+        with pytest.raises(UserError, match="record 0 of train is not 'p8'"):
+            open_records(str(copy), "train").read(0)
+
+    def test_truncated_record_file(self, copy):
+        (path,) = copy.glob("records-train.array_record-*")
+        path.write_bytes(path.read_bytes()[:3000])
+        with pytest.raises(UserError, match="of train is damaged"):
+            open_records(str(copy), "train").read(8)

@@ -1,0 +1,302 @@
+"""A run's adapter leaves as a directory and comes back bit for bit; nothing else is let in."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import small_run
+import yaml
+
+from uniadapter_jax import load_model
+from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.data.records import open_records
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.export import export, main, push
+from uniadapter_jax.metrics import retrieval_ranks
+from uniadapter_jax.partition import flat_names
+from uniadapter_jax.weights.safetensors_file import read_safetensors, write_safetensors
+
+TEXTS = ["a red disc number 3", "box in green", "nothing of the kind"]
+
+
+def pictures(count=3, side=40, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def backbone(small):
+    return f"random:{small.backbone}"
+
+
+@pytest.fixture(scope="module")
+def exported(small, whole):
+    export(whole, small.root / "exported", license="apache-2.0")
+    return small.root / "exported"
+
+
+@pytest.fixture(scope="module")
+def lora(small):
+    """The workdir of a LoRA at attention and MLP of both towers, and at the patches."""
+    flags = "--config.method.targets=('attn.q','attn.out','fc1','projection','patch_embedding')"
+    small.run("--workdir=lora", "--config.train.steps=4", flags, method="lora")
+    return small.root / "lora"
+
+
+def test_a_fresh_process_computes_the_same_bits(small, whole, exported, backbone, tmp_path):
+    code = f"""
+import numpy as np, uniadapter_jax
+model = uniadapter_jax.load_model({backbone!r}, {str(exported)!r})
+frames = model.encode_frames(np.load("pixels.npy"))
+text = model.encode_text({TEXTS!r})
+np.savez("found.npz", frames=frames, text=text, sims=model.similarity(text, frames))
+"""
+    np.save(tmp_path / "pixels.npy", pictures())
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    found = np.load(tmp_path / "found.npz")
+    # Here: the same model with what the checkpoint holds, read by another way.
+    model = load_model(backbone, exported)
+    state = small_run.checkpoint(whole)
+    trained = flat_names(model.partition.trainable)
+    for name, leaf in trained.items():
+        key = "['trainable']" + "".join(f"['{part}']" for part in name.split("."))
+        np.testing.assert_array_equal(leaf, state[key])
+    text, frames = model.encode_text(TEXTS), model.encode_frames(pictures())
+    np.testing.assert_array_equal(found["text"], text)
+    np.testing.assert_array_equal(found["frames"], frames)
+    np.testing.assert_array_equal(found["sims"], model.similarity(text, frames))
+    # The adapter matters.
+    assert np.abs(load_model(backbone).encode_frames(pictures()) - frames).max() > 1e-3
+
+
+def test_the_library_finds_what_the_run_found(small, whole, exported, backbone):
+    """Features by the public functions give the ranks of result.json."""
+    found = small_run.result(whole)
+    records = open_records(str(small.records), "test")
+    config = found["config"]["data"]
+    from ml_collections import ConfigDict
+
+    model = load_model(backbone, exported, batch_size=16)
+    frames, masks = [], []
+    batches = clip_batches(records, ConfigDict(config), image_size=32, global_batch=len(records))
+    for batch in batches:
+        flat = model.encode_frames(batch["frames"].reshape(-1, *batch["frames"].shape[2:]))
+        frames.append(flat.reshape(*batch["frames"].shape[:2], -1))
+        masks.append(batch["frame_mask"])
+    captions = [caption for clip in records.captions for caption in clip]
+    owners = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
+    scores = model.similarity(
+        model.encode_text(captions), np.concatenate(frames), np.concatenate(masks)
+    )
+    ranks = retrieval_ranks(scores, owners, v2t="best_caption", ties="optimistic")
+    for way in ("t2v", "v2t"):
+        assert ranks[way].tolist() == found["ranks"][way]
+
+
+def test_the_card_says_what_was_measured_and_its_code_runs(small, whole, exported, backbone):
+    card = (exported / "README.md").read_text()
+    _, header, body = card.split("---\n", 2)
+    meta = yaml.safe_load(header)
+    assert meta["library_name"] == "uniadapter_jax" and meta["license"] == "apache-2.0"
+    found = small_run.result(whole)
+    for values in found["metrics"].values():
+        assert " | ".join(f"{value:.1f}" for value in values.values()) in body
+    assert found["fingerprint"] in body and str(small.root) not in card
+    (code,) = re.findall("```python\n(.*?)```", body, re.DOTALL)
+    code = code.replace("BACKBONE", backbone).replace("THIS_DIRECTORY", str(exported))
+    place = {"pixels": pictures(6), "clips": 2}
+    exec(code, place)
+    assert place["cosines"].shape == (1, 2)
+
+
+def test_the_tokenizer_travels_where_the_backbone_has_none(small, exported, backbone):
+    assert (exported / "tokenizer.json").is_file() or (exported / "vocab.json").is_file()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load_model(backbone).encode_text(TEXTS)
+    ids = load_model(small.records / "none" if False else backbone, exported).tokenizer.encode(
+        TEXTS, 10
+    )
+    model = load_model(backbone, exported)
+    np.testing.assert_array_equal(model.encode_text(ids), model.encode_text(TEXTS))
+
+
+def changed(exported, place, config=None, tensors=None):
+    """A copy of an adapter with other fields, or other tensors."""
+    shutil.copytree(exported, place)
+    file = place / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **(config or {})}))
+    if tensors is not None:
+        specs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        write_safetensors(place / "adapter_model.safetensors", specs, tensors.items(), {})
+    return place
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"format": "uniadapter_jax/2"}, ["'uniadapter_jax/2'", "'uniadapter_jax/1'"]),
+        ({"method_version": 7}, ["version 7", "version 1"]),
+        ({"options": {"bottleneck": 8}}, ["['bottleneck']", "'shared_dim'"]),
+        ({"method": "prompt"}, ["'prompt' is not known"]),
+        ({"backbone_fingerprint": "abc"}, ["fingerprint abc", "small", "has"]),
+        ({"tokenizer_fingerprint": "abc"}, ["trained with abc", "tokenizer=DIR"]),
+    ],
+)
+def test_another_adapter_is_refused_with_both_sides(exported, backbone, tmp_path, config, words):
+    with pytest.raises(UserError) as caught:
+        load_model(backbone, changed(exported, tmp_path / "other", config))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_all_tensors_that_do_not_fit_are_in_one_report(exported, backbone, tmp_path):
+    tensors = dict(read_safetensors(exported / "adapter_model.safetensors"))
+    tensors["adapters.extra"] = tensors.pop("adapters.attn_bias")
+    tensors["adapters.mlp_bias"] = tensors["adapters.mlp_bias"][:, :3].copy()
+    tensors["text.blocks.after_mlp.up_bias"] = tensors["text.blocks.after_mlp.up_bias"].astype("f2")
+    with pytest.raises(UserError) as caught:
+        load_model(backbone, changed(exported, tmp_path / "other", tensors=tensors))
+    said = str(caught.value)
+    assert "4 problems" in said and "missing: adapters.attn_bias" in said
+    assert "unknown: adapters.extra" in said and "(2, 3), this model has (2, 16)" in said
+    assert "float16, expected float32" in said
+
+
+def test_a_merged_lora_computes_what_the_adapted_backbone_does(small, lora, backbone, tmp_path):
+    export(lora, tmp_path / "apart")
+    export(lora, tmp_path / "merged", merge=True)
+    adapted = load_model(backbone, tmp_path / "apart")
+    merged = load_model(tmp_path / "merged")
+    assert merged.method == "zero_shot" and merged.fingerprint != adapted.fingerprint
+    for name, inputs in (("encode_frames", pictures()), ("encode_text", TEXTS)):
+        ours, theirs = getattr(merged, name)(inputs), getattr(adapted, name)(inputs)
+        bare = getattr(load_model(backbone, tokenizer=small.records / "tokenizer"), name)(inputs)
+        assert np.abs(ours - theirs).max() < 2e-6 * np.abs(theirs).max()
+        assert np.abs(bare - theirs).max() > 1e-3 * np.abs(theirs).max()
+    assert "transformers" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_a_merged_projection_is_the_trained_one(small, tmp_path):
+    small.run("--workdir=projected", "--config.train.steps=3", method="projection")
+    export(small.root / "projected", tmp_path / "apart")
+    export(small.root / "projected", tmp_path / "merged", merge=True)
+    one = load_model(f"random:{small.backbone}", tmp_path / "apart").encode_text(TEXTS)
+    np.testing.assert_array_equal(one, load_model(tmp_path / "merged").encode_text(TEXTS))
+
+
+def test_peft_tensors_are_the_factors_of_every_layer(lora, tmp_path):
+    """Names and shapes; that PEFT computes the same with them is a parity test."""
+    export(lora, tmp_path / "out")
+    ours = read_safetensors(tmp_path / "out" / "adapter_model.safetensors")
+    theirs = read_safetensors(tmp_path / "out" / "peft" / "adapter_model.safetensors")
+    layer = "base_model.model.vision_model.encoder.layers.1.mlp.fc1"
+    a = ours["vision.blocks.mlp.fc1.delta.a_kernel"][1]
+    np.testing.assert_array_equal(theirs[f"{layer}.lora_A.weight"], a.T)
+    patches = "base_model.model.vision_model.embeddings.patch_embedding"
+    assert theirs[f"{patches}.lora_A.weight"].shape == (8, 3, 8, 8)
+    assert theirs[f"{patches}.lora_B.weight"].shape == (48, 8, 1, 1)
+    config = json.loads((tmp_path / "out" / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == 8 and len(config["target_modules"]) * 2 == len(theirs) == 2 * 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--workdir=whole", "--merge"], "cross_modal_adapter is not linear"),
+        (["--workdir=whole", "--step=7"], "no checkpoint of step 7, it has [18, 20]"),
+        (["--workdir=media"], "media holds no config.json, so it is no workdir"),
+        (["--workdir=none"], "zero_shot trains nothing"),
+        (["--workdir=whole", "--backbone=random:other.json"], "pass --backbone=DIR"),
+    ],
+)
+def test_what_cannot_be_exported(small, whole, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(small.root)
+    if arguments == ["--workdir=none"]:
+        small.run("--workdir=none", method="zero_shot")
+    changed_config = json.loads(small.backbone.read_text())
+    changed_config["text_config"]["hidden_act"] = "gelu"
+    (small.root / "other.json").write_text(json.dumps(changed_config))
+    assert main([*arguments, f"--to={tmp_path / 'out'}"]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the HuggingFace hub as an upload asks for."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.server.asked[self.path] = body
+        answers = {
+            "/api/repos/create": {"url": f"{self.server.url}/me/clip", "name": "me/clip"},
+            "/api/validate-yaml": {"errors": [], "warnings": []},
+            "/api/models/me/clip/preupload/main": {
+                "files": [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for file in json.loads(body).get("files", ())
+                ]
+            }
+            if body.startswith(b"{")
+            else {},
+            "/api/models/me/clip/commit/main": {
+                "commitUrl": f"{self.server.url}/me/clip/commit/1",
+                "commitOid": "1",
+            },
+        }
+        self._answer(answers[self.path])
+
+    def do_GET(self):
+        self._answer({"id": "me/clip", "siblings": [], "sha": "0", "private": False})
+
+    def _answer(self, value):
+        text = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked = {}
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+PUSH = "import sys; from uniadapter_jax.export import push; print(push(*sys.argv[1:]))"
+
+
+def test_push_uploads_every_file(exported, hub, tmp_path):
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path)}
+    import os
+
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, str(exported), "me/clip"],
+        env={**os.environ, **environment, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"{hub.url}/me/clip/commit/1"
+    sent = [json.loads(line) for line in hub.asked["/api/models/me/clip/commit/main"].splitlines()]
+    files = {line["value"]["path"] for line in sent if line["key"] == "file"}
+    assert files == {path.name for path in exported.iterdir()}
+
+
+def test_push_without_a_hub_keeps_the_directory(exported):
+    with pytest.raises(UserError, match="is complete; push it again"):
+        push(exported, "not a repository name!")

@@ -1,0 +1,281 @@
+"""A finished run to a small, strict directory that others can load.
+
+    python -m uniadapter_jax.export --workdir RUN --to DIR [--push REPO] [--merge]
+
+DIR gets adapter_model.safetensors (float32), adapter_config.json (method, options, fingerprint of
+the backbone), README.md (a model card with what the run measured) and, where the backbone has none
+of its own, the tokenizer's files. `uniadapter_jax.load_model(backbone, DIR)` reads it. An exported
+LoRA is also there in PEFT's layout, under DIR/peft.
+
+With --merge, DIR is a whole backbone with the adapter worked into its weights: for lora,
+projection and full. See docs/weights.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# A few MB are read and written; no accelerator should be taken for that.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from uniadapter_jax.adapters import Method, get_method
+from uniadapter_jax.checkpoint import last_step, restore_trainable
+from uniadapter_jax.data.text import load_tokenizer
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.model import adapt
+from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
+from uniadapter_jax.partition import Partition, flat_names, partition
+from uniadapter_jax.randomness import generator
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
+from uniadapter_jax.weights.directory import (
+    Backbone,
+    copy_tokenizer,
+    huggingface_tensors,
+    load_backbone,
+    new_directory,
+    read_json,
+    write_backbone,
+)
+from uniadapter_jax.weights.peft_layout import write_peft
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir says about its run; `result` is None if it has none."""
+
+    workdir: pathlib.Path
+    config: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    result: Mapping[str, Any] | None
+
+    @property
+    def tested_step(self) -> int:
+        """The step that the result is of, else the newest."""
+        step = self.result["step"] if self.result else last_step(self.workdir / "checkpoints")
+        if step is None:
+            raise UserError(f"{self.workdir} holds no checkpoint yet")
+        return step
+
+
+def export(
+    workdir: str | os.PathLike[str],
+    to: str | os.PathLike[str],
+    *,
+    backbone: str | None = None,
+    step: int | None = None,
+    merge: bool = False,
+    license: str = UNKNOWN_LICENSE,
+    base_model: str | None = None,
+) -> None:
+    """Writes a run's adapter to the new directory `to`.
+
+    Args:
+      backbone: where the run's backbone is now, if not where it was.
+      step: of the checkpoint; by default the one that was tested.
+      merge: write a whole backbone instead, with the adapter in its weights.
+      license, base_model: for the model card; names that the HuggingFace hub knows.
+
+    Raises:
+      UserError: no run there, a method that has nothing to export or cannot be merged, another
+        backbone than the run's. Nothing is left behind then.
+    """
+    run = _read_run(pathlib.Path(workdir))
+    method = _check_method(run, merge)
+    base = _load_backbone(run, backbone)
+    chosen = run.tested_step if step is None else step
+    adapter = _adapter(run, method, base, chosen)
+    part = adapt(base, adapter)  # as strictly as whoever loads it
+    card = model_card(
+        adapter,
+        run.config,
+        run.result if run.result and run.result["step"] == chosen else None,
+        step=chosen,
+        parameters=part.counts(),
+        license=license,
+        base_model=base_model,
+        merged=merge,
+    )
+    tokenizer = _tokenizer_directory(run, base)
+    with new_directory(to) as made:
+        if merge:
+            _write_merged(made, method, part, base, tokenizer)
+        else:
+            write_adapter(made, adapter)
+            if method.name == "lora":
+                write_peft(made / "peft", adapter)
+            if tokenizer is not None and tokenizer != base.source:
+                copy_tokenizer(tokenizer, made)
+        (made / "README.md").write_text(card)
+
+
+def _read_run(workdir: pathlib.Path) -> Run:
+    for name in ("config.json", "identity.json"):
+        if not (workdir / name).is_file():
+            raise UserError(f"{workdir} holds no {name}, so it is no workdir of a run")
+    result = workdir / "result.json"
+    return Run(
+        workdir,
+        read_json(workdir / "config.json"),
+        read_json(workdir / "identity.json"),
+        read_json(result) if result.is_file() else None,
+    )
+
+
+def _check_method(run: Run, merge: bool) -> Method:
+    method = get_method(run.config["method"]["name"])
+    version = run.identity["method.version"]
+    if version != method.version:
+        raise UserError(
+            f"{run.workdir} was trained with version {version} of {method.name}, this package has "
+            f"version {method.version}"
+        )
+    if method.trainable is None:
+        raise UserError(f"{run.workdir}: {method.name} trains nothing, so there is no adapter")
+    if merge and method.merge is None:
+        raise UserError(
+            f"{run.workdir}: {method.name} is not linear, so it cannot be merged into the "
+            "backbone's weights; leave --merge out"
+        )
+    if method.name == "full" and not merge:
+        raise UserError(
+            f"{run.workdir}: full has trained the whole backbone; pass --merge to write that"
+        )
+    return method
+
+
+def _load_backbone(run: Run, given: str | None) -> Backbone:
+    base = load_backbone(given or run.config["backbone"], seed=run.config["seed"])
+    if base.fingerprint != run.identity["backbone"]:
+        raise UserError(
+            f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "
+            f"{base.source} has {base.fingerprint}; pass --backbone=DIR with the right one"
+        )
+    return base
+
+
+def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFiles:
+    own = run.config["method"]
+    options = {name: own[name] for name in method.options}
+    like = _shapes_of_trainables(base, method, options)
+    trained = restore_trainable(run.workdir / "checkpoints", step, like)
+    task = run.config["task"]
+    return AdapterFiles(
+        method=method.name,
+        options=options,
+        tensors={name: np.asarray(leaf) for name, leaf in flat_names(trained).items()},
+        fingerprint=base.fingerprint,
+        task={
+            "similarity": task["similarity"],
+            "temperature": task["temperature"],
+            "words": run.config["data"]["words"],
+        },
+        tokenizer=run.identity["tokenizer"],
+        backbone=pathlib.PurePath(run.config["backbone"]).name,
+    )
+
+
+def _shapes_of_trainables(base: Backbone, method: Method, options: Mapping[str, Any]) -> Any:
+    """Shapes of what the method trains in such a backbone."""
+
+    def attached() -> Any:
+        model = type(base.model)(base.model.config, rng=None)
+        method.attach(model, ConfigDict(dict(options)), generator(0, "adapters"))
+        return partition(model, method.trainable).trainable
+
+    return nnx.eval_shape(attached)
+
+
+def _tokenizer_directory(run: Run, base: Backbone) -> str | None:
+    """Where the tokenizer lies that the run used, None if it is not there any more."""
+    config = run.config
+    places = (config["tokenizer"], base.source, f"{config['data']['records']}/tokenizer")
+    for place in filter(None, places):
+        if pathlib.Path(place).is_dir():
+            if load_tokenizer(place).fingerprint == run.identity["tokenizer"]:
+                return place
+    return None
+
+
+def _write_merged(
+    made: pathlib.Path, method: Method, part: Partition, base: Backbone, tokenizer: str | None
+) -> None:
+    model = part.merge(part.trainable, part.frozen)
+    assert method.merge is not None
+    method.merge(model)
+    write_backbone(made, base.model.config, dict(huggingface_tensors(model)))
+    copy_tokenizer(tokenizer, made)
+
+
+def push(directory: str | os.PathLike[str], repository: str) -> str:
+    """Uploads an exported directory to the HuggingFace hub; returns the commit's address.
+
+    Raises:
+      UserError: no permission, no such place, no connection; the hub's words.
+    """
+    import huggingface_hub  # half a second that only this needs
+    from huggingface_hub import errors
+
+    hub = huggingface_hub.HfApi()
+    try:
+        name = hub.create_repo(repository, exist_ok=True).repo_id
+        return hub.upload_folder(
+            repo_id=name,
+            folder_path=os.fspath(directory),
+            commit_message="Adapter by uniadapter_jax",
+        ).commit_url
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        raise UserError(
+            f"--push={repository}: {error}. {directory} is complete; push it again with "
+            f"`hf upload {repository} {directory}`"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m uniadapter_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="RUN", help="workdir of a run of the main command")
+    add("--to", required=True, metavar="DIR", help="new directory to write")
+    add("--step", type=int, metavar="N", help="checkpoint; default: the one that was tested")
+    add("--backbone", metavar="DIR", help="the run's backbone, if it is not where it was")
+    add("--merge", action="store_true", help="write a backbone with the adapter in its weights")
+    add("--license", default=UNKNOWN_LICENSE, help="for the model card, such as apache-2.0")
+    add("--base-model", metavar="NAME", help="the backbone's name on the hub, for the model card")
+    add("--push", metavar="REPO", help="upload DIR to this repository of the HuggingFace hub")
+    args = parser.parse_args(argv)
+    try:
+        export(
+            args.workdir,
+            args.to,
+            backbone=args.backbone,
+            step=args.step,
+            merge=args.merge,
+            license=args.license,
+            base_model=args.base_model,
+        )
+        print(f"wrote {args.to}", file=sys.stderr)
+        if args.push:
+            print(push(args.to, args.push))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The library's front door: a backbone, adapted or not, as functions from pixels and strings.
+
+model = uniadapter_jax.load_model("backbone/", "adapter/")
+frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]
+text = model.encode_text(["a cat jumps on a chair"])
+cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from uniadapter_jax import scoring
+from uniadapter_jax.adapters import get_method
+from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.config import base_config
+from uniadapter_jax.data import images
+from uniadapter_jax.data.text import Tokenizer, load_tokenizer
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.partition import Partition, flat_names, partition
+from uniadapter_jax.randomness import generator
+from uniadapter_jax.similarity import SIMILARITIES
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
+from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_backbone
+
+_TASK = ("similarity", "temperature")
+
+
+def load_model(
+    backbone: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None = None,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    similarity: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> AdaptedModel:
+    """A model for inference.
+
+    Args:
+      backbone: a directory in HuggingFace's layout, or `random:<config.json>` with `seed`.
+      adapter: a directory that `export` (or `convert`) wrote; None is the backbone alone.
+      tokenizer: a directory of tokenizer files; by default the adapter's, else the backbone's.
+        Without any, ids work and strings raise.
+      similarity: q_score, mean_pool or mean_pool_unit; by default what the adapter was trained
+        with.
+      dtype: of frozen weights and activations, float32 or bfloat16.
+      batch_size: frames or texts that are encoded at once.
+
+    Raises:
+      UserError: files are missing or damaged; the adapter belongs to another backbone, another
+        tokenizer or another version of its method, or its tensors are not exactly the method's.
+        Both sides are said.
+    """
+    base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
+    found = None if adapter is None else read_adapter(pathlib.Path(adapter))
+    part = partition(base.model, None, dtype) if found is None else adapt(base, found, dtype)
+    return AdaptedModel(
+        part,
+        base.model.config,
+        _tokenizer(base, adapter, tokenizer, found.tokenizer if found else ""),
+        method=found.method if found else "zero_shot",
+        fingerprint=base.fingerprint,
+        task=_task(found, similarity),
+        batch_size=batch_size,
+    )
+
+
+def adapt(base: Backbone, adapter: AdapterFiles, dtype: str = "float32") -> Partition:
+    """Puts an adapter into a backbone; strict, see `load_model`."""
+    if adapter.fingerprint != base.fingerprint:
+        raise UserError(
+            f"the adapter was trained on another backbone: it names the fingerprint "
+            f"{adapter.fingerprint} ({adapter.backbone or 'no path'}), {base.source} has "
+            f"{base.fingerprint}"
+        )
+    method = get_method(adapter.method)
+    method.attach(base.model, ConfigDict(dict(adapter.options)), generator(0, "adapters"))
+    part = partition(base.model, method.trainable, dtype)
+    check_tensors("the adapter", adapter.tensors, flat_names(part.trainable))
+    part.trainable = jax.tree.map_with_path(
+        lambda path, _: jnp.asarray(adapter.tensors[".".join(entry.key for entry in path)]),
+        part.trainable,
+    )
+    return part
+
+
+def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
+    task = dict(found.task) if found else {}
+    if similarity is not None:
+        if similarity not in SIMILARITIES:
+            raise UserError(f"similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+        task["similarity"] = similarity
+    return task
+
+
+def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Tokenizer:
+    own = base.source.removeprefix("random:")
+    directory = given or next((d for d in (adapter, own) if d and _has_tokenizer(d)), own)
+    tokenizer = load_tokenizer(directory)
+    if expected and tokenizer.fingerprint and tokenizer.fingerprint != expected:
+        raise UserError(
+            f"the tokenizer in {directory} has the fingerprint {tokenizer.fingerprint}, the "
+            f"adapter was trained with {expected}; pass tokenizer=DIR with that one"
+        )
+    if tokenizer.vocab_size > base.model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {directory} has {tokenizer.vocab_size} ids, the backbone "
+            f"{base.source} embeds {base.model.config.vocab_size}"
+        )
+    return tokenizer
+
+
+def _has_tokenizer(directory: str | os.PathLike[str]) -> bool:
+    return any((pathlib.Path(directory) / name).is_file() for name in TOKENIZER_FILES)
+
+
+class AdaptedModel:
+    """A backbone and the adapter in it, compiled and batched.
+
+    A batch that is not full is padded to the next power of two, so that few programs are compiled.
+
+    Attributes:
+      partition: the arrays, apart as trainable and frozen.
+      config: the backbone's.
+      method: name of the method, `zero_shot` without an adapter.
+      fingerprint: the backbone's.
+      task: similarity, temperature and words (tokens of a text), as the adapter was trained.
+    """
+
+    def __init__(
+        self,
+        part: Partition,
+        config: CLIPConfig,
+        tokenizer: Tokenizer,
+        *,
+        method: str,
+        fingerprint: str,
+        task: Mapping[str, Any],
+        batch_size: int,
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: at least 1")
+        defaults = base_config().task
+        self.partition = part
+        self.config = config
+        self.tokenizer = tokenizer
+        self.method = method
+        self.fingerprint = fingerprint
+        self.task = {**{name: defaults[name] for name in _TASK}, "words": config.positions, **task}
+        self.batch_size = batch_size
+        self._images = jax.jit(lambda t, f, x: part.merge(t, f).encode_images(x))
+        self._text = jax.jit(lambda t, f, x: part.merge(t, f).encode_text(x))
+
+    def encode_frames(self, pixels: Shaped[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N c"]:
+        """Raw features (not normalised) of single frames or pictures.
+
+        uint8 pixels of any size are preprocessed as in training: short side resized, middle cut
+        out, normalised. Floats are taken as normalised already and must have the model's size.
+        """
+        pixels = np.asarray(pixels)
+        if pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ValueError(f"pixels of shape {pixels.shape} are not (N, H, W, 3)")
+        side = self.config.image_size
+        if pixels.dtype == np.uint8:
+            return self._batched(self._images, pixels, lambda part: _resized(part, side))
+        if not np.issubdtype(pixels.dtype, np.floating):
+            raise ValueError(f"pixels are {pixels.dtype}: uint8, or normalised floats")
+        if pixels.shape[1:3] != (side, side):
+            raise ValueError(
+                f"normalised pixels of {pixels.shape[1]}x{pixels.shape[2]}, the model sees "
+                f"{side}x{side}; pass uint8 to have them resized"
+            )
+        return self._batched(self._images, pixels, lambda part: part.astype(np.float32))
+
+    def encode_text(
+        self, texts: str | Sequence[str] | Int[np.ndarray, "n l"]
+    ) -> Float[np.ndarray, "n c"]:
+        """Raw features (not normalised) of strings, or of rows of ids with BOS and EOS.
+
+        Strings are cut at `task["words"]` tokens, EOS kept. Raises `UserError` without a
+        tokenizer, or for ids outside the vocabulary.
+        """
+        if isinstance(texts, np.ndarray | jax.Array):
+            ids = np.asarray(texts)
+            if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+                raise ValueError(f"ids are {ids.dtype} of shape {ids.shape}, not integers (n, l)")
+            if ids.shape[1] > self.config.positions:
+                raise ValueError(
+                    f"texts of {ids.shape[1]} ids, the model reads {self.config.positions}"
+                )
+        else:
+            strings = [texts] if isinstance(texts, str) else list(texts)
+            ids = self.tokenizer.encode(strings, self.task["words"])
+        check_ids(ids, self.config)
+        return self._batched(self._text, ids, lambda part: part.astype(np.int32))
+
+    def similarity(
+        self,
+        text: Float[np.ndarray, "n c"],
+        frames: Float[np.ndarray, "m f c"],
+        mask: Bool[np.ndarray, "m f"] | None = None,
+    ) -> Float[np.ndarray, "n m"]:
+        """Cosines of texts and clips, from raw features; `mask` is False where a clip has ended.
+
+        Features "m c" are clips of one frame, such as pictures.
+        """
+        frames = np.asarray(frames)
+        frames = frames[:, None] if frames.ndim == 2 else frames
+        mask = np.ones(frames.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+        options = {name: self.task[name] for name in _TASK}
+        return scoring.score(text, frames, mask, **options)
+
+    def _batched(
+        self,
+        function: Callable[[PyTree, PyTree, Any], Array],
+        rows: np.ndarray,
+        prepare: Callable[[np.ndarray], np.ndarray],
+    ) -> np.ndarray:
+        features = np.empty((len(rows), self.config.embed), np.float32)
+        for start in range(0, len(rows), self.batch_size):
+            part = prepare(rows[start : start + self.batch_size])
+            size = min(_power_of_two(len(part)), self.batch_size)
+            padded = np.resize(part, (size, *part.shape[1:]))  # repeats rows
+            found = function(self.partition.trainable, self.partition.frozen, padded)
+            features[start : start + len(part)] = np.asarray(found)[: len(part)]
+        return features
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    out = np.empty((len(pixels), side, side, 3), np.uint8)
+    for picture, place in zip(pixels, out, strict=True):
+        images.center_crop(Image.fromarray(picture), place)
+    return out
