@@ -10,8 +10,9 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar of
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
+# One worker per core, at most 4: every file of tests stays whole, so its fixtures run once.
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check
@@ -41,4 +42,6 @@ $(VENV)/.stamp-test: $(VENV)/.stamp-base
 $(VENV)/.stamp-parity: $(VENV)/.stamp-test
 	@echo "Installing PyTorch and transformers, to compare with."
 	$(PIP) -e '.[parity]'
+	@# Without what they depend on: torchvision is there for CUDA builds of PyTorch only.
+	$(PIP) --no-deps open_clip_torch==3.3.0 timm==1.0.31
 	@touch $@

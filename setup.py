@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "flax>=0.12.6,<0.13",
     "ftfy>=6.3,<7",
     "grain>=0.2.16,<0.3",
+    "huggingface_hub>=1,<3",
     "jax>=0.10,<0.13",
     "jaxtyping>=0.3,<0.4",
     "ml_collections>=1.1,<2",
@@ -35,11 +36,16 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["mypy==2.4.1", "pytest==9.2.0", "ruff==0.17.6"],
+    "test": ["mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6"],
     # Carries CLIP's vocabulary, for `convert` of weights that come without.
     "tokenizer": ["instant-clip-tokenizer==0.1.1"],
     # The references that the parity tests compare with.
-    "parity": ["instant-clip-tokenizer==0.1.1", "torch==2.13.0", "transformers==5.23.0"],
+    "parity": [
+        "instant-clip-tokenizer==0.1.1",
+        "peft==0.21.2",
+        "torch==2.13.0",
+        "transformers==5.23.0",
+    ],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
 }

@@ -13,3 +13,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from small_run import small, whole  # noqa: E402, F401 (session fixtures)
+
+# Begun first, so that the workers of pytest-xdist end together.
+LONGEST = ("processes", "demo", "resume", "bad_input", "export", "run", "adapters", "partition")
+
+
+def pytest_collection_modifyitems(items):
+    """Whole files in order of `LONGEST`; the others as they were."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

@@ -7,6 +7,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import open_clip_model
 import pytest
 import torch
 from openai_layout import to_openai
@@ -100,7 +101,9 @@ def open_clip(folder, model, openai):
         },
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": described}))
-    torch.save(openai, folder / "open_clip_pytorch_model.bin")
+    theirs = open_clip_model.load().CLIP(**described)
+    theirs.load_state_dict(openai)
+    torch.save(theirs.state_dict(), folder / "open_clip_pytorch_model.bin")
     return folder
 
 

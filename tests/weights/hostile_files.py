@@ -11,7 +11,7 @@ SENTINEL = "touch ran"
 FORBIDDEN = (
     *("os.system", "posix.system", "nt.system", "os.popen", "subprocess.Popen", "pty.spawn"),
     *("builtins.eval", "builtins.exec", "builtins.__import__", "builtins.getattr", "builtins.open"),
-    *("__builtin__.eval", "__main__.Model", "argparse.Namespace", "pickle.loads", "_pickle.loads"),
+    *("__builtin__.eval", "__main__.Model", "argparse.FileType", "pickle.loads", "_pickle.loads"),
     *("torch.load", "torch.hub.load", "torch._utils.os", "torch.serialization.os.system"),
     *("torch.nn.modules.linear.Linear", "torch._utils._rebuild_tensor_v2.__globals__"),
     *("functools.partial", "operator.attrgetter", "collections.OrderedDict.fromkeys"),
@@ -46,6 +46,8 @@ PAYLOADS = {
     "INST": b"(" + ft.text(SENTINEL) + b"iposix\nsystem\n",
     "OBJ": b"(" + ODICT + b"o",
     "NEWOBJ of an allowed name": ODICT + b")\x81",
+    "call of a Namespace": ft.reduce(ft.name("argparse", "Namespace"), ft.text("x")),
+    "Namespace of something": ft.name("argparse", "Namespace") + ft.text("x") + b"\x85\x81",
     "NEWOBJ_EX": ODICT + b")}\x92",
     "EXT1": b"\x82\x01",
     "EXT4": b"\x84\x01\x00\x00\x00",

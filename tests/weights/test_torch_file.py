@@ -1,5 +1,6 @@
 """Honest torch files: hand-made ones, and golden ones that real torch wrote."""
 
+import functools
 import pathlib
 import subprocess
 import sys
@@ -159,6 +160,17 @@ def test_state_dict_finds_the_model():
     for content in ({}, {"epoch": 3}, {"model": [weight]}, {3: weight}, [weight]):
         with pytest.raises(WeightFileError, match=r"b\.pt: holds"):
             state_dict(content, "b.pt")
+
+
+@pytest.mark.parametrize("make", [ft.zip_file, functools.partial(ft.legacy_file, width=4)])
+def test_the_command_line_of_a_trainer_is_read_as_nothing(tmp_path, make):
+    weight = ft.tensor(ft.storage("0", "FloatStorage", 2), (2,), (1,))
+    settings = ft.record("argparse.Namespace", {"lr": ft.text("high"), "weight": weight})
+    content = ft.dict_of({"model": ft.dict_of({"w": weight}), "args": settings})
+    path = tmp_path / "m.bin"
+    path.write_bytes(make(content, {"0": np.arange(2, dtype="f4").tobytes()}))
+    assert read_torch_file(path)["args"] == {}
+    assert_same(read_state_dict(path), {"w": np.arange(2, dtype="f4")})
 
 
 def test_reading_imports_no_torch():

@@ -57,8 +57,8 @@ class World(Protocol):
     def reduce(self, function: Global, args: tuple[Any, ...]) -> Any:
         """The value of `function(*args)`, by a rule of our own."""
 
-    def new(self, kind: Global, args: tuple[Any, ...]) -> Record:
-        """The inert instance that stands for `kind.__new__(kind, *args)`."""
+    def new(self, kind: Global, args: tuple[Any, ...]) -> Record | dict[Any, Any]:
+        """The inert instance, or empty dict, that stands for `kind.__new__(kind, *args)`."""
 
     def persistent(self, identity: Any) -> Any:
         """The value behind a persistent id."""

@@ -95,7 +95,9 @@ class TorchWorld:
             return Record(function, args)
         raise Refused(f"the pickle calls {printable(function)}, which is no function")
 
-    def new(self, kind: Global, args: tuple[Any, ...]) -> Record:
+    def new(self, kind: Global, args: tuple[Any, ...]) -> Record | dict[Any, Any]:
+        if kind == _NAMESPACE and not args:
+            return {}  # BUILD drops what would fill it: settings of the trainer, no weights
         if not is_script_class(kind) or args:
             raise Refused(f"the pickle makes an instance of {printable(kind)}")
         return Record(kind)
@@ -216,4 +218,6 @@ _RULES: dict[Global, Callable[[tuple[Any, ...]], Any]] = {
     Global("torch.jit._pickle", "build_tensorlist"): _first,
     Global("torch.jit._pickle", "restore_type_tag"): _first,
 }
-ALLOWED = frozenset(_RULES) | frozenset(STORAGES) | frozenset(DTYPES)
+# Cross-Modal Adapter's trainer saves its command line beside the model.
+_NAMESPACE = Global("argparse", "Namespace")
+ALLOWED = frozenset(_RULES) | frozenset(STORAGES) | frozenset(DTYPES) | {_NAMESPACE}
