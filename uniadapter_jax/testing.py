@@ -19,6 +19,7 @@ A batch has arrays or anything that becomes one:
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -57,16 +58,28 @@ def loss_and_grads(
         is not said is the model's own, else the default.
       deterministic: no dropout; otherwise `seed` draws it.
     """
-    mesh = meshes.one_device()
-    part, chosen = model.partition, _task(model, task)
+    part = model.partition
+    gradient = _gradient(model, _task(model, task))
     key = None if deterministic else stream(seed, "dropout")
-
-    def loss(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> tuple[Array, Any]:
-        return Retrieval(chosen, mesh).loss(part.merge(trainable, frozen), batch, key)
-
-    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (value, _), grads = gradient(part.trainable, part.frozen, _device_batch(batch))
+    (value, _), grads = gradient(part.trainable, part.frozen, _device_batch(batch), key)
     return {"loss": float(value)}, official_names(model.method, grads)
+
+
+# Compiled functions of the models that are alive, by task.
+_COMPILED: weakref.WeakKeyDictionary[AdaptedModel, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def _gradient(model: AdaptedModel, task: ConfigDict) -> Any:
+    known = _COMPILED.setdefault(model, {})
+    name = task.to_json(sort_keys=True)
+    if name not in known:
+        part, retrieval = model.partition, Retrieval(task, meshes.one_device())
+
+        def loss(trainable: PyTree, frozen: PyTree, batch: Any, key: Any) -> tuple[Array, Any]:
+            return retrieval.loss(part.merge(trainable, frozen), batch, key)
+
+        known[name] = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return known[name]
 
 
 def recipe_steps(
