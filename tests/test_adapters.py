@@ -15,6 +15,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import count, flat_names
 
 TRAINING = sorted(set(METHODS) - {"zero_shot"})
+ADDING = ["cross_modal_adapter", "lora", "uniadapter"]
 
 
 def features(part, batch, trainable=None):
@@ -59,12 +60,12 @@ def test_freshly_attached_stays_at_or_near_the_frozen_model(name, depths):
     )()
     for ours, reference in zip(features(part, batch), plain, strict=True):
         error = np.abs(ours - reference).max() / np.abs(reference).max()
-        # Cross-Modal Adapter starts near the identity: N(0, .01).
-        assert error <= (0.05 if name == "cross_modal_adapter" else 1e-6)
-        assert error > 0 or name != "cross_modal_adapter"
+        # Cross-Modal Adapter starts near the identity: N(0, .01); so does UniAdapter's vision.
+        near = name == "cross_modal_adapter" or (name == "uniadapter" and ours.ndim == 3)
+        assert 0 < error <= 0.05 if near else error <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["cross_modal_adapter", "lora"])
+@pytest.mark.parametrize("name", ADDING)
 def test_what_a_method_adds_is_float32_of_its_own_type(name):
     added = nnx.state(tiny.clip(name, dtype="bfloat16"), AdapterParam)
     bare = nnx.state(tiny.clip())
@@ -75,7 +76,7 @@ def test_what_a_method_adds_is_float32_of_its_own_type(name):
     assert {x.dtype for x in jax.tree.leaves(added)} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name", ["cross_modal_adapter", "lora"])
+@pytest.mark.parametrize("name", ADDING)
 def test_attaching_twice_raises(name):
     model = tiny.clip(name)
     options = ConfigDict(dict(METHODS[name].options))
@@ -196,3 +197,58 @@ def test_dropout_of_a_method_acts_only_with_a_key():
 def test_unknown_method_lists_the_known():
     with pytest.raises(UserError, match="cross_modal_adapter"):
         get_method("adaptor")
+
+
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_uniadapter_is_its_formula(tower):
+    """.1 (U relu(D LN(x) + b) + u) in float64, of one layer with random weights."""
+    model = tiny.clip("uniadapter")  # vision: 4 layers of 48; text: 2 of 32
+    rng = np.random.default_rng(0)
+    everything = nnx.state(model, AdapterParam)
+    nnx.update(
+        model,
+        jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), everything),
+    )
+    branch = getattr(model, tower).blocks.beside_mlp
+    layer, width = (3, 48) if tower == "vision" else (1, 32)
+    one = jax.tree.map(lambda x: x[layer], nnx.state(branch))
+    shared = model.adapters.layer_slices(tower, 4 if tower == "vision" else 2)
+    shared = jax.tree.map(lambda x: x[layer], shared)
+    x = rng.standard_normal((2, 5, width))
+    found = nnx.merge(nnx.graphdef(branch), one)(
+        jnp.asarray(x, jnp.float32), layers.LayerInputs(shared)
+    )
+
+    def wide(name):
+        both = [shared[name]] + ([one["rows"][name][...]] if tower == "vision" else [])
+        return np.concatenate(both).astype(np.float64)
+
+    normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    down = (normal * wide("scale") + wide("bias")) @ wide("kernel") + np.asarray(
+        shared["down_bias"]
+    )
+    up = np.maximum(down, 0) @ np.asarray(one["up_kernel"][...], np.float64)
+    wanted = 0.1 * (up + np.asarray(one["up_bias"][...]))
+    np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
+
+
+def test_uniadapter_shares_the_down_projection():
+    model = tiny.clip("uniadapter")
+    assert model.text.blocks.beside_mlp.rows is None  # the narrower tower has none of its own
+    assert model.vision.blocks.beside_mlp.rows.kernel[...].shape == (4, 16, 8)
+    both = [model.adapters.layer_slices(tower, 2)["kernel"] for tower in ("vision", "text")]
+    np.testing.assert_array_equal(*both)
+    assert both[0].shape == (2, 32, 8)
+
+
+def test_uniadapter_can_start_as_the_frozen_model_and_train_the_projections():
+    batch = tiny.batch()
+    part = tiny.split("uniadapter", options={"init": "identity", "train_projections": True})
+    bare = tiny.split("zero_shot")
+    for ours, reference in zip(features(part, batch), features(bare, batch), strict=True):
+        np.testing.assert_array_equal(ours, reference)
+    named = flat_names(part.trainable)
+    assert {"vision.projection.kernel", "text.projection.kernel"} < set(named)
+    assert "vision.projection.kernel" not in flat_names(tiny.split("uniadapter").trainable)
+    with pytest.raises(UserError, match="choose one of paper, identity"):
+        tiny.split("uniadapter", options={"init": "zero"})

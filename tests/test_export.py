@@ -191,6 +191,21 @@ def test_a_merged_projection_is_the_trained_one(small, backbone, tmp_path):
     np.testing.assert_array_equal(apart.encode_text(ids), merged.encode_text(ids))
 
 
+def test_a_merged_full_is_the_saved_backbone(small, tmp_path):
+    flags = ("--workdir=tuned", "--config.train.steps=3", "--save-backbone=tuned_backbone")
+    small.run(*flags, method="full")
+    export(small.root / "tuned", tmp_path / "merged", merge=True)
+    ours, saved = (
+        read_safetensors(place / "model.safetensors")
+        for place in (tmp_path / "merged", small.root / "tuned_backbone")
+    )
+    assert set(ours) == set(saved)
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, saved[name])
+    with pytest.raises(UserError, match="pass --merge"):
+        export(small.root / "tuned", tmp_path / "apart")
+
+
 def test_peft_tensors_are_the_factors_of_every_layer(lora, tmp_path):
     """Names and shapes; that PEFT computes the same with them is a parity test."""
     export(lora, tmp_path / "out")
@@ -213,6 +228,7 @@ def test_peft_tensors_are_the_factors_of_every_layer(lora, tmp_path):
         (["--workdir=whole", "--step=7"], "no checkpoint of step 7, it has [18, 20]"),
         (["--workdir=media"], "media holds no config.json, so it is no workdir"),
         (["--workdir=none"], "zero_shot trains nothing"),
+        (["--workdir=moved"], "backbone gone, which is no directory seen from"),
         (["--workdir=whole", "--backbone=random:other.json"], "pass --backbone=DIR"),
     ],
 )
@@ -220,6 +236,12 @@ def test_what_cannot_be_exported(small, whole, tmp_path, monkeypatch, capsys, ar
     monkeypatch.chdir(small.root)
     if arguments == ["--workdir=none"]:
         small.run("--workdir=none", method="zero_shot")
+    if arguments == ["--workdir=moved"]:
+        shutil.copytree(whole, small.root / "moved")
+        written = json.loads((whole / "config.json").read_text())
+        (small.root / "moved" / "config.json").write_text(
+            json.dumps({**written, "backbone": "gone"})
+        )
     changed_config = json.loads(small.backbone.read_text())
     changed_config["text_config"]["hidden_act"] = "gelu"
     (small.root / "other.json").write_text(json.dumps(changed_config))

@@ -154,7 +154,13 @@ def _check_method(run: Run, merge: bool) -> Method:
 
 
 def _load_backbone(run: Run, given: str | None) -> Backbone:
-    base = load_backbone(given or run.config["backbone"], seed=run.config["seed"])
+    named = run.config["backbone"]
+    if given is None and not named.startswith("random:") and not pathlib.Path(named).is_dir():
+        raise UserError(
+            f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
+            f"{pathlib.Path.cwd()}; pass --backbone=DIR"
+        )
+    base = load_backbone(given or named, seed=run.config["seed"])
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "

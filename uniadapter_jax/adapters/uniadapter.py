@@ -1,0 +1,144 @@
+"""UniAdapter (Lu et al., ICLR 2024; arXiv 2302.06605), here on CLIP.
+
+Layer i of both towers has ONE down-projection; each tower has its own up-projection. The branch
+runs beside the MLP, fed by the residual stream:
+
+    down_i(x) = relu(D_i LN(x) + b_i)
+    block     x + mlp(ln_2(x)) + .1 (U_i down_i(x) + u_i)
+
+The paper places it in BLIP, whose towers are equally wide, and adds it to the fusion layers and to
+keys and values of cross-attention. CLIP has no fusion encoder, and the paper says nothing of it:
+what follows is our choice. D_i acts on the first min(w_v, w_t) channels of both towers; the wider
+tower has rows of its own for the others. There are as many shared slots as text layers; a deeper
+vision tower spreads over them as in Cross-Modal Adapter (`slot_of_layer`).
+
+init=paper: D kaiming-uniform, U of vision normal with std .02, U of text zero, as released for
+retrieval. init=identity: both U zero, so that a fresh model computes what the frozen one does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
+from uniadapter_jax.adapters.cross_modal import slot_of_layer
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.randomness import normal, uniform
+from uniadapter_jax.types import Array, Float
+
+SCALE = 0.1  # of what a branch adds (paper, section 4.1: s)
+EPSILON = 1e-5
+_STD = 0.02
+INITS = ("paper", "identity")
+
+
+def _constant(value: float, *shape: int) -> AdapterParam:
+    return AdapterParam(jnp.full(shape, value, jnp.float32))
+
+
+class Rows(nnx.Module):
+    """What LN and the down-projection hold for some channels: scale, bias "z d", kernel "z d r"."""
+
+    def __init__(self, slots: int, width: int, fan_in: int, bottleneck: int, rng: Any):
+        # torch's kaiming_uniform with a = sqrt(5), as its linear layers have it.
+        self.kernel = AdapterParam(uniform(rng, fan_in**-0.5, slots, width, bottleneck))
+        self.scale = _constant(1.0, slots, width)
+        self.bias = _constant(0.0, slots, width)
+
+
+class Shared(nnx.Module):
+    """The half that both towers use, and the bias of the down-projection "z r"."""
+
+    def __init__(self, slots: int, width: int, bottleneck: int, rng: Any):
+        self.rows = Rows(slots, width, width, bottleneck, rng)
+        self.down_bias = _constant(0.0, slots, bottleneck)
+        self.slots = slots
+
+    def layer_slices(self, tower: str, count: int) -> dict[str, Array]:
+        """For a tower of `count` layers: one row a layer of scale, bias, kernel, down_bias."""
+        del tower  # both use the same
+        slots = slot_of_layer(count, self.slots)
+        parts = {
+            "scale": self.rows.scale,
+            "bias": self.rows.bias,
+            "kernel": self.rows.kernel,
+            "down_bias": self.down_bias,
+        }
+        return {name: param[...][slots] for name, param in parts.items()}
+
+
+class Branch(nnx.Module):
+    """A tower's half: its up-projection, and the rows of the channels that only it has."""
+
+    def __init__(
+        self,
+        count: int,
+        width: int,
+        shared_width: int,
+        *,
+        bottleneck: int,
+        up_std: float,
+        dropout: float,
+        rng: Any,
+    ):
+        own = width - shared_width
+        self.rows = nnx.data(Rows(count, own, width, bottleneck, rng) if own else None)
+        self.up_kernel = AdapterParam(normal(rng, up_std, count, bottleneck, width))
+        self.up_bias = _constant(0.0, count, width)
+        self.dropout = dropout
+
+    def __call__(
+        self, x: Float[Array, "b s d"], layer: layers.LayerInputs
+    ) -> Float[Array, "b s d"]:
+        shared = layer.shared
+        assert shared is not None
+        scale, bias, kernel = shared["scale"], shared["bias"], shared["kernel"]
+        if self.rows is not None:
+            scale = jnp.concatenate([scale, self.rows.scale[...]])
+            bias = jnp.concatenate([bias, self.rows.bias[...]])
+            kernel = jnp.concatenate([kernel, self.rows.kernel[...]])
+        down = layers.matmul(layers.layer_norm(x, scale, bias, EPSILON), kernel)
+        down = jax.nn.relu(down + layers.along_last(shared["down_bias"].astype(down.dtype), down))
+        down = layers.dropout(down, self.dropout, layer.key)
+        up = layers.matmul(down, self.up_kernel[...] * SCALE)
+        return up + layers.along_last((self.up_bias[...] * SCALE).astype(up.dtype), up)
+
+
+def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
+    """Puts a branch beside the MLP of every layer of both towers."""
+    config = backbone.config
+    if options.bottleneck < 1:
+        raise UserError(f"method.bottleneck={options.bottleneck}: at least 1")
+    if options.init not in INITS:
+        raise UserError(f"method.init={options.init!r}: choose one of {', '.join(INITS)}")
+    width = min(config.vision.width, config.text.width)
+    shared = Shared(config.text.layers, width, options.bottleneck, rng)
+    fill_place(backbone, "adapters", shared)
+    for tower in ("vision", "text"):
+        size = getattr(config, tower)
+        branch = Branch(
+            size.layers,
+            size.width,
+            width,
+            bottleneck=options.bottleneck,
+            up_std=_STD if (options.init, tower) == ("paper", "vision") else 0.0,
+            dropout=options.dropout,
+            rng=rng,
+        )
+        fill_place(getattr(backbone, tower).blocks, "beside_mlp", branch)
+        if options.train_projections:
+            projection = getattr(backbone, tower).projection
+            projection.kernel = AdapterParam(projection.kernel[...])
+
+
+METHOD = Method(
+    name="uniadapter",
+    attach=attach,
+    options={"bottleneck": 8, "init": "paper", "dropout": 0.0, "train_projections": False},
+)
