@@ -53,7 +53,9 @@ class TestQuestion:
         assert read_questions([stored], "item") == [question]
 
     def test_written_by_hand(self):
-        found = read_questions([{"question": "what?", "answer": "a lamp"}, {"question": "?"}], "k")
+        found = read_questions(
+            [{"question": " what?", "answer": "a lamp\n"}, {"question": "?"}], "k"
+        )
         assert found == [Question("k#0", "what?", ("a lamp",)), Question("k#1", "?")]
 
     @pytest.mark.parametrize(
@@ -64,7 +66,9 @@ class TestQuestion:
             ({"question": "q", "answers": "x", "weight": "1"}, "'weight'"),
             ({"question": "q", "weight": 0}, "'weight'"),
             ({"question": "q", "weight": float("nan")}, "'weight'"),
+            ({"question": "q", "weight": float("inf")}, "'weight'"),
             ({"question": "q", "weight": True}, "'weight'"),
+            ({"question": "q", "question_id": True}, "'question_id'"),
             ({"question": "q", "answers": [1]}, "'answers'"),
             ({"question": "q", "question_id": 1.5}, "'question_id'"),
             ({"question": "q", "question_type": None}, "'question_type'"),
