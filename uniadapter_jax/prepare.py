@@ -3,9 +3,10 @@
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
 `config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy,
-manifest), which frames are kept (sampling: fps, uniform, middle) and how (short_side, quality); any
-of it can be set here, as in --config.data.prepare.short_side=128. For source=manifest, --input is a
-JSONL file: {"id", "path", "start", "end", "captions": [], "qa": [], "split"} in each line.
+msrvtt_qa, vqav2, vqa_blip, manifest), which frames are kept (sampling: fps, uniform, middle) and
+how (short_side, quality); any of it can be set here, as in --config.data.prepare.short_side=128.
+For source=manifest, --input is a JSONL file: {"id", "path", "start", "end", "captions": [],
+"qa": [], "split"} in each line.
 
 Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
 config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on

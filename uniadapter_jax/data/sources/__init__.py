@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uniadapter_jax.data.sources import karpathy, manifest, msrvtt
+from uniadapter_jax.data.sources import (
+    karpathy,
+    manifest,
+    msrvtt,
+    msrvtt_qa,
+    vqa_blip,
+    vqav2,
+)
 from uniadapter_jax.data.sources.item import Item, Source, clean_text
 from uniadapter_jax.errors import UserError
 
@@ -13,6 +20,9 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "msrvtt_7k": msrvtt.read_7k,
     "msrvtt_full": msrvtt.read_full,
     "karpathy": karpathy.read,
+    "msrvtt_qa": msrvtt_qa.read,
+    "vqav2": vqav2.read,
+    "vqa_blip": vqa_blip.read,
     "manifest": manifest.read,
 }
 

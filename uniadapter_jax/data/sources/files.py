@@ -47,6 +47,14 @@ class Tree:
                 return path
         return None
 
+    def locate(self, path: str) -> str:
+        """The file that annotations call `path`: by its folders, else by name; `path` if neither.
+
+        Pictures lie in folders of many names, so those above the ones in `path` do not count.
+        """
+        path = os.path.normpath(path)
+        return self.ending_with(path) or self.ending_with(os.path.basename(path)) or path
+
     def by_stem(self, extensions: tuple[str, ...]) -> dict[str, str]:
         """{file name without extension: path} of the files with these extensions."""
         rank = {extension: i for i, extension in enumerate(extensions)}

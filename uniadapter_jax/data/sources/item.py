@@ -24,7 +24,7 @@ class Item:
       split: 'train', 'val', 'test' or a name of the user's own.
       captions: as annotated; may hold empty ones, which `prepare` drops and counts.
       start, end: seconds into the file; None means its beginning, its end.
-      qa: question-answer records, any JSON objects.
+      qa: question-answer records, any JSON objects; `question.Question` is what tasks read.
     """
 
     id: str
@@ -43,3 +43,4 @@ class Source:
     protocol: str  # which of the set's splits and captions were taken, in words
     root: str
     items: tuple[Item, ...]
+    left_out: tuple[dict[str, Any], ...] = ()  # questions, as lines of `report.jsonl`

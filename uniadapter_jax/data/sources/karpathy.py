@@ -39,12 +39,6 @@ def read(root: str) -> Source:
     )
 
 
-def _find(tree: Tree, folder: str, name: str) -> str:
-    """The picture's path, or where it should lie."""
-    tail = os.path.join(folder, name)
-    return tree.ending_with(tail) or tree.ending_with(name) or tail
-
-
 def _karpathy(tree: Tree, annotations: str) -> Source:
     where = os.path.join(tree.root, annotations)
     fields = Fields(where)
@@ -59,7 +53,7 @@ def _karpathy(tree: Tree, annotations: str) -> Source:
         items.append(
             Item(
                 id=os.path.splitext(name)[0],
-                path=_find(tree, folder, name),
+                path=tree.locate(os.path.join(folder, name)),
                 split=SPLITS[split],
                 captions=tuple(fields.get(sentence, "raw", str, i) for sentence in sentences),
             )
@@ -83,11 +77,10 @@ def _blip(tree: Tree, files: dict[str, str]) -> Source:
                 raise UserError(f"{where}: record {i}: 'caption' should be a string or a list")
             captions.setdefault(image, []).extend(texts)
         for image, texts in captions.items():
-            folder, name = os.path.split(image)
             items.append(
                 Item(
-                    id=os.path.splitext(name)[0],
-                    path=_find(tree, folder, name),
+                    id=os.path.splitext(os.path.basename(image))[0],
+                    path=tree.locate(image),
                     split=split,
                     captions=tuple(texts),
                 )

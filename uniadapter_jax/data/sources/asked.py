@@ -1,0 +1,75 @@
+"""From a set's questions, in the order of its files, to items: one per clip or picture."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.data.sources.question import Question, QuestionId
+from uniadapter_jax.errors import UserError
+
+
+class Asked(NamedTuple):
+    """The record of this number asks `question` about `medium`, the name of a clip or picture."""
+
+    record: int
+    medium: str
+    question: Question
+
+
+class Gathered:
+    """Items and what was left out, split by split.
+
+    A question without text, or without answer where its split has them, is left out and counted.
+    """
+
+    def __init__(self, root: str, find: Callable[[str], str]):
+        """`find` gives the path of a medium, relative to `root`."""
+        self._root = root
+        self._find = find
+        self._items: list[Item] = []
+        self._left_out: list[dict[str, Any]] = []
+
+    def add(self, path: str, split: str, asked: Iterable[Asked], answered: bool = True) -> None:
+        """All that file `path` asks; `answered` is false where a set withholds the answers.
+
+        Raises:
+          UserError: two questions of one id, or one without clip or picture.
+        """
+        questions: dict[str, list[Question]] = {}
+        first: dict[QuestionId, int] = {}
+        for record, medium, question in asked:
+            place = f"{os.path.join(self._root, path)}: record {record}"
+            if (taken := first.setdefault(question.id, record)) != record:
+                raise UserError(f"{place}: question {question.id!r} was asked by record {taken}")
+            if not os.path.basename(medium):
+                raise UserError(f"{place}: question {question.id!r} names no picture or clip")
+            if not question.text:
+                self._leave_out(split, medium, "no_question", question)
+            elif answered and not any(question.answers):
+                self._leave_out(split, medium, "no_answer", question)
+            else:
+                questions.setdefault(medium, []).append(question)
+        self._items += [
+            Item(_id(medium), self._find(medium), split, qa=tuple(q.to_json() for q in several))
+            for medium, several in questions.items()
+        ]
+
+    def source(self, protocol: str) -> Source:
+        """`protocol` gets the number of questions left out, by reason."""
+        counts = collections.Counter(line["reason"] for line in self._left_out)
+        left_out = (f"{n} questions left out: {reason}" for reason, n in sorted(counts.items()))
+        words = "; ".join([protocol, *left_out])
+        return Source(words, self._root, tuple(self._items), tuple(self._left_out))
+
+    def _leave_out(self, split: str, medium: str, reason: str, question: Question) -> None:
+        detail = f"question {question.id}"
+        where = {"id": _id(medium), "split": split, "path": self._find(medium)}
+        self._left_out.append({**where, "reason": reason, "detail": detail})
+
+
+def _id(medium: str) -> str:
+    return os.path.splitext(os.path.basename(medium))[0]

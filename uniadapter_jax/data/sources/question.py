@@ -1,0 +1,114 @@
+"""Questions about a clip or picture, and how `Item.qa` and a record's `qa` hold them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from uniadapter_jax.data.sources.files import Fields
+from uniadapter_jax.data.sources.item import clean_text
+from uniadapter_jax.errors import UserError
+
+QuestionId = int | str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """One question with the answers of its annotators.
+
+    Attributes:
+      id: as the data set numbers it, unique within the split.
+      text: the question.
+      answers: one per annotator, as annotated; empty where the set withholds them.
+      question_type, answer_type: as annotated, such as 'how many' and 'number'; '' where they
+        are not.
+      weight: of all its answers together in a training loss.
+    """
+
+    id: QuestionId
+    text: str
+    answers: tuple[str, ...] = ()
+    question_type: str = ""
+    answer_type: str = ""
+    weight: float = 1.0
+
+    @property
+    def answer_weights(self) -> dict[str, float]:
+        """{distinct answer: share of annotators x weight}, in the order of first mention (BLIP).
+
+        An empty answer keeps its share and is left out: there is no text to train on.
+        """
+        counts = collections.Counter(self.answers)
+        return {
+            answer: self.weight * count / len(self.answers)
+            for answer, count in counts.items()
+            if answer
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that `Item.qa` holds; what is at its default is not in it."""
+        content: dict[str, Any] = {"question_id": self.id, "question": self.text}
+        if self.answers:
+            content["answers"] = list(self.answers)
+        for name in ("question_type", "answer_type"):
+            if value := getattr(self, name):
+                content[name] = value
+        if self.weight != 1.0:
+            content["weight"] = self.weight
+        return content
+
+
+def read_questions(qa: Sequence[Any], where: str) -> list[Question]:
+    """The questions in the `qa` of an item or record; `where` is its name in errors and ids.
+
+    Written by hand, an object may be {"question", "answer"}: one string in place of the list
+    `answers`, and an id is made of `where` and the position.
+    """
+    fields = Fields(f"qa of {where}")
+    questions = []
+    for i, record in enumerate(qa):
+        text = clean_text(fields.get(record, "question", str, i))
+        weight = record.get("weight", 1.0)
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 < weight < math.inf:
+            raise UserError(
+                f"{fields.where}: record {i}: 'weight' should be a number above 0, is {weight!r}"
+            )
+        questions.append(
+            Question(
+                id=read_id(fields, {"question_id": f"{where}#{i}", **record}, i),
+                text=text,
+                answers=read_answers(
+                    fields, record, "answers" if "answers" in record else "answer", i
+                ),
+                question_type=fields.get({"question_type": "", **record}, "question_type", str, i),
+                answer_type=fields.get({"answer_type": "", **record}, "answer_type", str, i),
+                weight=float(weight),
+            )
+        )
+    return questions
+
+
+def read_id(fields: Fields, record: Any, index: int, key: str = "question_id") -> QuestionId:
+    """A whole number or a string, as annotated."""
+    value = fields.get(record, key, object, index)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(
+            f"{fields.where}: record {index}: field {key!r} should be a whole number or a string, "
+            f"is {value!r}"
+        )
+    return value
+
+
+def read_answers(fields: Fields, record: dict[str, Any], key: str, index: int) -> tuple[str, ...]:
+    """One string or a list of strings; nothing where the field is absent."""
+    value = record.get(key, [])
+    value = [value] if isinstance(value, str) else value
+    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
+        raise UserError(
+            f"{fields.where}: record {index}: {key!r} should be a string or a list of strings"
+        )
+    return tuple(map(clean_text, value))
