@@ -71,6 +71,8 @@ def test_wrong_shapes_raise():
     text, frames, mask = data()
     with pytest.raises(ValueError, match=r"not \(n, c\)"):
         score(text, frames, mask.T, similarity="q_score", temperature=5.0)
+    with pytest.raises(ValueError, match=r"not \(n, c\)"):
+        score(text[:, 1:], frames, mask, similarity="q_score", temperature=5.0)
 
 
 def test_the_benchmark_runs():

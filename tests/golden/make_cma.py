@@ -12,6 +12,7 @@ steps of their optimizer, on random weights.
 """
 
 import argparse
+import importlib.machinery
 import pathlib
 import sys
 import tempfile
@@ -56,6 +57,7 @@ def random_model(sizes, bottleneck, shared):
     """Their model with random weights that float16 has too, wrapped for retrieval."""
     for absent in ("boto3", "botocore", "botocore.exceptions"):  # downloads, never used here
         stub = sys.modules.setdefault(absent, types.ModuleType(absent))
+        stub.__spec__ = importlib.machinery.ModuleSpec(absent, None)
         stub.ClientError = OSError
     from modules import modeling_jointvt_upshare_adapter as theirs
     from modules.until_module import CrossEn
