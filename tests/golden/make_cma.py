@@ -14,6 +14,7 @@ steps of their optimizer, on random weights.
 import argparse
 import importlib.machinery
 import pathlib
+import re
 import sys
 import tempfile
 import types
@@ -50,6 +51,14 @@ B32 = {
     "transformer_layers": 12,
 }
 SHARED = (0, 16, 32)  # the last is the whole width of the text tower
+# Of what `cma.differences` returns.
+KINDS = {
+    "features": ".*_features",
+    "similarities": "q_score|mean_pool",
+    "losses": r".*\.loss",
+    "gradients": r".*\.grad\..*",
+    "after a step": r"after\..*",
+}
 BATCHES, CLIPS, FRAMES, WORDS = 3, 3, 4, 9
 
 
@@ -195,8 +204,8 @@ def compare_b32(widths):
         tensors, case = state(model), numbers(model, batches)
         with tempfile.TemporaryDirectory() as scratch:
             found = cma.differences(case, tensors, None, scratch)
-        for kind in ("features", "q_score", "mean_pool", "loss", "grad.", "after."):
-            worst = max(value for key, value in found.items() if kind in key)
+        for kind, pattern in KINDS.items():
+            worst = max(value for key, value in found.items() if re.fullmatch(pattern, key))
             print(f"ViT-B/32, d_s={shared}, {kind}: {worst:.1e}", flush=True)
 
 
