@@ -2,8 +2,8 @@
 
     python -m uniadapter_jax.demo
 
-does all of it. Step by step, on the clips that it drew, with any method (cross_modal_adapter, lora,
-full, projection, zero_shot):
+does all of it. Step by step, on the clips that it drew, with any method (cross_modal_adapter,
+uniadapter, lora, full, projection, zero_shot):
 
     python -m uniadapter_jax.prepare --config=configs/demo.py --input=runs/demo/clips
     python -m uniadapter_jax.main --config=configs/demo.py:method=lora --workdir=runs/demo/lora

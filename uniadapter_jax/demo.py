@@ -43,7 +43,13 @@ from uniadapter_jax.train import Preempted, fit
 BACKBONE = pathlib.Path(__file__).parent / "assets" / "tiny_clip"
 WORKDIR = "runs/demo"
 # Peak learning rates. Full fine-tuning forgets at the rate that suits a few new parameters.
-LR = {"cross_modal_adapter": 8e-3, "lora": 8e-3, "projection": 8e-3, "full": 7e-4}
+LR = {
+    "cross_modal_adapter": 8e-3,
+    "uniadapter": 8e-3,
+    "lora": 8e-3,
+    "projection": 8e-3,
+    "full": 7e-4,
+}
 _SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # in the picture
 
 T = TypeVar("T")
