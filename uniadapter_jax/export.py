@@ -41,7 +41,7 @@ from uniadapter_jax.weights.directory import (
     Backbone,
     copy_tokenizer,
     huggingface_tensors,
-    load_backbone,
+    load_clip,
     new_directory,
     read_json,
     write_backbone,
@@ -154,7 +154,7 @@ def _check_method(run: Run, merge: bool) -> Method:
 
 
 def _load_backbone(run: Run, given: str | None) -> Backbone:
-    base = load_backbone(given or run.config["backbone"], seed=run.config["seed"])
+    base = load_clip(given or run.config["backbone"], seed=run.config["seed"])
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "
