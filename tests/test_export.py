@@ -243,7 +243,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
             answer = {
                 "/api/repos/create": {"url": here, "name": "me/clip"},
                 "/api/validate-yaml": {"errors": [], "warnings": []},
-                "/api/models/me/clip/commit/main": {"commitUrl": f"{here}/commit/1", "commitOid": "1"},
+                "/api/models/me/clip/commit/main": {
+                    "commitUrl": f"{here}/commit/1",
+                    "commitOid": "1",
+                },
             }[self.path]
         self._answer(answer)
 

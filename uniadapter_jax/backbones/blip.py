@@ -82,7 +82,10 @@ class BLIPConfig:
 
     def function(self) -> dict[str, Any]:
         """What of the config the fingerprint covers."""
-        return {"family": "blip", **dataclasses.asdict(self)}
+        fields = {"family": "blip", **dataclasses.asdict(self)}
+        if not self.matching:  # nothing has that width
+            del fields["embed"]
+        return fields
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:
