@@ -22,8 +22,10 @@ from flax import nnx
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.types import PyTree
 
-_NORMS = ("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final")  # CLIP's and those of BLIP's vision
-_NORMS += ("ln", "ln_embed", "ln_out", "ln_head")  # BERT's
+_NORMS = (
+    *("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final"),  # CLIP's and those of BLIP's vision
+    *("ln", "ln_embed", "ln_out", "ln_head"),  # BERT's
+)
 _TEMPERATURES = ("logit_scale", "temp")
 
 

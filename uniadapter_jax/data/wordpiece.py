@@ -20,11 +20,12 @@ from tokenizers import models, normalizers, pre_tokenizers
 from uniadapter_jax.data.text import PAD_ID, MissingTokenizer, Tokenizer, read_json
 from uniadapter_jax.errors import UserError
 
-PAD, UNKNOWN, CLS, SEP, DEC, ENC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "[ENC]"
+PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+DEC, ENC = "[DEC]", "[ENC]"
 FILES = "tokenizer.json, or vocab.txt"
 _LONGEST_WORD = 100  # letters; BERT gives a longer word up as unknown
 # How BERT cleans text: bert-base-uncased, of which BLIP's vocabulary is.
-_CLEANING: Mapping[str, bool | None] = {
+_CLEANING: Mapping[str, Any] = {
     "clean_text": True,
     "handle_chinese_chars": True,
     "strip_accents": None,  # where letters are made small
@@ -41,9 +42,7 @@ class WordPieceTokenizer(Tokenizer):
       UserError: ids with gaps, or a special token missing or at another place.
     """
 
-    def __init__(
-        self, vocab: Mapping[str, int], cleaning: Mapping[str, bool | None] = _CLEANING
-    ) -> None:
+    def __init__(self, vocab: Mapping[str, int], cleaning: Mapping[str, Any] = _CLEANING) -> None:
         own = {token: i for token, i in vocab.items() if token not in (DEC, ENC)}
         self.dec_id, self.enc_id = len(own), len(own) + 1
         if sorted(own.values()) != list(range(len(own))):
@@ -62,7 +61,8 @@ class WordPieceTokenizer(Tokenizer):
         self._pipeline = tokenizers.Tokenizer(model)
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        self._pipeline.add_special_tokens([PAD, UNKNOWN, CLS, SEP, DEC, ENC])
+        named = [token for token in (PAD, UNKNOWN, CLS, SEP, MASK) if token in own]
+        self._pipeline.add_special_tokens([*named, DEC, ENC])  # in a text they mean themselves
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         if length < 2:
@@ -111,7 +111,7 @@ def write_wordpiece(vocab: Path, directory: str | os.PathLike[str]) -> None:
     (Path(directory) / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
 
 
-def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, bool | None]]:
+def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
     content = read_json(path)
     model, normalizer = content.get("model") or {}, content.get("normalizer") or {}
     if (
@@ -128,7 +128,7 @@ def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, bool | None]]:
     return {**model["vocab"], **added}, cleaning
 
 
-def _read_slow(path: Path) -> tuple[dict[str, int], dict[str, bool | None]]:
+def _read_slow(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
     try:
         tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
