@@ -2,9 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import get_method
+from uniadapter_jax.backbones.blip import ANSWERING, BLIP, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.partition import partition
 from uniadapter_jax.randomness import generator
@@ -65,3 +68,46 @@ def batch(clips=4, frames=3, words=6, seed=0):
         "text": text.astype(jnp.int32),
         "item": jnp.arange(clips, dtype=jnp.int32),
     }
+
+
+def blip_config(parts=(MATCHING, ANSWERING), text_layers=2, **text):
+    """A `config.json` of a BLIP with both heads and decoder; [DEC] is 58, [ENC] 59."""
+    return {
+        "architectures": list(parts),
+        "model_type": "blip",
+        "image_text_hidden_size": 16,
+        "vision_config": {
+            "hidden_size": 24,
+            "intermediate_size": 40,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "layer_norm_eps": 1e-6,
+        },
+        "text_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": text_layers,
+            "num_attention_heads": 4,
+            "vocab_size": 60,
+            "max_position_embeddings": 12,
+            "bos_token_id": 58,
+            "sep_token_id": 5,
+            **text,
+        },
+    }
+
+
+def blip(seed=0, parts=(MATCHING, ANSWERING), text_layers=2, **kwargs):
+    """A BLIP with random weights, biases included: BERT's own start would hide them."""
+    config = BLIPConfig.from_huggingface(blip_config(parts, text_layers))
+    model = BLIP(config, rng=generator(seed, "backbone"), **kwargs)
+    rng = generator(seed, "biases")
+    state = nnx.state(model)
+
+    def noisy(x):
+        return jnp.asarray(np.asarray(x) + 0.2 * rng.standard_normal(x.shape), jnp.float32)
+
+    nnx.update(model, jax.tree.map(noisy, state))
+    return model

@@ -2,10 +2,11 @@
 
     python -m uniadapter_jax.convert SOURCE DEST [--tokenizer PATH] [--image-size N]
 
-SOURCE is a directory or a file: HuggingFace CLIP (safetensors or .bin, sharded or not), open_clip
-(with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any torch or
-safetensors file with OpenAI's tensor names, or a checkpoint of Cross-Modal Adapter, whose
-adapters go to DEST/adapter. Nothing of a torch file is executed, and torch is not needed.
+SOURCE is a directory or a file: HuggingFace CLIP or BLIP (safetensors or .bin, sharded or not),
+open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any
+torch or safetensors file with OpenAI's tensor names, a checkpoint of Cross-Modal Adapter, whose
+adapters go to DEST/adapter, or BLIP's own .pth (pre-trained, retrieval, VQA). Nothing of a torch
+file is executed, and torch is not needed.
 
 DEST gets config.json, model.safetensors, fingerprint.json and the tokenizer's files. It appears
 when it is complete. See docs/weights.md.
@@ -25,7 +26,6 @@ from collections.abc import Callable, Sequence
 # Shapes are worked out by JAX; no accelerator is needed for that, nor should one be taken.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.backbones.layers import ACTIVATIONS
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import cma_names
@@ -37,6 +37,7 @@ from uniadapter_jax.weights.directory import (
     raise_problems,
     write_backbone,
 )
+from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, workers
 from uniadapter_jax.weights.rules import Context, convert
 from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
@@ -89,16 +90,18 @@ def convert_weights(
             tensors = dict(cma_names.from_official(found.adapter))
             adapter = AdapterFiles("cross_modal_adapter", options, tensors, fingerprint)
             write_adapter(made / "adapter", adapter)
-        said = provide_tokenizer(tokenizer, found.folder, made, config.vocab_size)
+        said = provide_tokenizer(
+            tokenizer, found.folder, made, config.vocab_size, family_of(config)
+        )
     print(f"{found.kind} -> {destination}: {_describe(config)}; {said}", file=sys.stderr)
     return fingerprint
 
 
-def _resized(config: CLIPConfig, image_size: int | None) -> CLIPConfig:
+def _resized(config: Config, image_size: int | None) -> Config:
     return config if image_size is None else dataclasses.replace(config, image_size=image_size)
 
 
-def _describe(config: CLIPConfig) -> str:
+def _describe(config: Config) -> str:
     v, t = config.vision, config.text
     return (
         f"vision {v.layers} x {v.width} ({v.heads} heads, patches of {config.patch_size}, pictures "
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--tokenizer",
         metavar="PATH",
-        help="tokenizer files: a directory, or OpenAI's bpe_simple_vocab_16e6.txt.gz",
+        help="a directory, OpenAI's bpe_simple_vocab_16e6.txt.gz, or BERT's vocab.txt",
     )
     parser.add_argument(
         "--image-size",
@@ -159,13 +162,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--activation",
         choices=sorted(ACTIVATIONS),
-        help="of files without a config; the default is OpenAI's quick_gelu",
+        help="of files without a config; the default is quick_gelu (OpenAI), gelu (BLIP)",
     )
     parser.add_argument(
         "--heads",
         type=_heads,
         metavar="VISION,TEXT",
-        help="of files without a config; the default is OpenAI's rule, width / 64",
+        help="of files without a config; the default is width / 64",
     )
     args = parser.parse_args(argv)
     try:

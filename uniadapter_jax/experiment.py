@@ -24,7 +24,7 @@ from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.tasks.retrieval import Retrieval
-from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_backbone
+from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_clip
 
 
 @dataclasses.dataclass
@@ -145,7 +145,7 @@ def _open_data(config: ConfigDict, *, trains: bool) -> Data:
 def _load_backbone(config: ConfigDict) -> Backbone:
     if not config.backbone:
         raise UserError("config.backbone is empty: a directory, or random:<config.json>")
-    return load_backbone(
+    return load_clip(
         config.backbone,
         seed=config.seed,
         dtype=config.compute.dtype,

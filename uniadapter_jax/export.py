@@ -41,7 +41,7 @@ from uniadapter_jax.weights.directory import (
     Backbone,
     copy_tokenizer,
     huggingface_tensors,
-    load_backbone,
+    load_clip,
     new_directory,
     read_json,
     write_backbone,
@@ -160,7 +160,7 @@ def _load_backbone(run: Run, given: str | None) -> Backbone:
             f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
             f"{pathlib.Path.cwd()}; pass --backbone=DIR"
         )
-    base = load_backbone(given or named, seed=run.config["seed"])
+    base = load_clip(given or named, seed=run.config["seed"])
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "

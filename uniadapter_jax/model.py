@@ -31,7 +31,7 @@ from uniadapter_jax.randomness import generator
 from uniadapter_jax.similarity import SIMILARITIES
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
-from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_backbone
+from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_clip
 
 _TASK = ("similarity", "temperature")
 
@@ -63,7 +63,7 @@ def load_model(
         tokenizer or another version of its method, or its tensors are not exactly the method's.
         Both sides are said.
     """
-    base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
+    base = load_clip(os.fspath(backbone), seed=seed, dtype=dtype)
     found = None if adapter is None else read_adapter(pathlib.Path(adapter))
     part = partition(base.model, None, dtype) if found is None else adapt(base, found, dtype)
     return AdaptedModel(

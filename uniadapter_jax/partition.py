@@ -22,7 +22,11 @@ from flax import nnx
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.types import PyTree
 
-_NORMS = ("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final")
+_NORMS = (
+    *("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final"),  # CLIP's and those of BLIP's vision
+    *("ln", "ln_embed", "ln_out", "ln_head"),  # BERT's
+)
+_TEMPERATURES = ("logit_scale", "temp")
 
 
 @dataclasses.dataclass
@@ -79,7 +83,7 @@ def partition(model: nnx.Module, trainable: Any, dtype: str = "float32") -> Part
 
 def _stays_float32(path: tuple[Any, ...]) -> bool:
     keys = [str(entry.key) for entry in path]
-    return keys[-1] == "logit_scale" or any(key in _NORMS for key in keys)
+    return keys[-1] in _TEMPERATURES or any(key in _NORMS for key in keys)
 
 
 def count(tree: PyTree) -> int:

@@ -17,7 +17,12 @@ from uniadapter_jax.types import Array, Float
 
 def stream(seed: int, name: str) -> Array:
     """The JAX key of what is drawn under `name`."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+    return fold_name(jax.random.key(seed), name)
+
+
+def fold_name(key: Array, name: str) -> Array:
+    """The key of what is drawn under `name` below `key`."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def generator(seed: int, name: str) -> np.random.Generator:

@@ -6,6 +6,8 @@ f  frames of a clip       t  tokens attended to    r  bottleneck / rank
 c  joint embedding        l  words (text tokens)   i, o  width in, width out
 d  width of a tower       e  hidden width of MLP   z  layers of a tower
 H, W  pixels of a frame   g  second frame axis (Gram matrices)
+p  texts of a group       q  groups of texts that attend to one clip each
+v  vocabulary
 """
 
 from __future__ import annotations

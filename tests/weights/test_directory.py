@@ -189,7 +189,7 @@ def test_all_problems_are_in_one_report(write, tensors):
         ("{", "not JSON"),
         ("\xff", "not JSON"),
         ("[1]", "holds a list"),
-        ('{"model_type": "blip"}', "'blip'"),
+        ('{"model_type": "siglip"}', "'siglip', expected 'clip' or 'blip'"),
         ('{"vision_config": 3}', "vision_config is a int"),
         ('{"text_config": {"hidden_size": "wide"}}', "text_config.hidden_size='wide'"),
         ('{"text_config": {"num_hidden_layers": -1}}', "text_config.num_hidden_layers=-1"),

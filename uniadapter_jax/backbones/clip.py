@@ -16,35 +16,18 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.huggingface_config import (
+    TowerConfig,
+    check_patches,
+    checked,
+    section,
+)
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
-_MOST_LAYERS = 1000  # a wrong number should be an error, not an endless loop
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-    """One transformer; the defaults of a field are transformers' (`CLIPTextConfig`, ...)."""
-
-    width: int
-    hidden: int
-    layers: int
-    heads: int
-    activation: str = "quick_gelu"
-    eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.activation not in layers.ACTIVATIONS:
-            raise UserError(
-                f"hidden_act={self.activation!r} is not known; known: {sorted(layers.ACTIVATIONS)}"
-            )
-        if self.width % self.heads:
-            raise UserError(f"hidden_size={self.width} does not divide by {self.heads} heads")
-        if self.layers > _MOST_LAYERS:
-            raise UserError(f"num_hidden_layers={self.layers}: at most {_MOST_LAYERS}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +44,7 @@ class CLIPConfig:
     eos_id: int
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise UserError(
-                f"image_size={self.image_size} does not divide by patch_size={self.patch_size}"
-            )
+        check_patches(self.image_size, self.patch_size)
 
     @property
     def patches(self) -> int:
@@ -76,6 +56,13 @@ class CLIPConfig:
         """Whether a text's EOS is its largest id: by OpenAI's rule, or as the last of all ids."""
         return self.eos_id in (LARGEST_ID, self.vocab_size - 1)
 
+    def function(self) -> dict[str, Any]:
+        """What of the config the fingerprint covers: one value for one function."""
+        fields = dataclasses.asdict(self)
+        if self.eos_is_largest_id:  # two ways to write the same rule
+            fields["eos_id"] = "largest"
+        return fields
+
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
         """Reads the `config.json` of a transformers `CLIPModel`.
@@ -85,23 +72,13 @@ class CLIPConfig:
         Raises:
           UserError: a field has no value that a CLIP could have.
         """
-        vision = _section(config, "vision_config", _HF_VISION)
-        text = _section(config, "text_config", _HF_TEXT)
-        embed = _checked("projection_dim", config.get("projection_dim", 512), int)
-
-        def tower(source: dict[str, Any]) -> TowerConfig:
-            return TowerConfig(
-                width=source["hidden_size"],
-                hidden=source["intermediate_size"],
-                layers=source["num_hidden_layers"],
-                heads=source["num_attention_heads"],
-                activation=source["hidden_act"],
-                eps=source["layer_norm_eps"],
-            )
+        vision = section(config, "vision_config", _HF_VISION)
+        text = section(config, "text_config", _HF_TEXT)
+        embed = checked("projection_dim", config.get("projection_dim", 512), int)
 
         return cls(
-            vision=tower(vision),
-            text=tower(text),
+            vision=TowerConfig.from_section(vision),
+            text=TowerConfig.from_section(text),
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             vocab_size=text["vocab_size"],
@@ -113,26 +90,17 @@ class CLIPConfig:
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers' `CLIPModel` reads."""
 
-        def tower(source: TowerConfig) -> dict[str, Any]:
-            return {
-                "hidden_size": source.width,
-                "intermediate_size": source.hidden,
-                "num_hidden_layers": source.layers,
-                "num_attention_heads": source.heads,
-                "hidden_act": source.activation,
-                "layer_norm_eps": source.eps,
-                "projection_dim": self.embed,
-            }
-
         text = {
-            **tower(self.text),
+            **self.text.to_section(),
+            "projection_dim": self.embed,
             "model_type": "clip_text_model",
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.positions,
             "eos_token_id": self.eos_id,
         }
         vision = {
-            **tower(self.vision),
+            **self.vision.to_section(),
+            "projection_dim": self.embed,
             "model_type": "clip_vision_model",
             "image_size": self.image_size,
             "patch_size": self.patch_size,
@@ -171,30 +139,6 @@ _HF_TEXT = {
 }
 # transformers' mark for files whose config predates a correct eos_token_id: OpenAI's rule holds.
 LARGEST_ID = 2
-
-
-def _section(config: dict[str, Any], name: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """A tower's fields, by transformers' rule: what early files call `NAME_dict` wins, whole."""
-    section = dict(defaults)
-    early = config.get(f"{name}_dict")
-    for layer in (config.get(name), early if early is None else defaults, early):
-        if layer is not None and not isinstance(layer, dict):
-            raise UserError(f"{name} is a {type(layer).__name__}, expected a JSON object")
-        section.update(layer or {})
-    for field, default in defaults.items():
-        section[field] = _checked(f"{name}.{field}", section[field], type(default))
-    if section.get("num_channels", 3) != 3:
-        raise UserError(f"{name}.num_channels={section['num_channels']}: pictures have 3")
-    return section
-
-
-def _checked(name: str, value: Any, kind: type) -> Any:
-    """`value`, if it is a positive number or a name, as `kind` says."""
-    allowed = (int, float) if kind is float else (kind,)
-    if type(value) not in allowed or (kind is not str and not value > 0):
-        wanted = "a name" if kind is str else f"a positive {kind.__name__}"
-        raise UserError(f"{name}={value!r}: expected {wanted}")
-    return value
 
 
 def _blocks(config: TowerConfig, rng: layers.Rng) -> layers.Block:
@@ -242,11 +186,9 @@ class VisionTower(nnx.Module):
         size, patch = self.config.image_size, self.config.patch_size
         if pixels.shape[1:] != (size, size, 3):
             raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
-        b, grid = pixels.shape[0], size // patch
-        tiles = pixels.reshape(b, grid, patch, grid, patch, 3).swapaxes(2, 3)
-        x = self.patch_embedding(tiles.reshape(b, grid * grid, patch * patch * 3))
+        x = self.patch_embedding(layers.tiles(pixels, patch))
         cls = self.class_embedding[...].astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (b, 1, cls.size)), x], axis=1)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
         x = self.ln_pre(x + self.position_embedding[...].astype(x.dtype)[None])
         x = layers.run_stack(
             self.blocks,

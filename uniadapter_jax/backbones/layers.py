@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from uniadapter_jax.randomness import normal
+from uniadapter_jax.randomness import fold_name, normal
 from uniadapter_jax.types import Array, Bool, Float, PyTree
 
 # Where initial weights come from; None makes zeros, for weights that a file will fill.
@@ -37,10 +37,16 @@ class LayerInputs(NamedTuple):
 
     shared: this layer's slice of what the towers of a model share (None without such a method).
     key: this layer's key for dropout; None means deterministic.
+    drop_path: the probability of leaving out what a sub-layer adds; None means never.
     """
 
     shared: PyTree | None = None
     key: Array | None = None
+    drop_path: Array | None = None
+
+    def key_of(self, name: str) -> Array | None:
+        """The key of what is drawn under `name` in this layer."""
+        return None if self.key is None else fold_name(self.key, name)
 
 
 NO_INPUTS = LayerInputs()
@@ -131,6 +137,19 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def drop_path(
+    x: Float[Array, "b s d"], rate: Float[Array, ""] | None, key: Array | None
+) -> Float[Array, "b s d"]:
+    """Stochastic depth: whole rows of the batch are zero with probability `rate`, others grow.
+
+    The identity where `key` or `rate` is None.
+    """
+    if key is None or rate is None:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, (len(x), 1, 1))
+    return x * jnp.where(keep, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def matmul(x: Float[Array, "... i"], kernel: Float[Array, "i o"]) -> Float[Array, "... o"]:
@@ -267,10 +286,11 @@ class Block(nnx.Module):
         z = self.attn(self.ln_1(x), mask, layer)
         if self.after_attn is not None:
             z = z + self.after_attn(z, layer)
-        x = x + z
+        x = x + drop_path(z, layer.drop_path, layer.key_of("drop_path.attn"))
         z = self.mlp(self.ln_2(x), layer)
         if self.after_mlp is not None:
             z = z + self.after_mlp(z, layer)
+        z = drop_path(z, layer.drop_path, layer.key_of("drop_path.mlp"))
         if self.beside_mlp is not None:
             z = z + self.beside_mlp(x, layer)
         return x + z
@@ -293,6 +313,7 @@ def run_stack(
     mask: Bool[Array, "s s"] | None = None,
     shared: PyTree | None = None,
     key: Array | None = None,
+    drop_path: float = 0.0,
 ) -> Float[Array, "b s d"]:
     """Runs stacked blocks by one scan.
 
@@ -300,20 +321,52 @@ def run_stack(
       shared: a tree whose leaves lead with the axis of layers; layer i gets slice i.
       key: a key for dropout, split over the layers; None is deterministic.
       remat: a name of `REMAT`.
+      drop_path: the rate of stochastic depth in the last layer; it rises linearly from 0.
     """
-    graphdef, state = nnx.split(blocks)
+    rates = jnp.linspace(0.0, drop_path, layers) if drop_path and key is not None else None
+
+    def call(block: Block, x: Array, layer: LayerInputs) -> Array:
+        return block(x, mask, layer)
+
+    return scan_layers(
+        call, blocks, x, layers=layers, remat=remat, shared=shared, key=key, drop_path=rates
+    )
+
+
+def scan_layers(
+    call: Callable[[Any, Array, LayerInputs], Array],
+    stacked: nnx.Module,
+    x: Float[Array, "..."],
+    *,
+    layers: int,
+    remat: str,
+    shared: PyTree | None = None,
+    key: Array | None = None,
+    drop_path: Float[Array, " z"] | None = None,
+) -> Float[Array, "..."]:
+    """`x = call(layer i of stacked, x, its inputs)` for every layer, by one scan.
+
+    What all layers use alike may be closed over by `call`. The rest is as in `run_stack`.
+    """
+    graphdef, state = nnx.split(stacked)
     keys = None if key is None else jax.random.split(key, layers)
 
     def body(carry: Array, xs: Any) -> tuple[Array, None]:
         state, layer = xs
-        block = nnx.merge(graphdef, state, copy=True)
-        return block(carry, mask, layer), None
+        return call(nnx.merge(graphdef, state, copy=True), carry, layer), None
 
     policy = REMAT[remat]
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    out, _ = lax.scan(body, x, (state, LayerInputs(shared, keys)))
+    out, _ = lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path)))
     return out
+
+
+def tiles(pixels: Float[Array, "b H W 3"], patch: int) -> Float[Array, "b s i"]:
+    """Square pictures cut into rows of patches; each is flattened as (row, column, colour)."""
+    b, grid = pixels.shape[0], pixels.shape[1] // patch
+    cut = pixels.reshape(b, grid, patch, grid, patch, 3).swapaxes(2, 3)
+    return cut.reshape(b, grid * grid, patch * patch * 3)
 
 
 def causal_mask(length: int) -> Bool[Array, "s s"]:

@@ -51,13 +51,14 @@ class MissingTokenizer(Tokenizer):
 
     vocab_size, bos_id, eos_id, fingerprint = 0, -1, -1, ""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], files: str = FILES) -> None:
         self.directory = str(directory)
+        self.files = files
 
     def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
         raise UserError(
-            f"{self.directory} has no tokenizer ({FILES}), so text cannot be encoded. Copy the "
-            "files of the backbone there, or pass the directory of another tokenizer"
+            f"{self.directory} has no tokenizer ({self.files}), so text cannot be encoded. Copy "
+            "the files of the backbone there, or pass the directory of another tokenizer"
         )
 
 
@@ -199,7 +200,8 @@ def _pipeline(bpe: Bpe) -> tokenizers.Tokenizer:
     return pipeline
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """A file's content; raises `UserError` if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -213,7 +215,7 @@ def _pair(merge: Any) -> tuple[str, str]:
 
 
 def _read_fast(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    content = _read_json(path)
+    content = read_json(path)
     model = content.get("model", {})
     if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         raise UserError(
@@ -237,15 +239,15 @@ def _read_slow(root: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
             raise UserError(f"{root / 'merges.txt'}, line {number}: not a pair: {line!r}")
         merges.append(_pair(line.split()))
     added = root / "added_tokens.json"
-    extra = _read_json(added) if added.is_file() else {}
-    return {**_read_json(root / "vocab.json"), **extra}, merges
+    extra = read_json(added) if added.is_file() else {}
+    return {**read_json(root / "vocab.json"), **extra}, merges
 
 
 def _special(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
     """The token in a role, as the directory's files say, else CLIP's name for it if it exists."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).is_file():
-            entry = _read_json(root / name).get(f"{role}_token")
+            entry = read_json(root / name).get(f"{role}_token")
             token = entry.get("content") if isinstance(entry, dict) else entry
             if token is None:
                 continue

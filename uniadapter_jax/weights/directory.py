@@ -9,44 +9,36 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.weights.families import FAMILIES, Config, Model, Table, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
-from uniadapter_jax.weights.names import (
-    HUGGINGFACE_CLIP,
-    HUGGINGFACE_RULES,
-    IGNORED,
-    TRANSFORMS,
-)
+from uniadapter_jax.weights.names import TRANSFORMS, parts
 from uniadapter_jax.weights.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-)
+TOKENIZER_FILES = FAMILIES["clip"].tokenizer_files
 FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
 _STRIP = 64
 
 
 @dataclasses.dataclass
 class Backbone:
-    """A model in memory, where it came from, and the fingerprint that its adapters carry."""
+    """A model in memory, where it came from, and the fingerprint that its adapters carry.
 
-    model: CLIP
+    `model` is a `CLIP` or a `BLIP`, as the config said.
+    """
+
+    model: Any
     source: str
     fingerprint: str
 
@@ -54,15 +46,16 @@ class Backbone:
 def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     """A backbone from a directory, or with random weights from `random:<config.json>`.
 
-    `options` go to `CLIP` (dtype, remat, frame_chunks); `seed` draws the random weights.
+    `options` go to the model that `model_type` in config.json names: `CLIP` (dtype, remat,
+    frame_chunks) or `BLIP` (dtype, remat, dropout, drop_path); `seed` draws the random weights.
 
     Raises:
-      UserError: no such directory or file, not a CLIP, tensors missing, left over or misshaped
+      UserError: no such directory or file, neither model, tensors missing, left over or misshaped
         (all of them in one report), or weights changed since `convert` made the directory.
     """
     if source.startswith("random:"):
         config = read_config(pathlib.Path(source[7:]))
-        model = CLIP(config, rng=generator(seed, "backbone"), **options)  # type: ignore[arg-type]
+        model = family_of(config).model(config, rng=generator(seed, "backbone"), **options)
         return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
     directory = pathlib.Path(source)
     if not directory.is_dir():
@@ -71,20 +64,36 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
             "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
         )
     config = read_config(directory / "config.json")
-    tensors = read_safetensors_directory(directory)
-    model = nnx.eval_shape(lambda: CLIP(config, rng=None, **options))  # type: ignore[arg-type]
+    family = family_of(config)
+    tensors = family.canonical(read_safetensors_directory(directory), config)
+    model = nnx.eval_shape(lambda: family.model(config, rng=None, **options))
     found = _fill(model, tensors, directory)
     _check_fingerprint(directory, found)
     return Backbone(model, source, found)
 
 
-def read_config(path: pathlib.Path) -> CLIPConfig:
-    """A backbone's `config.json`; raises `UserError` unless it is one of a CLIP."""
+def load_clip(source: str, *, seed: int = 0, **options: object) -> Backbone:
+    """`load_backbone` for commands that know no other family.
+
+    Raises:
+      UserError: also if it is not a CLIP.
+    """
+    path = pathlib.Path(source.removeprefix("random:"))
+    file = path / "config.json" if path.is_dir() else path
+    if file.is_file() and (found := family_of(read_config(file))).model is not CLIP:
+        raise UserError(f"{source} is a {found.title}; this command takes a CLIP")
+    return load_backbone(source, seed=seed, **options)
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """A backbone's `config.json`; raises `UserError` unless it is one of a known family."""
     config = read_json(path)
-    if config.get("model_type", "clip") != "clip":
-        raise UserError(f"{path}: model_type is {config['model_type']!r}, expected 'clip'")
+    family = FAMILIES.get(config.get("model_type", "clip"))
+    if family is None:
+        known = " or ".join(repr(name) for name in FAMILIES)
+        raise UserError(f"{path}: model_type is {config['model_type']!r}, expected {known}")
     try:
-        return CLIPConfig.from_huggingface(config)
+        return family.config.from_huggingface(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -102,13 +111,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def huggingface_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{HuggingFace name: shape} of every tensor that a backbone of this config has."""
-    model = nnx.eval_shape(lambda: CLIP(config, rng=None))
+    family = family_of(config)
+    model = nnx.eval_shape(lambda: family.model(config, rng=None))
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
     # An array of one number that claims the shape, so that nothing is allocated.
     hollow = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in targets.items()}
-    return {name: tensor.shape for name, tensor in _to_huggingface(hollow)}
+    return {name: tensor.shape for name, tensor in _to_huggingface(family.table(config), hollow)}
 
 
 def raise_problems(where: object, problems: list[str]) -> None:
@@ -119,25 +129,29 @@ def raise_problems(where: object, problems: list[str]) -> None:
         raise UserError(f"{where}: {len(problems)} {noun} with its tensors:\n  {lines}")
 
 
-def _fill(model: CLIP, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
+def _fill(model: Model, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
     """Puts tensors into an abstract model and returns their fingerprint."""
     config = model.config
     shapes = huggingface_shapes(config)
-    _, problems = convert(tensors, HUGGINGFACE_RULES, shapes, ignored=IGNORED)
+    family = family_of(config)
+    _, problems = convert(tensors, family.rules(config), shapes, ignored=family.ignored)
     raise_problems(directory, problems)
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
     values = {ours: np.empty(target.shape, np.float32) for ours, target in targets.items()}
-    jobs = []
-    for ours, theirs, how in HUGGINGFACE_CLIP:
-        value = values[ours]
+    jobs: list[tuple[str, str, list[np.ndarray]]] = []
+    for ours, theirs, how in family.table(config):
+        places = [values[name] for name in parts(ours)]
         if "{i}" in theirs:
-            jobs += [(theirs.format(i=i), how, part) for i, part in enumerate(value)]
+            layers = range(len(places[0]))
+            jobs += [(theirs.format(i=i), how, [place[i] for place in places]) for i in layers]
         else:
-            jobs.append((theirs, how, value[...]))
+            jobs.append((theirs, how, [place[...] for place in places]))
 
-    def copy(job: tuple[str, str, np.ndarray]) -> tuple[str, str]:
-        name, how, place = job
-        _copy(TRANSFORMS[how].read(tensors[name]), place)
+    def copy(job: tuple[str, str, list[np.ndarray]]) -> tuple[str, str]:
+        name, how, places = job
+        pieces = [tensors[name]] if len(places) == 1 else np.split(tensors[name], len(places))
+        for piece, place in zip(pieces, places, strict=True):
+            _copy(TRANSFORMS[how].read(piece), place)
         return name, digest(name, tensors[name])
 
     with workers() as pool:
@@ -174,28 +188,38 @@ def _check_fingerprint(directory: pathlib.Path, found: str) -> None:
         )
 
 
-def huggingface_tensors(model: CLIP) -> Iterator[tuple[str, np.ndarray]]:
+def huggingface_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     """(HuggingFace name, float32 array) of the backbone's own tensors, methods left out.
 
     Many of the arrays are transposed views.
     """
-    return _to_huggingface(flat_names(nnx.to_pure_dict(nnx.state(model))))
+    table = family_of(model.config).table(model.config)
+    return _to_huggingface(table, flat_names(nnx.to_pure_dict(nnx.state(model))))
 
 
-def _to_huggingface(ours_to_value: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for ours, theirs, how in HUGGINGFACE_CLIP:
-        value = np.asarray(jax.device_get(ours_to_value[ours]), np.float32)
+def _to_huggingface(
+    table: Table, ours_to_value: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    for ours, theirs, how in table:
+        values = [
+            np.asarray(jax.device_get(ours_to_value[name]), np.float32) for name in parts(ours)
+        ]
         if "{i}" not in theirs:
-            yield theirs, TRANSFORMS[how].write(value)
+            yield theirs, _joined(values, how)
             continue
-        for i, part in enumerate(value):
-            yield theirs.format(i=i), TRANSFORMS[how].write(part)
+        for i, layer in enumerate(zip(*values, strict=True)):
+            yield theirs.format(i=i), _joined(layer, how)
+
+
+def _joined(values: Sequence[np.ndarray], how: str) -> np.ndarray:
+    pieces = [TRANSFORMS[how].write(value) for value in values]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def save_backbone(
-    model: CLIP, directory: str | os.PathLike, tokenizer: str | os.PathLike | None
+    model: Model, directory: str | os.PathLike, tokenizer: str | os.PathLike | None
 ) -> None:
-    """Writes a directory that `load_backbone` and transformers' `CLIPModel` read.
+    """Writes a directory that `load_backbone` and transformers' models read.
 
     The tokenizer's files are copied from the directory `tokenizer`. The directory appears whole
     or not at all; one that holds anything is not touched.
@@ -203,12 +227,12 @@ def save_backbone(
     tensors = dict(huggingface_tensors(model))
     with new_directory(directory) as made:
         write_backbone(made, model.config, tensors)
-        copy_tokenizer(tokenizer, made)
+        copy_tokenizer(tokenizer, made, family_of(model.config).tokenizer_files)
 
 
 def write_backbone(
     directory: pathlib.Path,
-    config: CLIPConfig,
+    config: Config,
     tensors: Mapping[str, np.ndarray],
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -233,9 +257,13 @@ def _stored(dtype: np.dtype) -> np.dtype:
     return np.dtype("<f4") if dtype == np.float64 else dtype
 
 
-def copy_tokenizer(source: str | os.PathLike | None, directory: pathlib.Path) -> list[str]:
-    """Copies those of `TOKENIZER_FILES` that the directory `source` has; returns their names."""
-    found = [name for name in TOKENIZER_FILES if source and (pathlib.Path(source) / name).is_file()]
+def copy_tokenizer(
+    source: str | os.PathLike | None,
+    directory: pathlib.Path,
+    files: Sequence[str] = TOKENIZER_FILES,
+) -> list[str]:
+    """Copies those of `files` that the directory `source` has; returns their names."""
+    found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
     for name in found:
         shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]
     return found

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 
-from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.weights.safetensors_file import pieces
 
 _FLOAT32 = np.dtype("<f4")
+
+
+class BackboneConfig(Protocol):
+    """A config that says which of its fields change the function."""
+
+    def function(self) -> dict[str, Any]: ...
 
 
 def workers() -> ThreadPoolExecutor:
@@ -34,18 +39,15 @@ def digest(name: str, tensor: np.ndarray) -> str:
     return whole.hexdigest()
 
 
-def combine(digests: Iterable[tuple[str, str]], config: CLIPConfig) -> str:
+def combine(digests: Iterable[tuple[str, str]], config: BackboneConfig) -> str:
     """The fingerprint: a hash of the config and of all (name, digest) in order of their names."""
-    function = dataclasses.asdict(config)
-    if config.eos_is_largest_id:  # two ways to write the same rule
-        function["eos_id"] = "largest"
-    whole = hashlib.sha256(json.dumps(function, sort_keys=True).encode())
+    whole = hashlib.sha256(json.dumps(config.function(), sort_keys=True).encode())
     for name, value in sorted(digests):
         whole.update(f"{name}={value}\n".encode())
     return whole.hexdigest()
 
 
-def fingerprint(tensors: Iterable[tuple[str, np.ndarray]], config: CLIPConfig) -> str:
+def fingerprint(tensors: Iterable[tuple[str, np.ndarray]], config: BackboneConfig) -> str:
     """The fingerprint of a backbone's (HuggingFace name, array) pairs, in any order."""
     with workers() as pool:
         return combine(pool.map(lambda pair: (pair[0], digest(*pair)), tensors), config)

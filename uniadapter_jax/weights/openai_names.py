@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -96,11 +96,13 @@ def config_of_shapes(
     shapes = {name: tensors[name].shape for name in _RANKS}
     width_v, _, patch, _ = shapes["visual.conv1.weight"]
     vocab, width_t = shapes["token_embedding.weight"]
-    heads_v, heads_t = heads or (_heads("vision", width_v), _heads("text", width_t))
+    heads_v, heads_t = heads or (usual_heads("vision", width_v), usual_heads("text", width_t))
 
     def tower(prefix: str, width: int, heads: int) -> TowerConfig:
         hidden = shapes[f"{prefix}.resblocks.0.mlp.c_fc.weight"][0]
-        return TowerConfig(width, hidden, _layers(tensors, prefix), heads, activation)
+        return TowerConfig(
+            width, hidden, count_layers(tensors, f"{prefix}.resblocks"), heads, activation
+        )
 
     return CLIPConfig(
         vision=tower("visual.transformer", width_v, heads_v),
@@ -114,12 +116,14 @@ def config_of_shapes(
     )
 
 
-def _layers(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"\.resblocks\.(0|[1-9]\d{0,5})\..*")
+def count_layers(tensors: Iterable[str], prefix: str) -> int:
+    """How many numbers follow `prefix` in tensor names."""
+    pattern = re.compile(re.escape(prefix) + r"\.(0|[1-9]\d{0,5})\..*")
     return len({m[1] for name in tensors if (m := pattern.fullmatch(name))})
 
 
-def _heads(tower: str, width: int) -> int:
+def usual_heads(tower: str, width: int) -> int:
+    """Heads of a tower without a config: they are 64 wide."""
     if width % 64:
         raise UserError(
             f"the {tower} tower is {width} wide, which is no multiple of 64, so the number of its "

@@ -57,11 +57,19 @@ def _positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
     return (table if context.grid is None else resize_positions(table, context.grid),)
 
 
+def _batched_positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
+    """BLIP's table has an axis of size one in front."""
+    if table.ndim != 3 or len(table) != 1:
+        raise ValueError(f"{table.shape} is no table [1, positions, width]")
+    return (_positions(table[0], context)[0][None],)
+
+
 TRANSFORMS: Mapping[str, Transform] = {
     "same": lambda tensor, _: (tensor,),
     "transpose": _transpose,
     "split_qkv": _thirds,
     "positions": _positions,
+    "batched_positions": _batched_positions,
 }
 
 

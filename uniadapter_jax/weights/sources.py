@@ -1,7 +1,7 @@
-"""Foreign weights: where their files are, which format they are in, which CLIP they make.
+"""Foreign weights: where their files are, which format they are in, which backbone they make.
 
 A format is a row of `FORMATS`: how its tensor names are recognised, its table of rules, and where
-its config comes from. Another model family (BLIP) is another row with its own rules.
+its config comes from.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights import cma_names, openai_names
+from uniadapter_jax.weights import blip_own_names, cma_names, openai_names
 from uniadapter_jax.weights.directory import read_config, read_json
-from uniadapter_jax.weights.names import HUGGINGFACE_RULES, IGNORED
+from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.open_clip_config import check_pixels, clip_config
 from uniadapter_jax.weights.rules import Rule
 from uniadapter_jax.weights.safetensors_file import read_safetensors, shards_of
@@ -59,7 +58,7 @@ class Source:
 
     kind: str
     tensors: Tensors
-    config: CLIPConfig
+    config: Config
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
     folder: pathlib.Path
@@ -122,7 +121,15 @@ def _open_huggingface(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> S
     config = read_config(folder / "config.json")
     if (pixels := folder / "preprocessor_config.json").is_file():
         check_pixels(read_json(pixels), ("image_mean", "image_std"), pixels)
-    return Source("HuggingFace CLIP", tensors, config, HUGGINGFACE_RULES, IGNORED, folder)
+    family = family_of(config)
+    return Source(
+        f"HuggingFace {family.title}",
+        family.canonical(tensors, config),
+        config,
+        family.rules(config),
+        family.ignored,
+        folder,
+    )
 
 
 def _open_openai(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
@@ -156,6 +163,15 @@ def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hin
     )
 
 
+def _open_blip(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+    config = blip_own_names.config_of_shapes(
+        tensors, activation=hints.activation or "gelu", heads=hints.heads
+    )
+    family, own = family_of(config), blip_own_names.of_model(tensors, config)
+    rules = blip_own_names.rules(config)
+    return Source("BLIP", family.canonical(own, config), config, rules, family.ignored, folder)
+
+
 def _any_starts(*prefixes: str) -> Callable[[Iterable[str]], bool]:
     return lambda names: any(name.startswith(prefixes) for name in names)
 
@@ -166,10 +182,11 @@ def _has_vit(names: Iterable[str]) -> bool:
 
 FORMATS: tuple[Format, ...] = (
     Format(
-        "HuggingFace CLIP",
+        "HuggingFace CLIP or BLIP",
         _any_starts("vision_model.", "text_model."),
         _open_huggingface,
     ),
+    Format("BLIP", _any_starts("visual_encoder."), _open_blip),
     Format(
         "Cross-Modal Adapter",
         _any_starts("clip.visual.", *(cma_names.PREFIX + name for name in cma_names.NAMES)),

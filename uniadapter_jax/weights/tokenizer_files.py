@@ -6,10 +6,12 @@ import gzip
 import pathlib
 import zlib
 
-from uniadapter_jax.data.text import load_tokenizer, write_merges
+from uniadapter_jax.data.text import write_merges
+from uniadapter_jax.data.wordpiece import write_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.clip_vocabulary import read_merges
-from uniadapter_jax.weights.directory import TOKENIZER_FILES, copy_tokenizer
+from uniadapter_jax.weights.directory import copy_tokenizer
+from uniadapter_jax.weights.families import FAMILIES, Family
 
 _CLIP_VOCABULARY = 49408
 _SPECIALS = 2 * 256 + 2  # bytes, bytes at a word's end, BOS and EOS
@@ -17,22 +19,29 @@ _LONGEST = 2**25  # bytes of an unpacked list of merges; OpenAI's has 3 MB
 
 
 def provide_tokenizer(
-    given: str | None, folder: pathlib.Path, destination: pathlib.Path, vocab_size: int
+    given: str | None,
+    folder: pathlib.Path,
+    destination: pathlib.Path,
+    vocab_size: int,
+    family: Family = FAMILIES["clip"],
 ) -> str:
     """Puts tokenizer files into `destination`; returns what it did, for people.
 
-    They come from `given` (a directory, or OpenAI's list of merges), else from the source's own
-    folder, else, for a vocabulary of CLIP's size, from the optional package that carries CLIP's
-    table. Without any the backbone has none, which only strings need.
+    They come from `given` (a directory, OpenAI's list of merges or BERT's of tokens), else from the
+    source's own folder, else, for a vocabulary of CLIP's size, from the optional package that
+    carries CLIP's table. Without any the backbone has none, which only strings need.
 
     Raises:
       UserError: `given` holds no tokenizer, or one of another vocabulary.
     """
     if given is not None and pathlib.Path(given).is_file():
-        write_merges(_read_merges(pathlib.Path(given), vocab_size), destination)
-    elif not copy_tokenizer(given or folder, destination):
+        _ONE_FILE[family.title](pathlib.Path(given), destination, vocab_size)
+    elif not copy_tokenizer(given or folder, destination, family.tokenizer_files):
         if given is not None:
-            raise UserError(f"--tokenizer {given} holds none of {', '.join(TOKENIZER_FILES)}")
+            names = ", ".join(family.tokenizer_files)
+            raise UserError(f"--tokenizer {given} holds none of {names}")
+        if family.title != "CLIP":
+            return "no tokenizer (to encode strings, pass --tokenizer PATH, e.g. BERT's vocab.txt)"
         merges = read_merges() if vocab_size == _CLIP_VOCABULARY else None
         if merges is None:
             return (
@@ -40,12 +49,23 @@ def provide_tokenizer(
                 "vocabulary, pip install 'uniadapter_jax[tokenizer]')"
             )
         write_merges(merges, destination)
-    size = load_tokenizer(destination).vocab_size
-    if size > vocab_size:
+    size = family.load_tokenizer(destination).vocab_size
+    if size > vocab_size or (family.whole_vocabulary and size < vocab_size):
         raise UserError(
             f"the tokenizer in {given or folder} has {size} ids, the weights know {vocab_size}"
         )
     return f"tokenizer of {size} ids"
+
+
+def _list_of_merges(path: pathlib.Path, destination: pathlib.Path, vocab_size: int) -> None:
+    write_merges(_read_merges(path, vocab_size), destination)
+
+
+def _list_of_tokens(path: pathlib.Path, destination: pathlib.Path, vocab_size: int) -> None:
+    write_wordpiece(path, destination)
+
+
+_ONE_FILE = {"CLIP": _list_of_merges, "BLIP": _list_of_tokens}
 
 
 def _read_merges(path: pathlib.Path, vocab_size: int) -> list[tuple[str, str]]:

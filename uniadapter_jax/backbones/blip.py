@@ -1,0 +1,375 @@
+"""BLIP: a ViT and a BERT that embeds, matches and answers (Li et al., 2022).
+
+Base and large, in transformers' layout (`BlipForImageTextRetrieval`, `BlipForQuestionAnswering`, or
+the parts of both). Epsilons, heads and the ids of [ENC] and [DEC] come from the config; none is
+guessed. Pictures are normalised as CLIP's.
+
+    images = model.encode_images(pixels)                       m pictures
+    model.image_features(images[:, 0])                         unit vectors, contrastive
+    model.text_features(model.encode_text(ids, mask)[:, 0])
+    fused = model.fuse(model.fusion_ids(ids), mask, Memory(images))    p texts for each picture
+    model.match_logits(fused[:, :, 0])                         no match, match
+    model.decode(answer_ids, answer_mask, Memory(question_states, question_mask))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.bert import Bert, LanguageHead, Memory
+from uniadapter_jax.backbones.clip import normalize_pixels
+from uniadapter_jax.backbones.huggingface_config import (
+    TowerConfig,
+    check_patches,
+    checked,
+    section,
+)
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.randomness import fold_name, normal
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+
+_STD = 0.02
+TEMPERATURE = 0.07  # BLIP's initial one; transformers' files leave it out
+MATCHING, ANSWERING = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
+
+
+@dataclasses.dataclass(frozen=True)
+class BLIPConfig:
+    """The function a BLIP computes, apart from its weights.
+
+    Attributes:
+      embed: width of the joint embedding.
+      dec_id, enc_id: what starts an answer, and what stands first in a text that is fused.
+      sep_id, pad_id: what ends a text, and what fills it.
+      matching: whether there are projections, the matching head and the temperature.
+      decoder: whether there is a decoder of answers.
+    """
+
+    vision: TowerConfig
+    text: TowerConfig
+    image_size: int
+    patch_size: int
+    vocab_size: int
+    positions: int
+    embed: int
+    dec_id: int
+    enc_id: int
+    sep_id: int
+    pad_id: int
+    matching: bool = True
+    decoder: bool = False
+
+    def __post_init__(self) -> None:
+        check_patches(self.image_size, self.patch_size)
+        for name in ("dec_id", "enc_id", "sep_id", "pad_id"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < self.vocab_size:
+                raise UserError(
+                    f"text_config.{_HF_IDS[name]}={value!r}: expected an id below "
+                    f"vocab_size={self.vocab_size}"
+                )
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def function(self) -> dict[str, Any]:
+        """What of the config the fingerprint covers."""
+        fields = {"family": "blip", **dataclasses.asdict(self)}
+        if not self.matching:  # nothing has that width
+            del fields["embed"]
+        return fields
+
+    @classmethod
+    def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:
+        """Reads the `config.json` of a transformers BLIP.
+
+        Fields that the file leaves out have the value that transformers gives them. It knows no
+        [ENC]: `text_config.enc_token_id` is ours, and without it BLIP's rule holds, the id after
+        [DEC] (`bos_token_id`).
+
+        Raises:
+          UserError: a field has no value that a BLIP could have, or `architectures` names a BLIP
+            without the text encoder, such as the one for captions.
+        """
+        vision = section(config, "vision_config", _HF_VISION)
+        text = section(config, "text_config", _HF_TEXT)
+        parts = config.get("architectures") or [MATCHING]
+        if not isinstance(parts, list) or not {MATCHING, ANSWERING}.issuperset(parts):
+            raise UserError(f"architectures={parts!r}: expected {MATCHING} or {ANSWERING}")
+        dec_id = text["bos_token_id"]
+        return cls(
+            vision=TowerConfig.from_section(vision),
+            text=TowerConfig.from_section(text),
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            vocab_size=text["vocab_size"],
+            positions=text["max_position_embeddings"],
+            embed=checked("image_text_hidden_size", config.get("image_text_hidden_size", 256), int),
+            dec_id=dec_id,
+            enc_id=text.get("enc_token_id", dec_id + 1),
+            sep_id=text["sep_token_id"],
+            pad_id=text.get("pad_token_id", 0),
+            matching=MATCHING in parts,
+            decoder=ANSWERING in parts,
+        )
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """The `config.json` that transformers' BLIP models read."""
+        text = {
+            **self.text.to_section(),
+            "model_type": "blip_text_model",
+            "encoder_hidden_size": self.vision.width,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.positions,
+            **{theirs: getattr(self, ours) for ours, theirs in _HF_IDS.items()},
+        }
+        vision = {
+            **self.vision.to_section(),
+            "model_type": "blip_vision_model",
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+        }
+        parts = {MATCHING: self.matching, ANSWERING: self.decoder}
+        return {
+            "architectures": [name for name, there in parts.items() if there],
+            "model_type": "blip",
+            "image_text_hidden_size": self.embed,
+            "text_config": text,
+            "vision_config": vision,
+        }
+
+
+_HF_IDS = {
+    "dec_id": "bos_token_id",
+    "enc_id": "enc_token_id",
+    "sep_id": "sep_token_id",
+    "pad_id": "pad_token_id",
+}
+# What transformers assumes for a field that a config.json leaves out.
+_HF_VISION = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 384,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+_HF_TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "vocab_size": 30524,
+    "max_position_embeddings": 512,
+    "bos_token_id": 30522,
+    "sep_token_id": 102,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+}
+
+
+class VisionTower(nnx.Module):
+    """Pictures to the states of all tokens, CLS first: ln_post(blocks(patches + positions))."""
+
+    def __init__(self, config: BLIPConfig, remat: str, drop_path: float, *, rng: layers.Rng):
+        vision, patch = config.vision, config.patch_size
+        self.patch_embedding = layers.Linear(3 * patch * patch, vision.width, std=_STD, rng=rng)
+        self.class_embedding = nnx.Param(normal(rng, _STD, vision.width))
+        self.position_embedding = nnx.Param(normal(rng, _STD, 1 + config.patches, vision.width))
+        self.blocks = layers.Block(
+            vision.width,
+            vision.hidden,
+            vision.heads,
+            vision.layers,
+            activation=vision.activation,
+            eps=vision.eps,
+            rng=rng,
+        )
+        self.ln_post = layers.LayerNorm(vision.width, eps=vision.eps)
+        self.config = config
+        self.remat = remat
+        self.drop_path = drop_path
+
+    def __call__(
+        self,
+        pixels: Float[Array, "b H W 3"],
+        *,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "b s d"]:
+        size = self.config.image_size
+        if pixels.shape[1:] != (size, size, 3):
+            raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
+        x = self.patch_embedding(layers.tiles(pixels, self.config.patch_size))
+        cls = self.class_embedding[...].astype(x.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
+        x = layers.run_stack(
+            self.blocks,
+            x + self.position_embedding[...].astype(x.dtype)[None],
+            layers=self.config.vision.layers,
+            remat=self.remat,
+            shared=shared,
+            key=key,
+            drop_path=self.drop_path,
+        )
+        return self.ln_post(x)
+
+
+class BLIP(nnx.Module):
+    """The vision tower, the text transformer, heads, and the home of what a method shares.
+
+    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
+    lead with the axis of layers; `tower` is "vision", "text" (fusion, too) or "decoder". Further
+    places: those of `layers.Block` in `vision.blocks`, those of `bert` in `text` and `decoder`.
+
+    States have the compute dtype; features, logits and scores are float32.
+
+    Args:
+      dropout: BERT's, in use only where a key is passed.
+      drop_path: stochastic depth of the last vision layer, likewise; it rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        config: BLIPConfig,
+        *,
+        rng: layers.Rng,
+        dtype: str = "float32",
+        remat: str = "none",
+        dropout: float = 0.1,
+        drop_path: float = 0.0,
+    ):
+        def bert(attended: int) -> Bert:
+            return Bert(
+                config.text,
+                vocab_size=config.vocab_size,
+                positions=config.positions,
+                attended=attended,
+                remat=remat,
+                dropout=dropout,
+                rng=rng,
+            )
+
+        def head(width: int, out: int) -> layers.Linear:
+            return layers.Linear(width, out, std=_STD, rng=rng)
+
+        has, vision, text = config.matching, config.vision.width, config.text.width
+        self.adapters = nnx.data(None)
+        self.vision = VisionTower(config, remat, drop_path, rng=rng)
+        self.text = bert(attended=vision)
+        self.temp = nnx.data(nnx.Param(jnp.asarray(TEMPERATURE, jnp.float32)) if has else None)
+        self.vision_proj = nnx.data(head(vision, config.embed) if has else None)
+        self.text_proj = nnx.data(head(text, config.embed) if has else None)
+        self.itm_head = nnx.data(head(text, 2) if has else None)
+        # The decoder of answers reads the states of the question.
+        self.decoder = nnx.data(bert(attended=text) if config.decoder else None)
+        self.decoder_head = nnx.data(
+            LanguageHead(config.text, config.vocab_size, rng=rng) if config.decoder else None
+        )
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+
+    def _shared(self, tower: str, count: int) -> PyTree | None:
+        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
+
+    def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b s d"]:
+        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to all states."""
+        x = normalize_pixels(pixels) if pixels.dtype == jnp.uint8 else pixels
+        shared = self._shared("vision", self.config.vision.layers)
+        return self.vision(x.astype(self.dtype), shared=shared, key=key)
+
+    def encode_text(
+        self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"] | None, *, key: Array | None = None
+    ) -> Float[Array, "b l d"]:
+        """Texts alone to all states; `mask` is False where there is padding."""
+        shared = self._shared("text", self.config.text.layers)
+        return self.text(ids, mask, dtype=self.dtype, shared=shared, key=key)
+
+    def image_features(self, cls: Float[Array, "... d"]) -> Float[Array, "... c"]:
+        """Unit vectors of CLS states (of a clip: of their mean over frames)."""
+        return _unit(self._heads()[0](cls.astype(jnp.float32)))
+
+    def text_features(self, first: Float[Array, "... d"]) -> Float[Array, "... c"]:
+        """Unit vectors of the states of texts' first tokens, encoded alone."""
+        return _unit(self._heads()[1](first.astype(jnp.float32)))
+
+    def match_logits(self, first: Float[Array, "... d"]) -> Float[Array, "... 2"]:
+        """Logits (no match, match) of the states of fused texts' first tokens."""
+        return self._heads()[2](first.astype(jnp.float32))
+
+    def _heads(self) -> tuple[layers.Linear, layers.Linear, layers.Linear]:
+        if self.vision_proj is None or self.text_proj is None or self.itm_head is None:
+            raise UserError(f"this BLIP has no heads for matching, being no {MATCHING}")
+        return self.vision_proj, self.text_proj, self.itm_head
+
+    def fusion_ids(self, ids: Int[Array, "... l"]) -> Int[Array, "... l"]:
+        """The ids with [ENC] in the place of the first, as BLIP's fusion reads texts."""
+        return ids.at[..., 0].set(self.config.enc_id)
+
+    def fuse(
+        self,
+        ids: Int[Array, "q p l"],
+        mask: Bool[Array, "q p l"] | None,
+        memory: Memory,
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "q p l d"]:
+        """Texts that attend to pictures: group i of p texts to picture i, or `memory.medium[i]`.
+
+        A picture's keys and values are made once in each layer, whatever p.
+        """
+        rows, row_mask = _rows(ids, mask)
+        shared = self._shared("text", self.config.text.layers)
+        states = self.text(rows, row_mask, dtype=self.dtype, memory=memory, shared=shared, key=key)
+        return states.reshape(*ids.shape, -1)
+
+    def decode(
+        self,
+        ids: Int[Array, "q p l"],
+        mask: Bool[Array, "q p l"] | None,
+        memory: Memory,
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "q p l v"]:
+        """Scores of the word after each word of p answers to each of q questions.
+
+        `memory` holds the questions' states as fused with their pictures, and their mask.
+
+        Raises:
+          UserError: this BLIP has no decoder.
+        """
+        if self.decoder is None or self.decoder_head is None:
+            raise UserError(f"this BLIP has no decoder of answers, being no {ANSWERING}")
+        rows, row_mask = _rows(ids, mask)
+        states = self.decoder(
+            rows,
+            row_mask,
+            dtype=self.dtype,
+            memory=memory,
+            causal=True,
+            shared=self._shared("decoder", self.config.text.layers),
+            key=None if key is None else fold_name(key, "decoder"),
+        )
+        scores = self.decoder_head(states, self.decoder.token_embedding[...])
+        return scores.reshape(*ids.shape, -1)
+
+
+def _rows(ids: Array, mask: Array | None) -> tuple[Array, Array | None]:
+    """Groups of texts "q p l" as rows "b l"."""
+    length = ids.shape[-1]
+    return ids.reshape(-1, length), None if mask is None else mask.reshape(-1, length)
+
+
+def _unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    """x over its length; zero stays zero."""
+    return x * lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))

@@ -1,0 +1,87 @@
+"""The families of backbones: which model a config makes, and what its tensors are called on disk.
+
+Reading, writing and conversion ask this table; a further family is a further row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from uniadapter_jax.backbones.blip import BLIP, BLIPConfig
+from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.data.text import Tokenizer, load_tokenizer
+from uniadapter_jax.data.wordpiece import load_wordpiece
+from uniadapter_jax.weights import blip_names, names
+from uniadapter_jax.weights.rules import Rule
+
+Config = CLIPConfig | BLIPConfig
+Model = CLIP | BLIP
+Tensors = Mapping[str, np.ndarray]
+Table = tuple[names.Row, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of backbone.
+
+    Attributes:
+      title: for people.
+      config: the class with `from_huggingface`.
+      model: the class that a config, `rng` and options make.
+      table: our paths and HuggingFace's names, for a config.
+      rules: the table for files that have these names already, for a config.
+      ignored: names of buffers without weights.
+      canonical: a file's tensors with each weight exactly once, for a config.
+      tokenizer_files: what a directory's tokenizer may consist of.
+      load_tokenizer: the tokenizer of a directory.
+      whole_vocabulary: whether it must know every id of the weights, because the last have roles.
+    """
+
+    title: str
+    config: Any
+    model: Any
+    table: Callable[[Any], Table]
+    rules: Callable[[Any], tuple[Rule, ...]]
+    ignored: tuple[str, ...]
+    canonical: Callable[[Tensors, Any], Tensors]
+    tokenizer_files: tuple[str, ...]
+    load_tokenizer: Callable[[str | os.PathLike[str]], Tokenizer]
+    whole_vocabulary: bool = False
+
+
+_JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+FAMILIES: Mapping[str, Family] = {
+    "clip": Family(
+        title="CLIP",
+        config=CLIPConfig,
+        model=CLIP,
+        table=lambda config: names.HUGGINGFACE_CLIP,
+        rules=lambda config: names.HUGGINGFACE_RULES,
+        ignored=names.IGNORED,
+        canonical=lambda tensors, config: tensors,
+        tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
+        load_tokenizer=load_tokenizer,
+    ),
+    "blip": Family(
+        title="BLIP",
+        config=BLIPConfig,
+        model=BLIP,
+        table=blip_names.table,
+        rules=blip_names.rules,
+        ignored=blip_names.IGNORED,
+        canonical=blip_names.canonical,
+        tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
+        load_tokenizer=load_wordpiece,
+        whole_vocabulary=True,
+    ),
+}
+
+
+def family_of(config: Config) -> Family:
+    """The family whose config this is."""
+    return next(family for family in FAMILIES.values() if isinstance(config, family.config))
