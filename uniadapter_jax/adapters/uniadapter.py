@@ -1,16 +1,18 @@
-"""UniAdapter (Lu et al., ICLR 2024; arXiv 2302.06605), here on CLIP.
+"""UniAdapter (Lu et al., ICLR 2024; arXiv 2302.06605): one down-projection for all modalities.
 
 Layer i of both towers has ONE down-projection; each tower has its own up-projection. The branch
-runs beside the MLP, fed by the residual stream:
+of a pre-LayerNorm block runs beside the MLP, fed by the residual stream:
 
     down_i(x) = relu(D_i LN(x) + b_i)
     block     x + mlp(ln_2(x)) + .1 (U_i down_i(x) + u_i)
 
-The paper places it in BLIP, whose towers are equally wide, and adds it to the fusion layers and to
-keys and values of cross-attention. CLIP has no fusion encoder, and the paper says nothing of it:
-what follows is our choice. D_i acts on the first min(w_v, w_t) channels of both towers; the wider
-tower has rows of its own for the others. There are as many shared slots as text layers; a deeper
-vision tower spreads over them as in Cross-Modal Adapter (`slot_of_layer`).
+The paper places it in BLIP; what BLIP's text and fusion layers have is in `uniadapter_blip`. CLIP
+has no fusion encoder, and the paper says nothing of it: both its towers have the branch above.
+
+Where towers differ, which the paper's do not, the following is our choice. D_i acts on the first
+min(w_v, w_t) channels of both; the wider tower has rows of its own for the others. There are as
+many shared slots as text layers; a deeper vision tower spreads over them as in Cross-Modal Adapter
+(`slot_of_layer`).
 
 init=paper: D kaiming-uniform, U of vision normal with std .02, U of text zero, as released for
 retrieval. init=identity: both U zero, so that a fresh model computes what the frozen one does.
@@ -18,6 +20,7 @@ retrieval. init=identity: both U zero, so that a fresh model computes what the f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,11 +37,12 @@ from uniadapter_jax.types import Array, Float
 
 SCALE = 0.1  # of what a branch adds (paper, section 4.1: s)
 EPSILON = 1e-5
-_STD = 0.02
+STD = 0.02  # of up-projections that do not start at zero
 INITS = ("paper", "identity")
 
 
-def _constant(value: float, *shape: int) -> AdapterParam:
+def constant(value: float, *shape: int) -> AdapterParam:
+    """A parameter that starts with one value everywhere."""
     return AdapterParam(jnp.full(shape, value, jnp.float32))
 
 
@@ -48,8 +52,8 @@ class Rows(nnx.Module):
     def __init__(self, slots: int, width: int, fan_in: int, bottleneck: int, rng: Any):
         # torch's kaiming_uniform with a = sqrt(5), as its linear layers have it.
         self.kernel = AdapterParam(uniform(rng, fan_in**-0.5, slots, width, bottleneck))
-        self.scale = _constant(1.0, slots, width)
-        self.bias = _constant(0.0, slots, width)
+        self.scale = constant(1.0, slots, width)
+        self.bias = constant(0.0, slots, width)
 
 
 class Shared(nnx.Module):
@@ -57,7 +61,7 @@ class Shared(nnx.Module):
 
     def __init__(self, slots: int, width: int, bottleneck: int, rng: Any):
         self.rows = Rows(slots, width, width, bottleneck, rng)
-        self.down_bias = _constant(0.0, slots, bottleneck)
+        self.down_bias = constant(0.0, slots, bottleneck)
         self.slots = slots
 
     def layer_slices(self, tower: str, count: int) -> dict[str, Array]:
@@ -90,7 +94,7 @@ class Branch(nnx.Module):
         own = width - shared_width
         self.rows = nnx.data(Rows(count, own, width, bottleneck, rng) if own else None)
         self.up_kernel = AdapterParam(normal(rng, up_std, count, bottleneck, width))
-        self.up_bias = _constant(0.0, count, width)
+        self.up_bias = constant(0.0, count, width)
         self.dropout = dropout
 
     def __call__(
@@ -98,25 +102,39 @@ class Branch(nnx.Module):
     ) -> Float[Array, "b s d"]:
         shared = layer.shared
         assert shared is not None
-        scale, bias, kernel = shared["scale"], shared["bias"], shared["kernel"]
         if self.rows is not None:
-            scale = jnp.concatenate([scale, self.rows.scale[...]])
-            bias = jnp.concatenate([bias, self.rows.bias[...]])
-            kernel = jnp.concatenate([kernel, self.rows.kernel[...]])
-        down = layers.matmul(layers.layer_norm(x, scale, bias, EPSILON), kernel)
-        down = jax.nn.relu(down + layers.along_last(shared["down_bias"].astype(down.dtype), down))
-        down = layers.dropout(down, self.dropout, layer.key)
-        up = layers.matmul(down, self.up_kernel[...] * SCALE)
-        return up + layers.along_last((self.up_bias[...] * SCALE).astype(up.dtype), up)
+            shared = {**shared, **join_rows(shared, self.rows)}
+        down = layers.dropout(project_down(x, shared), self.dropout, layer.key)
+        return linear(down, self.up_kernel[...] * SCALE, self.up_bias[...] * SCALE)
+
+
+def join_rows(shared: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
+    """scale, bias and kernel of a tower that has channels of its own; of one layer or of all."""
+    own = {"scale": rows.scale, "bias": rows.bias, "kernel": rows.kernel}
+    return {
+        name: jnp.concatenate([shared[name], param[...]], axis=-2 if name == "kernel" else -1)
+        for name, param in own.items()
+    }
+
+
+def project_down(x: Float[Array, "b s d"], shared: Mapping[str, Array]) -> Float[Array, "b s r"]:
+    """relu(D LN(x) + b) of one layer."""
+    normal = layers.layer_norm(x, shared["scale"], shared["bias"], EPSILON)
+    return jax.nn.relu(linear(normal, shared["kernel"], shared["down_bias"]))
+
+
+def linear(
+    x: Float[Array, "... i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
+) -> Float[Array, "... o"]:
+    """x @ kernel + bias in the dtype of `x`."""
+    y = layers.matmul(x, kernel)
+    return y + layers.along_last(bias.astype(y.dtype), y)
 
 
 def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
     """Puts a branch beside the MLP of every layer of both towers."""
     config = backbone.config
-    if options.bottleneck < 1:
-        raise UserError(f"method.bottleneck={options.bottleneck}: at least 1")
-    if options.init not in INITS:
-        raise UserError(f"method.init={options.init!r}: choose one of {', '.join(INITS)}")
+    check(options)
     width = min(config.vision.width, config.text.width)
     shared = Shared(config.text.layers, width, options.bottleneck, rng)
     fill_place(backbone, "adapters", shared)
@@ -127,14 +145,28 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
             size.width,
             width,
             bottleneck=options.bottleneck,
-            up_std=_STD if (options.init, tower) == ("paper", "vision") else 0.0,
+            up_std=STD if (options.init, tower) == ("paper", "vision") else 0.0,
             dropout=options.dropout,
             rng=rng,
         )
         fill_place(getattr(backbone, tower).blocks, "beside_mlp", branch)
         if options.train_projections:
-            projection = getattr(backbone, tower).projection
-            projection.kernel = AdapterParam(projection.kernel[...])
+            train_linear(getattr(backbone, tower).projection)
+
+
+def check(options: Any) -> None:
+    """Raises `UserError` for options that no backbone can have."""
+    if options.bottleneck < 1:
+        raise UserError(f"method.bottleneck={options.bottleneck}: at least 1")
+    if options.init not in INITS:
+        raise UserError(f"method.init={options.init!r}: choose one of {', '.join(INITS)}")
+
+
+def train_linear(layer: layers.Linear) -> None:
+    """Makes a linear layer of the backbone one that trains with the method."""
+    layer.kernel = AdapterParam(layer.kernel[...])
+    if layer.bias is not None:
+        layer.bias = AdapterParam(layer.bias[...])
 
 
 METHOD = Method(

@@ -1,0 +1,170 @@
+"""UniAdapter in BLIP, as its authors place it (arXiv 2302.06605, sections 3.2 and 3.3).
+
+Layer i of the vision tower, of the text transformer and of the decoder use one adapter with one
+down-projection, down = relu(D LN(x) + b):
+
+    vision        x + mlp(ln_2(x)) + A_v(x)             A_v(x) = .1 (U_v down(x) + u_v)
+    text          y + A_t(h)                            A_t(h) = .1 (U_t down(h) + u_t)
+    fusion        y + A_t(h) + A_m(c)
+                  A_m(c) = .1 LN_x((U_m + U_t) down(c) + u_m + u_t)
+
+where h is the state after self-attention, c after cross-attention and y the layer's output: A_t(h)
+in a fusion layer is the query residual. Keys and values of cross-attention get in every layer
+
+    scale * (W_up (W_down e + b_down) + b_up)
+
+of the raw states e, without a non-linearity, from one pair of adapters per text transformer.
+
+init=paper: D kaiming-uniform, U_t zero, the others normal with std .02. LN_x normalises even a
+small U_m, so that is not the frozen model. init=identity: all U, and W_up of keys and values, zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniadapter_jax.adapters.base import AdapterParam, fill_place
+from uniadapter_jax.adapters.uniadapter import (
+    EPSILON,
+    SCALE,
+    STD,
+    Branch,
+    Rows,
+    Shared,
+    check,
+    constant,
+    join_rows,
+    linear,
+    project_down,
+    train_linear,
+)
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.randomness import normal
+from uniadapter_jax.types import Array, Float
+
+_OF_TEXT = (
+    *("text_kernel", "text_bias", "cross_kernel", "cross_bias"),
+    *("ln_cross_scale", "ln_cross_bias"),
+)
+
+
+class SharedWithText(Shared):
+    """What all use, and what text, fusion and decoder layers have beside it.
+
+    ln_cross_scale, ln_cross_bias are LN_x; as released they do not train (`train_cross_norm`).
+    """
+
+    def __init__(self, slots: int, width: int, text_width: int, options: Any, rng: Any):
+        r, paper = options.bottleneck, options.init == "paper"
+        super().__init__(slots, width, r, rng)
+        own = text_width - width
+        self.text_rows = nnx.data(Rows(slots, own, text_width, r, rng) if own else None)
+        self.text_kernel = constant(0.0, slots, r, text_width)
+        self.text_bias = constant(0.0, slots, text_width)
+        self.cross_kernel = AdapterParam(normal(rng, STD if paper else 0.0, slots, r, text_width))
+        self.cross_bias = constant(0.0, slots, text_width)
+        kind = AdapterParam if options.train_cross_norm else nnx.Param
+        self.ln_cross_scale = kind(jnp.ones((slots, text_width), jnp.float32))
+        self.ln_cross_bias = kind(jnp.zeros((slots, text_width), jnp.float32))
+
+    def layer_slices(self, tower: str, count: int) -> dict[str, Array]:
+        """For vision what it shares; for text and decoder also their up-projections and LN_x."""
+        shared = super().layer_slices(tower, count)
+        if tower == "vision":
+            return shared
+        if self.text_rows is not None:
+            shared |= join_rows(shared, self.text_rows)
+        return shared | {name: getattr(self, name)[...] for name in _OF_TEXT}
+
+
+class TextBranch(nnx.Module):
+    """A_t; its parameters are in `SharedWithText`."""
+
+    def __init__(self, dropout: float):
+        self.dropout = dropout
+
+    def __call__(
+        self, h: Float[Array, "b l d"], layer: layers.LayerInputs
+    ) -> Float[Array, "b l d"]:
+        shared = layer.shared
+        assert shared is not None
+        key = layer.key_of("uniadapter.text")
+        down = layers.dropout(project_down(h, shared), self.dropout, key)
+        return linear(down, shared["text_kernel"] * SCALE, shared["text_bias"] * SCALE)
+
+
+class FusionBranch(nnx.Module):
+    """A_m; its parameters are in `SharedWithText`."""
+
+    def __init__(self, dropout: float):
+        self.dropout = dropout
+
+    def __call__(
+        self, c: Float[Array, "b l d"], layer: layers.LayerInputs
+    ) -> Float[Array, "b l d"]:
+        shared = layer.shared
+        assert shared is not None
+        key = layer.key_of("uniadapter.fusion")
+        down = layers.dropout(project_down(c, shared), self.dropout, key)
+        # One product for both up-projections.
+        kernel = shared["cross_kernel"] + shared["text_kernel"]
+        up = linear(down, kernel, shared["cross_bias"] + shared["text_bias"])
+        scale, bias = shared["ln_cross_scale"] * SCALE, shared["ln_cross_bias"] * SCALE
+        return layers.layer_norm(up, scale, bias, EPSILON)
+
+
+class StatesAdapter(nnx.Module):
+    """What is added to the keys, or the values, of all layers' cross-attention."""
+
+    def __init__(self, attended: int, width: int, bottleneck: int, paper: bool, rng: Any):
+        self.scale = AdapterParam(jnp.ones((), jnp.float32))
+        self.down_kernel = AdapterParam(normal(rng, STD, attended, bottleneck))
+        self.down_bias = constant(0.0, bottleneck)
+        self.up_kernel = AdapterParam(normal(rng, STD if paper else 0.0, bottleneck, width))
+        self.up_bias = constant(0.0, width)
+
+    def __call__(self, states: Float[Array, "m t e"]) -> Float[Array, "m t d"]:
+        down = linear(states, self.down_kernel[...], self.down_bias[...])
+        scale = self.scale[...]
+        return linear(down, self.up_kernel[...] * scale, self.up_bias[...] * scale)
+
+
+def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
+    """Fills the places of the vision tower, the text transformer and, if there is one, the decoder.
+
+    With `train_heads`, the projections and the matching head train, too.
+    """
+    check(options)
+    config = backbone.config
+    vision, text = config.vision, config.text
+    width = min(vision.width, text.width)
+    paper = options.init == "paper"
+    shared = SharedWithText(text.layers, width, text.width, options, rng)
+    fill_place(backbone, "adapters", shared)
+    branch = Branch(
+        vision.layers,
+        vision.width,
+        width,
+        bottleneck=options.bottleneck,
+        up_std=STD if paper else 0.0,
+        dropout=options.dropout,
+        rng=rng,
+    )
+    fill_place(backbone.vision.blocks, "beside_mlp", branch)
+    towers = [(backbone.text, vision.width)]
+    if backbone.decoder is not None:
+        towers.append((backbone.decoder, text.width))  # it attends to a question's states
+    for tower, attended in towers:
+        fill_place(tower.blocks, "beside_text", TextBranch(options.dropout))
+        fill_place(tower.blocks, "beside_fusion", FusionBranch(options.dropout))
+        for place in ("cross_key", "cross_value"):
+            adapter = StatesAdapter(attended, text.width, options.key_value_bottleneck, paper, rng)
+            fill_place(tower, place, adapter)
+    if options.train_heads:
+        for head in (backbone.vision_proj, backbone.text_proj, backbone.itm_head):
+            if head is not None:
+                train_linear(head)
