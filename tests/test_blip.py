@@ -9,7 +9,7 @@ from flax import nnx
 
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.bert import Memory
-from uniadapter_jax.backbones.blip import ANSWERING, MATCHING, BLIPConfig
+from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import normalize_pixels
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names, partition

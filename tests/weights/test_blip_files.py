@@ -10,7 +10,8 @@ from blip_layout import to_blip, with_momentum
 from torch_bytes import torch_file
 
 from uniadapter_jax import convert
-from uniadapter_jax.backbones.blip import ANSWERING, BLIP, MATCHING, BLIPConfig
+from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.data.wordpiece import load_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.directory import (

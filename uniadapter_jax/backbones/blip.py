@@ -14,168 +14,19 @@ guessed. Pictures are normalised as CLIP's.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.bert import Bert, LanguageHead, Memory
+from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
 from uniadapter_jax.backbones.clip import normalize_pixels
-from uniadapter_jax.backbones.huggingface_config import (
-    TowerConfig,
-    check_patches,
-    checked,
-    section,
-)
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
 
 _STD = 0.02
-TEMPERATURE = 0.07  # BLIP's initial one; transformers' files leave it out
-MATCHING, ANSWERING = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
-
-
-@dataclasses.dataclass(frozen=True)
-class BLIPConfig:
-    """The function a BLIP computes, apart from its weights.
-
-    Attributes:
-      embed: width of the joint embedding.
-      dec_id, enc_id: what starts an answer, and what stands first in a text that is fused.
-      sep_id, pad_id: what ends a text, and what fills it.
-      matching: whether there are projections, the matching head and the temperature.
-      decoder: whether there is a decoder of answers.
-    """
-
-    vision: TowerConfig
-    text: TowerConfig
-    image_size: int
-    patch_size: int
-    vocab_size: int
-    positions: int
-    embed: int
-    dec_id: int
-    enc_id: int
-    sep_id: int
-    pad_id: int
-    matching: bool = True
-    decoder: bool = False
-
-    def __post_init__(self) -> None:
-        check_patches(self.image_size, self.patch_size)
-        for name in ("dec_id", "enc_id", "sep_id", "pad_id"):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value < self.vocab_size:
-                raise UserError(
-                    f"text_config.{_HF_IDS[name]}={value!r}: expected an id below "
-                    f"vocab_size={self.vocab_size}"
-                )
-
-    @property
-    def patches(self) -> int:
-        """Patches of one picture."""
-        return (self.image_size // self.patch_size) ** 2
-
-    def function(self) -> dict[str, Any]:
-        """What of the config the fingerprint covers."""
-        fields = {"family": "blip", **dataclasses.asdict(self)}
-        if not self.matching:  # nothing has that width
-            del fields["embed"]
-        return fields
-
-    @classmethod
-    def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:
-        """Reads the `config.json` of a transformers BLIP.
-
-        Fields that the file leaves out have the value that transformers gives them. It knows no
-        [ENC]: `text_config.enc_token_id` is ours, and without it BLIP's rule holds, the id after
-        [DEC] (`bos_token_id`).
-
-        Raises:
-          UserError: a field has no value that a BLIP could have, or `architectures` names a BLIP
-            without the text encoder, such as the one for captions.
-        """
-        vision = section(config, "vision_config", _HF_VISION)
-        text = section(config, "text_config", _HF_TEXT)
-        parts = config.get("architectures") or [MATCHING]
-        if not isinstance(parts, list) or not {MATCHING, ANSWERING}.issuperset(parts):
-            raise UserError(f"architectures={parts!r}: expected {MATCHING} or {ANSWERING}")
-        dec_id = text["bos_token_id"]
-        return cls(
-            vision=TowerConfig.from_section(vision),
-            text=TowerConfig.from_section(text),
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            vocab_size=text["vocab_size"],
-            positions=text["max_position_embeddings"],
-            embed=checked("image_text_hidden_size", config.get("image_text_hidden_size", 256), int),
-            dec_id=dec_id,
-            enc_id=text.get("enc_token_id", dec_id + 1),
-            sep_id=text["sep_token_id"],
-            pad_id=text.get("pad_token_id", 0),
-            matching=MATCHING in parts,
-            decoder=ANSWERING in parts,
-        )
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """The `config.json` that transformers' BLIP models read."""
-        text = {
-            **self.text.to_section(),
-            "model_type": "blip_text_model",
-            "encoder_hidden_size": self.vision.width,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.positions,
-            **{theirs: getattr(self, ours) for ours, theirs in _HF_IDS.items()},
-        }
-        vision = {
-            **self.vision.to_section(),
-            "model_type": "blip_vision_model",
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-        }
-        parts = {MATCHING: self.matching, ANSWERING: self.decoder}
-        return {
-            "architectures": [name for name, there in parts.items() if there],
-            "model_type": "blip",
-            "image_text_hidden_size": self.embed,
-            "text_config": text,
-            "vision_config": vision,
-        }
-
-
-_HF_IDS = {
-    "dec_id": "bos_token_id",
-    "enc_id": "enc_token_id",
-    "sep_id": "sep_token_id",
-    "pad_id": "pad_token_id",
-}
-# What transformers assumes for a field that a config.json leaves out.
-_HF_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 384,
-    "patch_size": 16,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-}
-_HF_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "vocab_size": 30524,
-    "max_position_embeddings": 512,
-    "bos_token_id": 30522,
-    "sep_token_id": 102,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-}
 
 
 class VisionTower(nnx.Module):
@@ -293,6 +144,7 @@ class BLIP(nnx.Module):
     ) -> Float[Array, "b l d"]:
         """Texts alone to all states; `mask` is False where there is padding."""
         shared = self._shared("text", self.config.text.layers)
+        key = _fold(key, "alone")
         return self.text(ids, mask, dtype=self.dtype, shared=shared, key=key)
 
     def image_features(self, cls: Float[Array, "... d"]) -> Float[Array, "... c"]:
@@ -329,7 +181,7 @@ class BLIP(nnx.Module):
         A picture's keys and values are made once in each layer, whatever p.
         """
         rows, row_mask = _rows(ids, mask)
-        shared = self._shared("text", self.config.text.layers)
+        shared, key = self._shared("text", self.config.text.layers), _fold(key, "fusion")
         states = self.text(rows, row_mask, dtype=self.dtype, memory=memory, shared=shared, key=key)
         return states.reshape(*ids.shape, -1)
 
@@ -358,7 +210,7 @@ class BLIP(nnx.Module):
             memory=memory,
             causal=True,
             shared=self._shared("decoder", self.config.text.layers),
-            key=None if key is None else fold_name(key, "decoder"),
+            key=_fold(key, "decoder"),
         )
         scores = self.decoder_head(states, self.decoder.token_embedding[...])
         return scores.reshape(*ids.shape, -1)
@@ -368,6 +220,11 @@ def _rows(ids: Array, mask: Array | None) -> tuple[Array, Array | None]:
     """Groups of texts "q p l" as rows "b l"."""
     length = ids.shape[-1]
     return ids.reshape(-1, length), None if mask is None else mask.reshape(-1, length)
+
+
+def _fold(key: Array | None, mode: str) -> Array | None:
+    """A key of its own for each mode, so that one key may be passed to all of them."""
+    return None if key is None else fold_name(key, mode)
 
 
 def _unit(x: Float[Array, "... c"]) -> Float[Array, "... c"]:

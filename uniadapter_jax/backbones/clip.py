@@ -75,7 +75,6 @@ class CLIPConfig:
         vision = section(config, "vision_config", _HF_VISION)
         text = section(config, "text_config", _HF_TEXT)
         embed = checked("projection_dim", config.get("projection_dim", 512), int)
-
         return cls(
             vision=TowerConfig.from_section(vision),
             text=TowerConfig.from_section(text),
@@ -89,7 +88,6 @@ class CLIPConfig:
 
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers' `CLIPModel` reads."""
-
         text = {
             **self.text.to_section(),
             "projection_dim": self.embed,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from uniadapter_jax.backbones.blip import TEMPERATURE, BLIPConfig
+from uniadapter_jax.backbones.blip_config import TEMPERATURE, BLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.names import Row, linear_rows, norm_rows
 from uniadapter_jax.weights.rules import Rule

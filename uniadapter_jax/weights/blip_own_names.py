@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from uniadapter_jax.backbones.blip import BLIPConfig
+from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import blip_names

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from uniadapter_jax.backbones.blip import BLIP, BLIPConfig
+from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.data.text import Tokenizer, load_tokenizer
 from uniadapter_jax.data.wordpiece import load_wordpiece
