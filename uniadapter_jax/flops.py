@@ -70,10 +70,14 @@ def forward_flops(
 def step_flops(config: CLIPConfig, part: Partition, *, clips: int, frames: int, words: int) -> int:
     """FLOPs of one training step: forward, the gradient of activations, that of trained kernels.
 
-    The gradient of activations costs what the forward pass does; frozen kernels need no gradient.
+    The gradient of activations costs what the forward pass does, except at the patches, whose
+    pixels need none. Frozen kernels need none either.
     """
     trained = kernel_flops(config, part.trainable, clips=clips, frames=frames, words=words)
-    return 2 * forward_flops(config, part, clips=clips, frames=frames, words=words) + trained
+    forward = forward_flops(config, part, clips=clips, frames=frames, words=words)
+    patch = 3 * config.patch_size**2 * config.vision.width
+    pixels = 2 * clips * frames * config.patches * patch
+    return 2 * forward - pixels + trained
 
 
 def _rows(

@@ -32,10 +32,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     # Positional: the keyword's name differs between the releases of JAX that we support.
     types = (AxisType.Auto,) * len(AXES)
     mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    if batch_shards(mesh) % processes:
+    parts = batch_shards(mesh)
+    if parts % processes:
         raise UserError(
-            f"config.mesh: {_said(sizes)} cuts a batch into {batch_shards(mesh)} parts, which do not "
-            f"divide over {processes} processes"
+            f"config.mesh: {_said(sizes)} cuts a batch into {parts} parts, which do not divide "
+            f"over {processes} processes"
         )
     return mesh
 

@@ -1,6 +1,6 @@
 """Proves that a run fits a TPU slice before the slice is paid for.
 
-    python -m uniadapter_jax.plan --config=configs/msrvtt.py --topology=v5e:16x16 --batch-per-chip=16
+    python -m uniadapter_jax.plan --config=configs/msrvtt.py --topology=v5e:16x16
 
 compiles the training step and the evaluation of that config for the slice, on any machine: no TPU,
 no weights and no data are needed, only `pip install 'uniadapter_jax[tpu]'`. `--topology=cpu:8`

@@ -24,8 +24,8 @@ def describe(program: Program, plan: Slice, useful: int | None) -> dict[str, Any
         "compile_seconds": round(program.seconds, 2),
         "needed_bytes": program.needed,
         "limit_bytes": program.limit,
-        "resident_bytes": program.resident,
-        "optimizer_state_beside_bytes": program.beside,
+        "argument_bytes": program.resident,
+        "beside_bytes": program.beside,
     }
     if program.memory is not None and program.work is not None:
         memory, work = program.memory, program.work
@@ -74,7 +74,9 @@ def tables(plan: Mapping[str, Any]) -> list[str]:
     if "misfit" in plan:
         lines += ["", plan["misfit"]["message"]]
     if "estimate" in plan:
-        lines += ["", *_estimate(plan["estimate"])]
+        lines += ["", _rates(plan["estimate"])]
+    if programs:
+        lines += ["", "* An estimate from the program and published rates; nothing was measured."]
     return [*lines, "", "fits" if plan["fits"] else "does not fit"]
 
 
@@ -86,16 +88,14 @@ def _table(programs: Mapping[str, Any]) -> list[str]:
             rows.append((label, values))
 
     columns = list(programs.values())
-    kinds = dict.fromkeys(
-        kind for c in columns for kind in c.get("memory_bytes", c["resident_bytes"])
-    )
-    for kind in kinds:
-        found = [c.get("memory_bytes", c["resident_bytes"]).get(kind) for c in columns]
-        add(kind, ["" if value is None else _bytes(value) for value in found])
-    add("limit", ["" if c["limit_bytes"] is None else _bytes(c["limit_bytes"]) for c in columns])
-    add("useful FLOP", [_tera(c.get("useful_flops")) for c in columns])
-    add("executed FLOP", [_tera(c.get("executed_flops")) for c in columns])
-    add("HBM traffic*", [_bytes(c.get("hbm_traffic_bytes")) for c in columns])
+    memory = [c.get("memory_bytes", c["argument_bytes"]) for c in columns]
+    for kind in dict.fromkeys(kind for of in memory for kind in of):
+        add(kind, [_bytes(of.get(kind)) for of in memory])
+    add("beside", [_bytes(c["beside_bytes"]) for c in columns])
+    add("limit", [_bytes(c["limit_bytes"]) for c in columns])
+    add("useful FLOP", [_flops(c.get("useful_flops")) for c in columns])
+    add("executed FLOP", [_flops(c.get("executed_flops")) for c in columns])
+    add("memory traffic*", [_bytes(c.get("hbm_traffic_bytes")) for c in columns])
     for kind in dict.fromkeys(kind for c in columns for kind in c.get("collectives", ())):
         found = [c.get("collectives", {}).get(kind) for c in columns]
         add(kind, [f"{f['count']} x, {_bytes(f['bytes'])}" if f else "" for f in found])
@@ -124,14 +124,11 @@ def _misfit(name: str, program: Mapping[str, Any], change: Mapping[str, Any] | N
     return f"{text} It fits, with {_bytes(change['needed_bytes'])}, by {asked}"
 
 
-def _estimate(estimate: Mapping[str, Any]) -> list[str]:
+def _rates(estimate: Mapping[str, Any]) -> str:
     line = f"At best*: {estimate['examples_per_second']:,.0f} clips/s"
     if "epoch_seconds" in estimate:
         line += f", {duration(estimate['epoch_seconds'])} an epoch of {estimate['samples']} samples"
-    return [
-        line,
-        "* Estimates from published rates, if everything overlaps; nothing was measured on a chip.",
-    ]
+    return line
 
 
 def _bytes(value: int | None) -> str:
@@ -145,5 +142,7 @@ def _bytes(value: int | None) -> str:
     return f"{size:.2f} GiB"
 
 
-def _tera(value: int | None) -> str:
-    return "" if value is None else f"{value / 1e12:.3g} T"
+def _flops(value: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / 1e12:.3f} T" if value >= 1e11 else f"{value / 1e9:.3f} G"
