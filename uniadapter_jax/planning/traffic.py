@@ -92,7 +92,7 @@ def hbm_bytes(module: Module) -> int:
     """Bytes of HBM that are read and written, an estimate from the instructions' operands.
 
     What lies within a fusion does not count; where a fusion reads or writes a slice of an array
-    (one layer of a stack) the slice counts. Padding does not.
+    (one layer of a stack) the slice counts. Padding and what collectives read do not.
     """
     inside = {
         called
@@ -149,6 +149,8 @@ class _Slices:
             return line.shapes[1].bytes
         if line.opcode == "dynamic-update-slice" and place == 0:
             return 0  # in place
+        if line.opcode in KINDS:
+            return 0  # at work beside a fusion's own; see `_part`
         if line.opcode == "fusion":
             return self._parameter(line.called[0], place, whole)
         return whole
@@ -182,7 +184,8 @@ class _Slices:
         lines = self.module.computations[computation]
         while line.opcode == "bitcast":
             line = lines[line.operands[0]]
-        if line.opcode == "parameter":
+        # A collective that overlaps is carried through many fusions: each would count all of it.
+        if line.opcode in ("parameter", *KINDS):
             return 0
         if line.opcode == "dynamic-update-slice":
             return sum(shape.bytes for shape in lines[line.operands[1]].shapes)
