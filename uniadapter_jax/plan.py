@@ -156,36 +156,52 @@ def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
     return {**rates, "samples": steps * batch, "epoch_seconds": steps * seconds}
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The slice, such as v5e:16x16, or cpu:N.")
-_BATCH = flags.DEFINE_integer(
-    "batch-per-chip", None, "Clips of a chip; default: config.train.batch_size for all.", 1
-)
-_BACKBONE = flags.DEFINE_string(
-    "backbone-config", None, "config.json or known name (vit-b-32, ...), if there are no weights."
-)
-_HBM = flags.DEFINE_float("hbm-gib", None, "Memory of a device in GiB; default: the chip's.", 0.0)
-_JSON = flags.DEFINE_boolean("json", False, "One JSON object instead of tables.")
+def _define_flags() -> dict[str, flags.FlagHolder]:
+    """When the command runs, not when this module is imported: `main` has a --config as well."""
+    return {
+        "config": config_flags.DEFINE_config_file(
+            "config", None, "The experiment, configs/NAME.py[:ARGS]."
+        ),
+        "topology": flags.DEFINE_string(
+            "topology", None, "The slice, such as v5e:16x16, or cpu:N."
+        ),
+        "batch": flags.DEFINE_integer(
+            "batch-per-chip", None, "Clips of a chip; default: config.train.batch_size for all.", 1
+        ),
+        "backbone": flags.DEFINE_string(
+            "backbone-config", None, "config.json or known name (vit-b-32, ...) of the backbone."
+        ),
+        "hbm": flags.DEFINE_float(
+            "hbm-gib", None, "Memory of a device in GiB; default: the chip's.", 0.0
+        ),
+        "json": flags.DEFINE_boolean("json", False, "One JSON object instead of tables."),
+    }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Flags in, plan out."""
-    del argv
-    if _CONFIG.value is None or not _TOPOLOGY.value:
-        missing = "--config" if _CONFIG.value is None else "--topology"
-        raise UserError(
-            f"{missing} is missing; for example --config=configs/msrvtt.py --topology=v5e:16x16"
+def main() -> None:
+    """The command."""
+    given = _define_flags()
+
+    def command(argv: Sequence[str]) -> int:
+        del argv
+        config, topology, hbm = (given[name].value for name in ("config", "topology", "hbm"))
+        if config is None or not topology:
+            missing = "--config" if config is None else "--topology"
+            raise UserError(
+                f"{missing} is missing; for example --config=configs/msrvtt.py --topology=v5e:16x16"
+            )
+        found = plan(
+            config,
+            topology,
+            batch_per_chip=given["batch"].value,
+            backbone=given["backbone"].value,
+            hbm=None if hbm is None else int(hbm * _GIB),
         )
-    found = plan(
-        _CONFIG.value,
-        _TOPOLOGY.value,
-        batch_per_chip=_BATCH.value,
-        backbone=_BACKBONE.value,
-        hbm=None if _HBM.value is None else int(_HBM.value * _GIB),
-    )
-    print(json.dumps(found) if _JSON.value else "\n".join(tables(found)))
-    return 0 if found["fits"] else 1
+        print(json.dumps(found) if given["json"].value else "\n".join(tables(found)))
+        return 0 if found["fits"] else 1
+
+    run_app(command)
 
 
 if __name__ == "__main__":
-    run_app(main)
+    main()
