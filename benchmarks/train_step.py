@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
 
-Useful FLOPs are 2 x those of the forward products (forward, and the gradient with respect to
-activations; a frozen layer needs no gradient with respect to its weights). The peak is the best
+Useful FLOPs are those of `uniadapter_jax.flops`: the forward products, as much again for the
+gradient with respect to activations, and the gradients of trained kernels. The peak is the best
 median of jitted 2048^3 and 4096^3 float32 products, taken before and after every step in the same
 process with the same threads, so a machine that slows down slows both.
 """
@@ -19,41 +19,17 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.config import base_config
+from uniadapter_jax.flops import step_flops
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import partition
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks.retrieval import Retrieval
-
-
-def forward_flops(
-    config: CLIPConfig, clips: int, frames: int, words: int, options: ConfigDict
-) -> float:
-    """FLOPs of the products of one forward pass; a product of [a, b] by [b, c] counts 2abc.
-
-    Per token and layer of width d, hidden width e, s tokens, bottleneck r:
-    8 d^2 (q, k, v, out) + 4 d e (MLP) + 4 s d (attention) + 8 d r (two adapters).
-    """
-
-    def tower(size, rows: int, s: int) -> float:  # type: ignore[no-untyped-def]
-        d, e, r = size.width, size.hidden, options.bottleneck
-        return size.layers * rows * s * (8 * d * d + 4 * d * e + 4 * s * d + 8 * d * r)
-
-    pictures = clips * frames
-    patch = 2 * pictures * config.patches * 3 * config.patch_size**2 * config.vision.width
-    joint = 2 * config.embed * (pictures * config.vision.width + clips * config.text.width)
-    return (
-        tower(config.vision, pictures, config.patches + 1)
-        + tower(config.text, clips, words)
-        + patch
-        + joint
-    )
 
 
 def seconds(function, *args) -> float:  # type: ignore[no-untyped-def]
@@ -140,7 +116,7 @@ def main() -> None:
         if peak:
             peak.sample()
     wall, cpu = wall[args.warm :], cpu[args.warm :]
-    useful = 2 * forward_flops(clip_config, args.clips, args.frames, args.words, config.method)
+    useful = step_flops(clip_config, part, clips=args.clips, frames=args.frames, words=args.words)
     took = statistics.median(wall)
     report = {
         "device": jax.devices()[0].device_kind,
@@ -161,7 +137,6 @@ def main() -> None:
     if args.json:
         print(json.dumps(report))
         return
-    print(forward_flops.__doc__)
     for name, value in report.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
 

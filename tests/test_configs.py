@@ -9,20 +9,16 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
 import small_run
 
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import METHODS, get_method
-from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.adapters import METHODS
+from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.config import base_config, validate
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import count, partition
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.step import make_step
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.partition import count
+from uniadapter_jax.planning.abstract import TRAIN, abstract_partition, build
 
 FILES = sorted((small_run.ROOT / "configs").glob("*.py"))
 VIT_B32 = CLIPConfig.from_huggingface({})  # transformers' defaults
@@ -56,33 +52,6 @@ def backbone_config(config):
     return CLIPConfig.from_huggingface(json.loads(path.read_text())) if path.exists() else VIT_B32
 
 
-def abstract_parts(config, clip):
-    """(partition whose arrays are shapes, method)."""
-    method = get_method(config.method.name)
-    made = []
-
-    def make():
-        options = {"dtype": config.compute.dtype, "remat": config.compute.remat}
-        model = CLIP(clip, rng=None, **options)
-        method.attach(model, config.method, generator(0, "adapters"))
-        made.append(partition(model, method.trainable, config.compute.dtype))
-        return made[0].trainable, made[0].frozen
-
-    shapes = jax.eval_shape(make)
-    made[0].trainable, made[0].frozen = shapes
-    return made[0]
-
-
-def abstract_batch(config, clip):
-    clips, frames, size = config.train.batch_size, config.data.frames, clip.image_size
-    return {
-        "frames": jax.ShapeDtypeStruct((clips, frames, size, size, 3), jnp.uint8),
-        "frame_mask": jax.ShapeDtypeStruct((clips, frames), bool),
-        "text": jax.ShapeDtypeStruct((clips, config.data.words), jnp.int32),
-        "item": jax.ShapeDtypeStruct((clips,), jnp.int32),
-    }
-
-
 def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
@@ -92,20 +61,14 @@ def test_a_step_of_every_config_has_the_right_shapes(file, method):
     config = built(file, method)
     clip = backbone_config(config)
     assert config.data.words <= clip.positions
-    part = abstract_parts(config, clip)
-    if part.trainable == {}:
-        assert config.method.name == "zero_shot"
-        return
     mesh = meshes.make_mesh(config.mesh)
+    run = build(config, clip, mesh, "cpu")
+    if run.part.trainable == {}:
+        assert config.method.name == "zero_shot" and TRAIN not in run.programs
+        return
     meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
-    optimizer = make_optimizer(config.optimizer, 100, part.trainable)
-    opt_state = jax.eval_shape(optimizer.init, part.trainable)
-    step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, config.seed)
-    step_number = jax.ShapeDtypeStruct((), jnp.int32)
-    trainable, new_state, metrics = jax.eval_shape(
-        step, part.trainable, opt_state, part.frozen, abstract_batch(config, clip), step_number
-    )
-    assert shapes((trainable, new_state)) == shapes((part.trainable, opt_state))
+    trainable, new_state, metrics = run.lower(TRAIN).out_info
+    assert shapes((trainable, new_state)) == shapes((run.part.trainable, run.opt_state))
     assert metrics["loss"].shape == ()
     assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)
 
@@ -120,7 +83,7 @@ def test_the_docstring_holds_the_commands(file):
 
 def test_the_paper_counts_our_adapter():
     config = built(small_run.ROOT / "configs" / "msrvtt.py", "cross_modal_adapter")
-    part = abstract_parts(config, VIT_B32)
+    part = abstract_partition(config, VIT_B32, "cpu")
     assert count(part.trainable) == 519_168
     assert f"{part.counts()['percent']:.3f}" == "0.342"
 

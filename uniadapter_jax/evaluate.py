@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import metrics
@@ -15,10 +16,27 @@ from uniadapter_jax.data.pipeline import clip_batches
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.partition import Partition
 from uniadapter_jax.progress import Progress
 from uniadapter_jax.types import Array, PyTree
 
-_TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
+TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
+
+
+def make_encoders(part: Partition, mesh: Mesh) -> tuple[Callable[..., Array], ...]:
+    """Compiled (frames, text): each (trainable, frozen, batch) -> raw features, whole everywhere.
+
+    Whole on every device, so that every process can read them.
+    """
+
+    def frames(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
+        return part.merge(trainable, frozen).encode_frames(batch["frames"])
+
+    def text(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
+        return part.merge(trainable, frozen).encode_text(batch["text"])
+
+    everywhere = meshes.replicated(mesh)
+    return jax.jit(frames, out_shardings=everywhere), jax.jit(text, out_shardings=everywhere)
 
 
 class Encoder:
@@ -26,18 +44,8 @@ class Encoder:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        part = experiment.partition
-        # Whole on every device, so that every process can read them.
+        self._frames, self._text = make_encoders(experiment.partition, experiment.mesh)
         everywhere = meshes.replicated(experiment.mesh)
-
-        def frames(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
-            return part.merge(trainable, frozen).encode_frames(batch["frames"])
-
-        def text(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
-            return part.merge(trainable, frozen).encode_text(batch["text"])
-
-        self._frames = jax.jit(frames, out_shardings=everywhere)
-        self._text = jax.jit(text, out_shardings=everywhere)
         self._whole = jax.jit(lambda rows: rows, out_shardings=everywhere)
 
     def _run(self, function: Callable[..., Array], trainable: PyTree, host: Any) -> np.ndarray:
@@ -71,7 +79,7 @@ class Encoder:
         e = self.experiment
         ids = e.tokenizer.encode(captions, e.config.data.words)
         check_ids(ids, e.model_config)
-        size = e.eval_batch * _TEXTS_PER_CLIP
+        size = e.eval_batch * TEXTS_PER_CLIP
         parts = [self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)]
         return np.concatenate(parts)[: len(ids)]
 

@@ -61,8 +61,7 @@ class Experiment:
     @property
     def eval_batch(self) -> int:
         """Clips of an evaluation batch: the config's, rounded up to what the mesh divides."""
-        parts = meshes.batch_shards(self.mesh)
-        return -(-self.config.eval.batch_size // parts) * parts
+        return meshes.round_up(self.mesh, self.config.eval.batch_size)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -104,8 +103,7 @@ def build(config: ConfigDict) -> Experiment:
     data = _open_data(config, trains=method.trainable is not None)
     backbone = _load_backbone(config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    method.attach(backbone.model, config.method, generator(config.seed, "adapters"))
-    part = partition(backbone.model, method.trainable, config.compute.dtype)
+    part = adapt(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.frozen = meshes.put_replicated(part.frozen, mesh)
     epoch_steps, total_steps, optimizer = 0, 0, None
@@ -128,6 +126,13 @@ def build(config: ConfigDict) -> Experiment:
         epoch_steps=epoch_steps,
         optimizer=optimizer,
     )
+
+
+def adapt(model: Any, config: ConfigDict) -> Partition:
+    """Attaches the config's method to a backbone, and splits off what it trains."""
+    method = get_method(config.method.name)
+    method.attach(model, config.method, generator(config.seed, "adapters"))
+    return partition(model, method.trainable, config.compute.dtype)
 
 
 def _open_data(config: ConfigDict, *, trains: bool) -> Data:

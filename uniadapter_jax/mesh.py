@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,31 +17,49 @@ from uniadapter_jax.types import PyTree
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, "the rest".
+
+    `devices` may be others, such as those of a TPU slice that is only described.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, or the processes cannot
         each hold a part of the batch.
     """
+    devices = jax.devices() if devices is None else devices
+    processes = len({device.process_index for device in devices})
+    shape = tuple(axis_sizes(sizes, len(devices)).values())
+    # Positional: the keyword's name differs between the releases of JAX that we support.
+    types = (AxisType.Auto,) * len(AXES)
+    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    parts = batch_shards(mesh)
+    if parts % processes:
+        raise UserError(
+            f"config.mesh: {_said(sizes)} cuts a batch into {parts} parts, which do not divide "
+            f"over {processes} processes"
+        )
+    return mesh
+
+
+def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The sizes with -1 filled in, so that they multiply to the number of devices.
+
+    Raises:
+      UserError: there are none.
+    """
     wanted = [int(sizes[axis]) for axis in AXES]
-    devices = jax.device_count()
-    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, wanted, strict=True))
     fixed = int(np.prod([size for size in wanted if size != -1]))
     if wanted.count(-1) > 1 or any(size < 1 and size != -1 for size in wanted):
-        raise UserError(f"config.mesh: {said}: sizes are positive, and at most one is -1")
+        raise UserError(f"config.mesh: {_said(sizes)}: sizes are positive, and at most one is -1")
     if -1 in wanted and devices % fixed == 0:
         wanted[wanted.index(-1)] = devices // fixed
     if int(np.prod(wanted)) != devices or -1 in wanted:
-        raise UserError(f"config.mesh: {said} does not fit {devices} devices")
-    # Positional: the keyword's name differs between the releases of JAX that we support.
-    mesh = jax.make_mesh(tuple(wanted), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    if batch_shards(mesh) % jax.process_count():
-        raise UserError(
-            f"config.mesh: {said} cuts a batch into {batch_shards(mesh)} parts, which do not "
-            f"divide over {jax.process_count()} processes"
-        )
-    return mesh
+        raise UserError(f"config.mesh: {_said(sizes)} does not fit {devices} devices")
+    return dict(zip(AXES, wanted, strict=True))
+
+
+def _said(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis}={int(sizes[axis])}" for axis in AXES)
 
 
 def one_device() -> Mesh:
@@ -63,6 +81,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_shards(mesh: Mesh) -> int:
     """Into how many parts a global batch is cut."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def round_up(mesh: Mesh, batch_size: int) -> int:
+    """The smallest global batch that is no smaller and divides over the mesh."""
+    parts = batch_shards(mesh)
+    return -(-batch_size // parts) * parts
 
 
 def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:

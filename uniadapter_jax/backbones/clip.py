@@ -289,7 +289,7 @@ class CLIP(nnx.Module):
         self.vision = VisionTower(config, remat, rng=rng)
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.frame_chunks = frame_chunks or _frame_chunks(config.vision.width)
+        self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
 
     def _shared(self, tower: str, count: int) -> PyTree | None:
         return None if self.adapters is None else self.adapters.layer_slices(tower, count)
@@ -324,12 +324,13 @@ class CLIP(nnx.Module):
         return features.astype(jnp.float32)
 
 
-def _frame_chunks(width: int) -> int:
-    """What was fastest: a CPU keeps a part of a wide tower's activations in cache.
+def fastest_chunks(width: int, platform: str | None = None) -> int:
+    """Groups of frames; a CPU keeps a part of a wide tower's activations in cache.
 
     A narrow tower fits whole, and every part is compiled anew (`benchmarks/train_step.py`).
+    `platform` is by default the one that this process computes on.
     """
-    return 4 if jax.default_backend() == "cpu" and width >= 512 else 1
+    return 4 if (platform or jax.default_backend()) == "cpu" and width >= 512 else 1
 
 
 def normalize_pixels(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:

@@ -1,0 +1,207 @@
+"""Proves that a run fits a TPU slice before the slice is paid for.
+
+    python -m uniadapter_jax.plan --config=configs/msrvtt.py --topology=v5e:16x16
+
+compiles the training step and the evaluation of that config for the slice, on any machine: no TPU,
+no weights and no data are needed, only `pip install 'uniadapter_jax[tpu]'`. `--topology=cpu:8`
+compiles for fake devices without it. Says what a chip holds, does and sends; see docs/scale.md.
+Exit status: 0 it fits, 1 it does not (the smallest change with which it does is named), 2 wrong
+input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from uniadapter_jax import config as configs
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.data.pipeline import steps_per_epoch
+from uniadapter_jax.data.records import carve_validation, open_records
+from uniadapter_jax.errors import UserError, run_app
+from uniadapter_jax.flops import forward_flops, step_flops
+from uniadapter_jax.planning.abstract import TEXT, TRAIN, AbstractRun, build
+from uniadapter_jax.planning.advice import find_change, largest_slice
+from uniadapter_jax.planning.compilation import compile_program
+from uniadapter_jax.planning.report import describe, tables
+from uniadapter_jax.planning.sizes import backbone_config
+from uniadapter_jax.planning.topology import Slice, open_slice
+from uniadapter_jax.progress import say
+
+SCHEMA = 1
+_GIB = 2**30
+
+
+def plan(
+    config: ConfigDict,
+    topology: str,
+    *,
+    batch_per_chip: int | None = None,
+    backbone: str | None = None,
+    hbm: int | None = None,
+) -> dict[str, Any]:
+    """The whole plan; `docs/scale.md` has its schema.
+
+    Args:
+      batch_per_chip: clips of a chip; None: what `config.train.batch_size` leaves for it.
+      backbone: see `planning.sizes.backbone_config`.
+      hbm: bytes of memory of a device, instead of the chip's own.
+
+    Raises:
+      UserError: no such slice or backbone, a mesh that does not fit the slice, a wrong config.
+    """
+    config = configs.validate(config).copy_and_resolve_references()
+    where = open_slice(topology)
+    if batch_per_chip is not None:
+        config.train.batch_size = batch_per_chip * where.chips
+    sizes, source = backbone_config(config, backbone)
+    mesh = meshes.make_mesh(config.mesh, where.devices)
+    found = _header(config, where, mesh, source)
+    if config.train.batch_size % meshes.batch_shards(mesh):
+        return {**found, "fits": False, "misfit": _misfit(config, where, mesh)}
+    run = build(config, sizes, mesh, where.platform)
+    limit = hbm
+    if limit is None and where.chip is not None:
+        limit = int(where.chip.hbm * where.chip_share)
+    programs, changes = {}, {}
+    for name in run.programs:
+        program = compile_program(run, name, limit)
+        say(f"{name}: compiled in {program.seconds:.1f} s")
+        programs[name] = describe(program, where, _useful(run, name))
+        if not program.fits:
+            change = find_change(run, program, say)
+            changes[name] = change and {
+                "fields": change.fields,
+                "needed_bytes": change.program.needed,
+            }
+    found |= {
+        "fits": all(program["fits"] for program in programs.values()),
+        "programs": programs,
+        "changes": changes,
+    }
+    estimate = programs.get(TRAIN, {}).get("estimate")
+    if estimate:
+        found["estimate"] = _rates(config, estimate["seconds"])
+    return found
+
+
+def _header(config: ConfigDict, where: Slice, mesh: Mesh, source: str) -> dict[str, Any]:
+    batch = config.train.batch_size
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "method": config.method.name,
+        "backbone": source,
+        "slice": {"name": where.name, "chips": where.chips, "devices": len(where.devices)},
+        "mesh": dict(mesh.shape),
+        "dtype": config.compute.dtype,
+        "remat": config.compute.remat,
+        "batch": {
+            "global": batch,
+            "per_chip": batch / where.chips,
+            "frames": config.data.frames,
+            "words": config.data.words,
+        },
+    }
+
+
+def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:
+    batch = config.train.batch_size
+    smallest = meshes.round_up(mesh, batch)
+    largest = largest_slice(config, where)
+    return {
+        "smallest_batch": smallest,
+        "largest_slice": largest,
+        "message": (
+            f"config.train.batch_size={batch} does not divide over the {meshes.batch_shards(mesh)} "
+            f"parts of the mesh {dict(mesh.shape)}. The next batch that does is {smallest}; "
+            + (
+                f"the largest slice that {batch} divides over is {largest}"
+                if largest
+                else f"{batch} divides over no slice of {where.family}"
+            )
+        ),
+    }
+
+
+def _useful(run: AbstractRun, program: str) -> int:
+    """FLOPs by the formula, of the whole slice."""
+    data, batch = run.config.data, run.batch(program)
+    if program == TRAIN:
+        clips = run.config.train.batch_size
+        return step_flops(run.clip, run.part, clips=clips, frames=data.frames, words=data.words)
+    tower = "text" if program == TEXT else "vision"
+    rows = next(iter(batch.values())).shape[0]
+    return forward_flops(
+        run.clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
+    )
+
+
+def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
+    """Clips per second, and seconds of an epoch if the records are there."""
+    batch = config.train.batch_size
+    rates: dict[str, Any] = {"step_seconds": seconds, "examples_per_second": batch / seconds}
+    if not os.path.isdir(config.data.records):
+        return rates
+    records = open_records(config.data.records, config.data.train_split)
+    if config.data.val:
+        records, _ = carve_validation(records, config.data.val)
+    steps = steps_per_epoch(records, config.data.captions, batch)
+    return {**rates, "samples": steps * batch, "epoch_seconds": steps * seconds}
+
+
+def _define_flags() -> dict[str, flags.FlagHolder]:
+    """When the command runs, not when this module is imported: `main` has a --config as well."""
+    return {
+        "config": config_flags.DEFINE_config_file(
+            "config", None, "The experiment, configs/NAME.py[:ARGS]."
+        ),
+        "topology": flags.DEFINE_string(
+            "topology", None, "The slice, such as v5e:16x16, or cpu:N."
+        ),
+        "batch": flags.DEFINE_integer(
+            "batch-per-chip", None, "Clips of a chip; default: config.train.batch_size for all.", 1
+        ),
+        "backbone": flags.DEFINE_string(
+            "backbone-config", None, "config.json or known name (vit-b-32, ...) of the backbone."
+        ),
+        "hbm": flags.DEFINE_float(
+            "hbm-gib", None, "Memory of a device in GiB; default: the chip's.", 0.0
+        ),
+        "json": flags.DEFINE_boolean("json", False, "One JSON object instead of tables."),
+    }
+
+
+def main() -> None:
+    """The command."""
+    given = _define_flags()
+
+    def command(argv: Sequence[str]) -> int:
+        del argv
+        config, topology, hbm = (given[name].value for name in ("config", "topology", "hbm"))
+        if config is None or not topology:
+            missing = "--config" if config is None else "--topology"
+            raise UserError(
+                f"{missing} is missing; for example --config=configs/msrvtt.py --topology=v5e:16x16"
+            )
+        found = plan(
+            config,
+            topology,
+            batch_per_chip=given["batch"].value,
+            backbone=given["backbone"].value,
+            hbm=None if hbm is None else int(hbm * _GIB),
+        )
+        print(json.dumps(found) if given["json"].value else "\n".join(tables(found)))
+        return 0 if found["fits"] else 1
+
+    run_app(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""A run of shapes alone: the programs of `main`, lowered for devices that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters import get_method
+from uniadapter_jax.backbones.clip import CLIP, CLIPConfig, fastest_chunks
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
+from uniadapter_jax.experiment import adapt
+from uniadapter_jax.optimizers import make_optimizer
+from uniadapter_jax.partition import Partition
+from uniadapter_jax.step import make_step
+from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.types import PyTree
+
+TRAIN, FRAMES, TEXT = "train step", "encode frames", "encode text"
+OPTIMIZER = "optimizer state"
+# Of the learning rate's schedule; a constant in the program, whatever its value.
+_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """Built like an `Experiment`, but every array is a shape; `optimizer` is None for zero-shot."""
+
+    config: ConfigDict
+    clip: CLIPConfig
+    mesh: Mesh
+    part: Partition
+    optimizer: optax.GradientTransformation | None
+
+    @property
+    def opt_state(self) -> PyTree:
+        """The optimizer's state."""
+        if self.optimizer is None:
+            return {}
+        return jax.eval_shape(self.optimizer.init, self.part.trainable)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of what a run compiles."""
+        return (FRAMES, TEXT) if self.optimizer is None else (TRAIN, FRAMES, TEXT)
+
+    def batch(self, program: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch that a program is given."""
+        data, size = self.config.data, self.clip.image_size
+        clips = self.config.train.batch_size
+        if program != TRAIN:
+            clips = meshes.round_up(self.mesh, self.config.eval.batch_size)
+        shape = (clips, data.frames, size, size, 3)
+        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        if program == FRAMES:
+            return frames
+        texts = clips if program == TRAIN else clips * TEXTS_PER_CLIP
+        text = {"text": jax.ShapeDtypeStruct((texts, data.words), jnp.int32)}
+        if program == TEXT:
+            return text
+        mask = jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_)
+        item = jax.ShapeDtypeStruct((clips,), jnp.int32)
+        return {**frames, "frame_mask": mask, **text, "item": item}
+
+    def arguments(self, program: str) -> dict[str, PyTree]:
+        """What the program is given, by kind and in order, with its place on the mesh."""
+        everywhere = meshes.replicated(self.mesh)
+        trained, frozen = (_placed(x, everywhere) for x in (self.part.trainable, self.part.frozen))
+        batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
+        state = {OPTIMIZER: _placed(self.opt_state, everywhere)} if program == TRAIN else {}
+        return {"trained weights": trained, **state, "frozen weights": frozen, "batch": batch}
+
+    def lower(self, program: str) -> jax.stages.Lowered:
+        """The program as `main` would start it."""
+        arguments = self.arguments(program).values()
+        if program == TRAIN:
+            assert self.optimizer is not None
+            task = Retrieval(self.config.task, self.mesh)
+            step = make_step(task, self.part, self.optimizer, self.mesh, self.config.seed)
+            number = jax.ShapeDtypeStruct((), jnp.int32)
+            return step.lower(*arguments, number)  # type: ignore[attr-defined]
+        encode = make_encoders(self.part, self.mesh)[(FRAMES, TEXT).index(program)]
+        return encode.lower(*arguments)  # type: ignore[attr-defined]
+
+
+def build(config: ConfigDict, clip: CLIPConfig, mesh: Mesh, platform: str) -> AbstractRun:
+    """The run that `config` describes, as shapes.
+
+    Raises:
+      UserError: the method does not fit the backbone, or texts are longer than it reads.
+    """
+    if config.data.words > clip.positions:
+        raise UserError(
+            f"config.data.words={config.data.words}: this backbone has {clip.positions} positions"
+        )
+    part = abstract_partition(config, clip, platform)
+    optimizer = None
+    if get_method(config.method.name).trainable is not None:
+        optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)
+    return AbstractRun(config, clip, mesh, part, optimizer)
+
+
+def abstract_partition(config: ConfigDict, clip: CLIPConfig, platform: str) -> Partition:
+    """The config's method on a backbone of these sizes; every array is a shape."""
+    made: list[Partition] = []
+    chunks = config.compute.frame_chunks or fastest_chunks(clip.vision.width, platform)
+
+    def make() -> tuple[PyTree, PyTree]:
+        options: dict[str, Any] = {"dtype": config.compute.dtype, "remat": config.compute.remat}
+        model = CLIP(clip, rng=None, frame_chunks=chunks, **options)
+        made.append(adapt(model, config))
+        return made[0].trainable, made[0].frozen
+
+    trainable, frozen = jax.eval_shape(make)
+    return dataclasses.replace(made[0], trainable=trainable, frozen=frozen)
+
+
+def _placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,0 +1,75 @@
+"""Sizes of a backbone without its weights."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.weights.directory import read_config
+
+
+def _large(image_size: int) -> dict[str, Any]:
+    return {
+        "projection_dim": 768,
+        "vision_config": {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": image_size,
+            "patch_size": 14,
+        },
+        "text_config": {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+        },
+    }
+
+
+# OpenAI's models, by the name of their architecture and by that of their directory on the
+# HuggingFace hub: what differs from transformers' defaults, as in their config.json.
+_KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit-b-32": ("clip-vit-base-patch32", {}),
+    "vit-b-16": ("clip-vit-base-patch16", {"vision_config": {"patch_size": 16}}),
+    "vit-l-14": ("clip-vit-large-patch14", _large(224)),
+    "vit-l-14-336": ("clip-vit-large-patch14-336", _large(336)),
+}
+
+
+def known_config(name: str) -> CLIPConfig | None:
+    """The sizes that go by that name, if any."""
+    for architecture, (directory, fields) in _KNOWN.items():
+        if name in (architecture, directory):
+            return CLIPConfig.from_huggingface(fields)
+    return None
+
+
+def backbone_config(config: ConfigDict, given: str | None) -> tuple[CLIPConfig, str]:
+    """(sizes, where they come from) of a run's backbone.
+
+    Args:
+      given: a `config.json`, the directory of one, or a known name; None: what `config.backbone`
+        names, or a known name if that directory is not there.
+
+    Raises:
+      UserError: nothing there says how large the backbone is.
+    """
+    source = given or config.backbone.removeprefix("random:")
+    path = pathlib.Path(source)
+    if path.is_dir():
+        path = path / "config.json"
+    if source and path.is_file():
+        return read_config(path), str(path)
+    known = known_config(path.name)
+    if known is not None:
+        return known, f"the published sizes of {path.name}"
+    field = "--backbone-config" if given else "config.backbone"
+    raise UserError(
+        f"{field}={source!r} is no config.json and no directory with one; pass "
+        f"--backbone-config=FILE, or one of {', '.join(_KNOWN)}"
+    )
