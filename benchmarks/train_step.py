@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
 
-Useful FLOPs are those of `uniadapter_jax.flops`: the forward products, as much again for the
-gradient with respect to activations, and the gradients of trained kernels. The peak is the best
+Useful FLOPs are 2 x those of the forward products (forward, and the gradient with respect to
+activations; a frozen layer needs no gradient with respect to its weights). The peak is the best
 median of jitted 2048^3 and 4096^3 float32 products, taken before and after every step in the same
 process with the same threads, so a machine that slows down slows both.
 """
@@ -24,7 +24,7 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.config import base_config
-from uniadapter_jax.flops import step_flops
+from uniadapter_jax.flops import forward_flops
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import partition
 from uniadapter_jax.randomness import generator
@@ -116,7 +116,8 @@ def main() -> None:
         if peak:
             peak.sample()
     wall, cpu = wall[args.warm :], cpu[args.warm :]
-    useful = step_flops(clip_config, part, clips=args.clips, frames=args.frames, words=args.words)
+    sizes = {"clips": args.clips, "frames": args.frames, "words": args.words}
+    useful = 2 * forward_flops(clip_config, part, **sizes)
     took = statistics.median(wall)
     report = {
         "device": jax.devices()[0].device_kind,
@@ -137,6 +138,7 @@ def main() -> None:
     if args.json:
         print(json.dumps(report))
         return
+    print(f"useful FLOPs: 2 x {forward_flops.__doc__}")
     for name, value in report.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
 

@@ -56,7 +56,12 @@ def forward_flops(
     words: int,
     towers: tuple[str, ...] = TOWERS,
 ) -> int:
-    """FLOPs of one forward pass: all kernels, and 4 s d per layer and token for attention."""
+    """FLOPs of the products of one forward pass; a product of [a, b] by [b, c] counts 2abc.
+
+    Per token and layer of width d, hidden width e, s tokens: 8 d^2 (q, k, v, out) + 4 d e (MLP)
+    + 4 s d (attention) + 2 i o for each kernel [i, o] of the method; and once per picture or text
+    the patches and the projection.
+    """
     total = sum(
         kernel_flops(config, tree, clips=clips, frames=frames, words=words, towers=towers)
         for tree in (part.trainable, part.frozen)

@@ -64,7 +64,12 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[CLIPConfig, 
     if path.is_dir():
         path = path / "config.json"
     if source and path.is_file():
-        return read_config(path), str(path)
+        found = read_config(path)
+        if not isinstance(found, CLIPConfig):
+            raise UserError(
+                f"{path}: only a CLIP can be planned for, as only a CLIP can be trained"
+            )
+        return found, str(path)
     known = known_config(path.name)
     if known is not None:
         return known, f"the published sizes of {path.name}"
