@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import METHODS, AdapterParam, cross_modal, get_method
+from uniadapter_jax.adapters import METHODS, AdapterParam, get_method
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
@@ -145,7 +145,7 @@ def test_the_shared_slice_is_one_parameter_with_two_users():
     ],
 )
 def test_slots_of_towers_of_different_depth(count_, slots, expected):
-    assert cross_modal.slot_of_layer(count_, slots).tolist() == expected
+    assert slot_of_layer(count_, slots).tolist() == expected
 
 
 @pytest.mark.parametrize(

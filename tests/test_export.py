@@ -48,7 +48,8 @@ def exported(small, whole):
 def lora(small):
     """The workdir of a LoRA at attention and MLP of both towers, and at the patches."""
     flags = "--config.method.targets=('attn.q','attn.out','fc1','projection','patch_embedding')"
-    small.run("--workdir=lora", "--config.train.steps=4", flags, method="lora")
+    scale = "--config.method.alpha=20"  # a scale that is not 1
+    small.run("--workdir=lora", "--config.train.steps=4", flags, scale, method="lora")
     return small.root / "lora"
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.errors import UserError, reporting
 from uniadapter_jax.metrics import paired_bootstrap
 
 DIRECTIONS = ("t2v", "v2t")
@@ -191,6 +191,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+@reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; exit status 2 and one line where runs cannot be compared."""
     parser = argparse.ArgumentParser(
@@ -203,11 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap draws")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
-    try:
-        compared = compare(read_results(arguments.runs), arguments.baseline, arguments.samples)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    compared = compare(read_results(arguments.runs), arguments.baseline, arguments.samples)
     print(json.dumps(compared, indent=2) if arguments.json else table(compared))
     return 0
 

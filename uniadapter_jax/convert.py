@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.layers import ACTIVATIONS
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.errors import UserError, reporting
 from uniadapter_jax.weights import cma_names
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
@@ -138,6 +138,7 @@ def _heads(text: str) -> tuple[int, int]:
     return vision, text_heads
 
 
+@reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     assert __doc__
@@ -171,19 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of files without a config; the default is width / 64",
     )
     args = parser.parse_args(argv)
-    try:
-        print(
-            convert_weights(
-                args.source,
-                args.destination,
-                tokenizer=args.tokenizer,
-                image_size=args.image_size,
-                hints=Hints(args.activation, args.heads),
-            )
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    fingerprint = convert_weights(
+        args.source,
+        args.destination,
+        tokenizer=args.tokenizer,
+        image_size=args.image_size,
+        hints=Hints(args.activation, args.heads),
+    )
+    print(fingerprint)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -44,6 +45,19 @@ def _unraisable(problem: Any) -> None:
     """
     if str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)
+
+
+def reporting(command: Callable[..., int]) -> Callable[..., int]:
+    """For commands without absl: a `UserError` ends one with one report, status 2."""
+
+    @functools.wraps(command)
+    def guarded(*args: Any) -> int:
+        try:
+            return command(*args)
+        except UserError as error:
+            return _report(error)
+
+    return guarded
 
 
 def _report(problem: Any) -> int:

@@ -103,7 +103,7 @@ def build(config: ConfigDict) -> Experiment:
     data = _open_data(config, trains=method.trainable is not None)
     backbone = _load_backbone(config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    part = adapt(backbone.model, config)
+    part = attach_method(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.frozen = meshes.put_replicated(part.frozen, mesh)
     epoch_steps, total_steps, optimizer = 0, 0, None
@@ -128,7 +128,7 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
-def adapt(model: Any, config: ConfigDict) -> Partition:
+def attach_method(model: Any, config: ConfigDict) -> Partition:
     """Attaches the config's method to a backbone, and splits off what it trains."""
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))

@@ -31,8 +31,8 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.checkpoint import last_step, restore_trainable
 from uniadapter_jax.data.text import load_tokenizer
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.model import adapt
+from uniadapter_jax.errors import UserError, reporting
+from uniadapter_jax.model import put_adapter
 from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
 from uniadapter_jax.partition import Partition, flat_names, partition
 from uniadapter_jax.randomness import generator
@@ -94,7 +94,7 @@ def export(
     base = _load_backbone(run, backbone)
     chosen = run.tested_step if step is None else step
     adapter = _adapter(run, method, base, chosen)
-    part = adapt(base, adapter)  # as strictly as whoever loads it
+    part = put_adapter(base, adapter)  # as strictly as whoever loads it
     card = model_card(
         adapter,
         run.config,
@@ -246,6 +246,7 @@ def push(directory: str | os.PathLike[str], repository: str) -> str:
         ) from error
 
 
+@reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     assert __doc__
@@ -264,22 +265,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--base-model", metavar="NAME", help="the backbone's name on the hub, for the model card")
     add("--push", metavar="REPO", help="upload DIR to this repository of the HuggingFace hub")
     args = parser.parse_args(argv)
-    try:
-        export(
-            args.workdir,
-            args.to,
-            backbone=args.backbone,
-            step=args.step,
-            merge=args.merge,
-            license=args.license,
-            base_model=args.base_model,
-        )
-        print(f"wrote {args.to}", file=sys.stderr)
-        if args.push:
-            print(push(args.to, args.push))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    export(
+        args.workdir,
+        args.to,
+        backbone=args.backbone,
+        step=args.step,
+        merge=args.merge,
+        license=args.license,
+        base_model=args.base_model,
+    )
+    print(f"wrote {args.to}", file=sys.stderr)
+    if args.push:
+        print(push(args.to, args.push))
     return 0
 
 

@@ -1,9 +1,9 @@
 """The losses of BLIP's matching task: contrastive with momentum targets and a queue (ITC), hard
 negatives, and matching (ITM). UniAdapter trains with them (arXiv 2302.06605, section 3.3).
 
-Pure functions over the global batch under jit; n pairs, q entries of the queue. Features are unit
-vectors. As in `losses`, nothing names a collective, and what is drawn does not depend on how many
-devices share the batch.
+No task trains with them yet. Pure functions over the global batch under jit; n pairs, q entries of
+the queue. Features are unit vectors. As in `losses`, nothing names a collective, and what is drawn
+does not depend on how many devices share the batch.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def load_model(
     """
     base = load_clip(os.fspath(backbone), seed=seed, dtype=dtype)
     found = None if adapter is None else read_adapter(pathlib.Path(adapter))
-    part = partition(base.model, None, dtype) if found is None else adapt(base, found, dtype)
+    part = partition(base.model, None, dtype) if found is None else put_adapter(base, found, dtype)
     return AdaptedModel(
         part,
         base.model.config,
@@ -77,7 +77,7 @@ def load_model(
     )
 
 
-def adapt(base: Backbone, adapter: AdapterFiles, dtype: str = "float32") -> Partition:
+def put_adapter(base: Backbone, adapter: AdapterFiles, dtype: str = "float32") -> Partition:
     """Puts an adapter into a backbone; strict, see `load_model`."""
     if adapter.fingerprint != base.fingerprint:
         raise UserError(

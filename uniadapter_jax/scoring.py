@@ -36,8 +36,8 @@ def score(
     program serves all (one per `block`, width, frames, dtype and similarity).
     """
     texts, frames, masks = (np.asarray(x) for x in (text_features, frame_features, mask))
-    ranks = (texts.ndim, frames.ndim) == (2, 3)
-    if not ranks or texts.shape[1] != frames.shape[2] or masks.shape != frames.shape[:2]:
+    axes_fit = (texts.ndim, frames.ndim) == (2, 3)
+    if not axes_fit or texts.shape[1] != frames.shape[2] or masks.shape != frames.shape[:2]:
         raise ValueError(
             f"texts {texts.shape}, frames {frames.shape} and mask {masks.shape} are not "
             "(n, c), (m, f, c) and (m, f)"

@@ -380,3 +380,12 @@ def test_questions_survive_prepare(tmp_path):
     (question,) = read_questions(record.qa, record.id)
     assert question == Question(9002, "Where is 2?", ("a", "b") * 5, "where is", "other")
     assert question.answer_weights == {"a": 0.5, "b": 0.5}
+
+
+def test_questions_left_out_are_listed_in_the_report(tmp_path):
+    vqav2(tmp_path / "raw", question={"question": "  "})
+    media.write_picture(tmp_path / "raw" / "val2014" / "COCO_val2014_000000000009.jpg")
+    prepare(media.settings(source="vqav2"), str(tmp_path / "raw"), str(tmp_path / "records"))
+    lines = (tmp_path / "records" / "report.jsonl").read_text().splitlines()
+    listed = {(line["reason"], line["detail"]) for line in map(json.loads, lines)}
+    assert ("no_question", "question 262148000") in listed

@@ -51,3 +51,9 @@ def fill_place(owner: nnx.Module, place: str, module: nnx.Module) -> None:
     if getattr(owner, place) is not None:
         raise UserError(f"{type(owner).__name__}.{place} already holds a method's module")
     setattr(owner, place, module)
+
+
+def slot_of_layer(count: int, slots: int) -> np.ndarray:
+    """The shared slot of each of `count` layers: i, or floor(i * slots / count) if too few."""
+    rows = np.arange(count)
+    return rows if count <= slots else rows * slots // count

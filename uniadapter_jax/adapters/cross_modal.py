@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal
@@ -61,12 +61,6 @@ class Shared(nnx.Module):
             "attn": {"kernel": pick(self.attn_kernel), "bias": pick(self.attn_bias)},
             "mlp": {"kernel": pick(self.mlp_kernel), "bias": pick(self.mlp_bias)},
         }
-
-
-def slot_of_layer(count: int, slots: int) -> np.ndarray:
-    """The shared slot of each of `count` layers: i, or floor(i * slots / count) if too few."""
-    rows = np.arange(count)
-    return rows if count <= slots else rows * slots // count
 
 
 class Adapter(nnx.Module):

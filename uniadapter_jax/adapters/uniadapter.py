@@ -28,8 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
-from uniadapter_jax.adapters.cross_modal import slot_of_layer
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal, uniform

@@ -21,6 +21,7 @@ small U_m, so that is not the frozen model. init=identity: all U, and W_up of ke
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -81,6 +82,15 @@ class SharedWithText(Shared):
         return shared | {name: getattr(self, name)[...] for name in _OF_TEXT}
 
 
+def _down(
+    x: Float[Array, "b l d"], layer: layers.LayerInputs, dropout: float, name: str
+) -> tuple[Mapping[str, Array], Float[Array, "b l r"]]:
+    """The slice of `SharedWithText` that a layer has, and what it makes of x."""
+    assert layer.shared is not None
+    key = layer.key_of(f"uniadapter.{name}")
+    return layer.shared, layers.dropout(project_down(x, layer.shared), dropout, key)
+
+
 class TextBranch(nnx.Module):
     """A_t; its parameters are in `SharedWithText`."""
 
@@ -90,10 +100,7 @@ class TextBranch(nnx.Module):
     def __call__(
         self, h: Float[Array, "b l d"], layer: layers.LayerInputs
     ) -> Float[Array, "b l d"]:
-        shared = layer.shared
-        assert shared is not None
-        key = layer.key_of("uniadapter.text")
-        down = layers.dropout(project_down(h, shared), self.dropout, key)
+        shared, down = _down(h, layer, self.dropout, "text")
         return linear(down, shared["text_kernel"] * SCALE, shared["text_bias"] * SCALE)
 
 
@@ -106,10 +113,7 @@ class FusionBranch(nnx.Module):
     def __call__(
         self, c: Float[Array, "b l d"], layer: layers.LayerInputs
     ) -> Float[Array, "b l d"]:
-        shared = layer.shared
-        assert shared is not None
-        key = layer.key_of("uniadapter.fusion")
-        down = layers.dropout(project_down(c, shared), self.dropout, key)
+        shared, down = _down(c, layer, self.dropout, "fusion")
         # One product for both up-projections.
         kernel = shared["cross_kernel"] + shared["text_kernel"]
         up = linear(down, kernel, shared["cross_bias"] + shared["text_bias"])

@@ -92,7 +92,7 @@ def survey(source: Source, shards: Sequence[Shard]) -> Survey:
     reasons: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in entries}
     expected = collections.Counter(item.split for item in source.items)
     dropped: collections.Counter[str] = collections.Counter()
-    problems = []
+    problems = list(source.left_out)
     for shard in shards:
         for outcome in read_shard(shard.path, with_frames=False):
             item = source.items[outcome.index]

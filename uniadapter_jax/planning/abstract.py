@@ -16,7 +16,7 @@ from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig, fastest_chunks
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
-from uniadapter_jax.experiment import adapt
+from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.step import make_step
@@ -115,7 +115,7 @@ def abstract_partition(config: ConfigDict, clip: CLIPConfig, platform: str) -> P
     def make() -> tuple[PyTree, PyTree]:
         options: dict[str, Any] = {"dtype": config.compute.dtype, "remat": config.compute.remat}
         model = CLIP(clip, rng=None, frame_chunks=chunks, **options)
-        made.append(adapt(model, config))
+        made.append(attach_method(model, config))
         return made[0].trainable, made[0].frozen
 
     trainable, frozen = jax.eval_shape(make)

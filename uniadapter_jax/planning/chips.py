@@ -33,6 +33,7 @@ _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"
 # peak compute per chip (bf16), HBM capacity and bandwidth, and interchip interconnect bandwidth,
 # there in Gbit/s: 2400 (v4), 1600 (v5e), 4800 (v5p), 3584 (v6e). The compiler keeps a part of the
 # HBM for itself, so it reports less as available (v5e: 15.75 GiB).
+# Typed from memory, without those tables at hand: compare before relying on an estimate.
 CHIPS = {
     "v4": Chip(275e12, 32 * _GIB, 1228e9, 300e9, _CUBES),
     "v5e": Chip(197e12, 16 * _GIB, 819e9, 200e9, _FLAT),
