@@ -2,12 +2,11 @@
 
 import os
 
+import fast_xla
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    # Compiling takes far longer than running what is tiny.
-    + " --xla_backend_optimization_level=0"
+    os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {fast_xla.FLAGS}"
 )
 
 import jax

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import av
+import fast_xla
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -90,7 +90,7 @@ class Small:
         return {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_fast_compilation()}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_xla.FLAGS}",
             "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -144,18 +144,6 @@ class Small:
 _NUMBERS = itertools.count()
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["small_child"])
-
-
-@functools.cache
-def _fast_compilation() -> str:
-    """XLA flags that halve the time of compiling; one that this XLA does not have is left out."""
-    flags = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    known = []
-    for name, value in flags.items():
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            jax.jit(lambda x: x).lower(1.0).compile(compiler_options={name: value})
-            known.append(f"--{name}={str(value).lower()}")
-    return " ".join(known)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import METHODS, AdapterParam, get_method
+from uniadapter_jax.adapters.base import slot_of_layer
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
