@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from uniadapter_jax.data.sources.question import Question, read_questions
+from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
 from uniadapter_jax.errors import UserError
 
 PREPARE_COMMAND = (
@@ -51,6 +51,7 @@ class Line:
     captions: list[str]
     frames: int
     questions: int
+    unanswered: int  # of the questions
     digest: bytes  # SHA-256 of the index line
     split: str
     number: int  # of the record within the split
@@ -66,6 +67,7 @@ class Records:
       ids, captions: of every clip. Of several splits, an id begins with its split: `val/ID`.
       frame_counts: stored frames of every clip.
       question_counts, questions: of every clip; none in a set of captions.
+      unanswered_counts: questions of every clip that have no answer.
       coverage: what `prepare` found of the splits: expected, found, reasons, empty_captions.
       fingerprint: SHA-256 over the prepare settings and the index lines, which hold hashes of the
         frames: equal where every byte of texts, order and pixels is.
@@ -95,6 +97,10 @@ class Records:
     @property
     def question_counts(self) -> list[int]:
         return [line.questions for line in self._lines]
+
+    @property
+    def unanswered_counts(self) -> list[int]:
+        return [line.unanswered for line in self._lines]
 
     @property
     def questions(self) -> Sequence[list[Question]]:
@@ -230,6 +236,7 @@ def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
                     captions=value["captions"],
                     frames=value["frames"],
                     questions=len(value["qa"]),
+                    unanswered=sum(not has_answer(record) for record in value["qa"]),
                     digest=_digest(text),
                     split=split,
                     number=number,
