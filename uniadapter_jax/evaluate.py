@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import metrics
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
@@ -96,7 +97,9 @@ class Encoder:
     def text_ids(self, captions: list[str]) -> np.ndarray:
         """Ids "n l" of every caption."""
         e = self.experiment
-        ids = e.tokenizer.encode(captions, e.config.data.words)
+        data = e.config.data
+        rule = TextRule(data.preprocess, data.max_words)
+        ids = e.tokenizer.encode(rule.captions(captions), data.words)
         if isinstance(e.model_config, CLIPConfig):
             check_ids(ids, e.model_config)
         return ids

@@ -122,7 +122,10 @@ class Experiment:
             **_flat("optimizer", config.optimizer),
             **{
                 f"data.{name}": config.data[name]
-                for name in ("frames", "words", "captions", "augment", "val")
+                for name in (
+                    *("frames", "words", "captions", "sampling", "resize", "augment", "val"),
+                    *("preprocess", "max_words", "answers", "answer_words"),
+                )
             },
         }
         return json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
@@ -207,7 +210,7 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
     if not config.tokenizer and not backbone.source.startswith("random:"):
         candidates.append(backbone.source)
     if not config.tokenizer:
-        candidates.append(str(pathlib.Path(config.data.records) / "tokenizer"))
+        candidates.append(str(pathlib.Path(config.data.records) / family.records_tokenizer))
     present = [
         c
         for c in candidates
@@ -216,7 +219,7 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
     if not present:
         raise UserError(
             f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "
-            "one with `python -m uniadapter_jax.prepare ... --train-tokenizer N`"
+            f"one with `python -m uniadapter_jax.prepare ... --train-{family.records_tokenizer}=N`"
         )
     tokenizer = family.load_tokenizer(present[0])
     check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)
