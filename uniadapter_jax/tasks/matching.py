@@ -281,8 +281,8 @@ KIND = Kind(
         "alpha": 0.4,  # weight of momentum's targets after the first epoch
         "frame_weights": False,  # frame-aware attention, for clips of several frames
         "rerank_k": 128,  # best candidates of the first stage that are matched; 0: none
-        "rerank_rows": 256,  # pairs that are matched at once: bounds the memory
-        "beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
+        "rerank_rows": 256,  # pairs that a device matches at once: bounds the memory
+        "rerank_beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
         "v2t": "best_caption",
         "ties": "optimistic",
     },
@@ -291,7 +291,7 @@ KIND = Kind(
         "v2t": V2T_RULES,
         "ties": TIES,
     },
-    protocol=("rerank_k", "beta", "frame_weights", "v2t", "ties"),
+    protocol=("rerank_k", "rerank_beta", "frame_weights", "v2t", "ties"),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",
     shown="itm_accuracy",
