@@ -292,6 +292,7 @@ KIND = Kind(
         "ties": TIES,
     },
     protocol=("rerank_k", "rerank_beta", "frame_weights", "v2t", "ties"),
+    kept=("frame_weights",),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",
     shown="itm_accuracy",
