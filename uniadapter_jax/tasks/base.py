@@ -102,6 +102,7 @@ class Kind:
       groups: {group of metrics: their names}, as its evaluation gives them.
       selection_metric: what chooses a checkpoint unless the config says otherwise.
       shown: the metric of a training batch that progress lines show.
+      asks: whether its samples are questions, not captions.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Kind:
     groups: Mapping[str, tuple[str, ...]]
     selection_metric: str
     shown: str
+    asks: bool = False
 
 
 def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:

@@ -151,4 +151,5 @@ KIND = Kind(
     groups={"accuracy": ("overall",)},
     selection_metric="accuracy/overall",
     shown="answer_accuracy",
+    asks=True,
 )
