@@ -140,7 +140,8 @@ class StatesAdapter(nnx.Module):
 def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
     """Fills the places of the vision tower, the text transformer and, if there is one, the decoder.
 
-    With `train_heads`, the projections and the matching head train, too.
+    With `train_heads`, the projections and the matching head train, too. A `key_value_bottleneck`
+    of 0 leaves keys and values as they are.
     """
     check(options)
     config = backbone.config
@@ -165,7 +166,7 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
     for tower, attended in towers:
         fill_place(tower.blocks, "beside_text", TextBranch(options.dropout))
         fill_place(tower.blocks, "beside_fusion", FusionBranch(options.dropout))
-        for place in ("cross_key", "cross_value"):
+        for place in ("cross_key", "cross_value") if options.key_value_bottleneck else ():
             adapter = StatesAdapter(attended, text.width, options.key_value_bottleneck, paper, rng)
             fill_place(tower, place, adapter)
     if options.train_heads:
