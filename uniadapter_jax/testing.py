@@ -38,7 +38,7 @@ from uniadapter_jax.randomness import stream
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks.retrieval import Retrieval
 from uniadapter_jax.types import Array, PyTree
-from uniadapter_jax.weights import cma_names
+from uniadapter_jax.weights import cma_names, uniadapter_names
 
 Task = str | Mapping[str, Any]
 
@@ -128,13 +128,16 @@ def recipe_steps(
 def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
     """A tree like a method's trainables (values, gradients) under the tensor names of its authors.
 
-    Cross-Modal Adapter: those of the released checkpoints, `clip.` in front. A method without a
+    Cross-Modal Adapter: those of the released checkpoints, `clip.` in front. UniAdapter in BLIP:
+    those of the released checkpoints, each adapter once, as `adapters.{i}`. A method without a
     reference keeps our dotted paths.
     """
     ours = {name: np.asarray(leaf, np.float32) for name, leaf in flat_names(tree).items()}
     if method == "cross_modal_adapter":
         official = cma_names.to_official(ours)
         return {f"{cma_names.PREFIX}{name}": tensor for name, tensor in official.items()}
+    if method == "uniadapter" and uniadapter_names.is_known(ours):
+        return uniadapter_names.to_official(ours)
     return ours
 
 

@@ -8,7 +8,7 @@ matrices [L, in, out]. The heads train with the method, so they are among its te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ _COPIES = re.compile(
 _OF_STATES = re.compile(r"text_(encoder|decoder\.bert)\.encoder\.video_(key|value)_adapter\..*")
 # A second set that the authors' code builds for the decoder and never calls.
 _UNUSED = re.compile(r"adapters_dec\..*")
+
+
+def is_known(ours: Container[str]) -> bool:
+    """Whether these are paths of UniAdapter in BLIP; in CLIP it has no official names."""
+    return "adapters.cross_bias" in ours
 
 
 def to_official(ours: Tensors) -> dict[str, np.ndarray]:
