@@ -12,7 +12,6 @@ import safetensors.numpy
 from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.answer_losses import answer_losses, weighted_loss
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.convert import convert_weights
@@ -60,10 +59,7 @@ def differences(name, case, given, tensors, heads, scratch):
     is `none.NAME` instead: our largest magnitude.
     """
     part, config = load(tensors, heads, scratch)
-    if name == "vqa":
-        ours = _answering(part, config, given)
-    else:
-        ours = _matching(part, config, given, case, frames=3 if name == "video" else 1)
+    ours = _matching(part, config, given, case, frames=3 if name == "video" else 1)
     assert {k for k in case if not k.startswith("before.")} <= set(ours)
     result = {}
     for key, value in ours.items():
@@ -75,8 +71,9 @@ def differences(name, case, given, tensors, heads, scratch):
 
 
 def vanishing(name, key):
-    """Whether a true gradient is zero: a constant on all keys cancels, unless frames have weights."""
-    return ".grad." in key and name != "video" and "video_key_adapter" in key and key.endswith("bias")
+    """Whether a gradient is zero: a constant on all keys cancels, unless frames have weights."""
+    of_keys = "video_key_adapter" in key and key.endswith("bias")
+    return ".grad." in key and of_keys and name != "video"
 
 
 def _matching(part, config, given, case, frames):
@@ -180,34 +177,3 @@ def fill(tree, official):
     names = list(flat_names(tree))
     assert set(names) == set(ours)
     return jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(ours[n]) for n in names])
-
-
-def _answering(part, config, given):
-    """All that the case of questions has."""
-    rows, width = len(ANSWERS_OF), max(ANSWERS_OF)
-    answer = np.zeros((rows, width, given["answers"].shape[1]), np.int32)
-    weight = np.zeros((rows, width), np.float32)
-    place = [(row, i) for row, count in enumerate(ANSWERS_OF) for i in range(count)]
-    row, column = np.array(place).T
-    answer[row, column], weight[row, column] = given["answers"], given["answer_weight"]
-    clips = jnp.asarray(np.moveaxis(given["clips"][:, 0], 1, -1), jnp.float32)
-    question = jnp.asarray(given["text"], jnp.int32)
-
-    @jax.jit
-    def run(trainable):
-        def loss(trainable):
-            model = part.merge(trainable, part.frozen)
-            ids, mask = model.fusion_ids(question)[:, None], (question != 0)[:, None]
-            states = model.fuse(ids, mask, Memory(model.encode_images(clips)))[:, 0]
-            memory = Memory(states, mask[:, 0])
-            scores = model.decode(jnp.asarray(answer), jnp.asarray(answer != 0), memory)
-            each = answer_losses(scores[:, :, :-1], jnp.asarray(answer), pad_id=0, smoothing=0.1)
-            value = weighted_loss(each, jnp.asarray(weight))
-            return value, (states, scores)
-
-        return jax.value_and_grad(loss, has_aux=True)(trainable)
-
-    (value, (states, scores)), grads = run(part.trainable)
-    named = official_names("uniadapter", grads)
-    result = {"question": states, "decoder": scores[row, column], "vqa.loss": value}
-    return result | {f"vqa.grad.{key}": gradient for key, gradient in named.items()}

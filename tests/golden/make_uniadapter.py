@@ -5,15 +5,16 @@
 
 The second writes nothing and takes BLIP-base at 224 pixels with r = 512 (10 GB).
 
-Needs torch and transformers beside this package; made with torch 2.13 at their commit 08964c4. The
+Needs torch and transformers beside this package; made with torch 2.13 at their commit 796c124. The
 checkout is run as it is (see `released_uniadapter`), in float32 without dropout, and nothing of it
 is kept but numbers: states, features, logits, losses and the gradients of all that a method trains,
 on random weights, LN_x and biases included.
 
-Momentum. Theirs keeps whole copies of both encoders and of the adapters, and averages adapters
-twice a step, because both encoders list them: old * m^2 + (1 - m^2) * new; keys' and values'
-adapters and heads once. Ours averages trainables once. What is compared: features by given averages,
-the loss with given features, queue and weight, and an update of ours with m^2 and m.
+Momentum. Theirs keeps whole copies of both encoders and of the adapters, and averages the latter
+twice a step, because both encoders list them: old * m^2 + new * (1 - m^2); heads and the adapters
+of keys and values once. Ours averages trainables alone, all once. What is compared: one such update
+(ours done twice for what they do twice), features by the averages that it gives, and losses with
+given features, queue and weight.
 """
 
 import argparse

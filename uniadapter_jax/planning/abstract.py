@@ -40,6 +40,11 @@ class AbstractRun:
     optimizer: optax.GradientTransformation | None
 
     @property
+    def task(self) -> Retrieval:
+        """The config's."""
+        return Retrieval(self.config.task, self.mesh)
+
+    @property
     def opt_state(self) -> PyTree:
         """The optimizer's state."""
         if self.optimizer is None:
@@ -74,19 +79,25 @@ class AbstractRun:
         everywhere = meshes.replicated(self.mesh)
         trained, frozen = (_placed(x, everywhere) for x in (self.part.trainable, self.part.frozen))
         batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
-        state = {OPTIMIZER: _placed(self.opt_state, everywhere)} if program == TRAIN else {}
-        return {"trained weights": trained, **state, "frozen weights": frozen, "batch": batch}
+        parts = {"trained weights": trained, "frozen weights": frozen, "batch": batch}
+        if program != TRAIN:
+            return parts
+        kept = jax.eval_shape(self.task.init_state, self.part.trainable)
+        state = {
+            OPTIMIZER: _placed(self.opt_state, everywhere),
+            "task's state": jax.tree.map(_placed, kept, self.task.state_shardings(kept)),
+        }
+        return {"trained weights": trained, **state, **parts}
 
     def lower(self, program: str) -> jax.stages.Lowered:
         """The program as `main` would start it."""
         arguments = self.arguments(program).values()
         if program == TRAIN:
             assert self.optimizer is not None
-            task = Retrieval(self.config.task, self.mesh)
-            step = make_step(task, self.part, self.optimizer, self.mesh, self.config.seed)
+            step = make_step(self.task, self.part, self.optimizer, self.mesh, self.config.seed)
             number = jax.ShapeDtypeStruct((), jnp.int32)
             return step.lower(*arguments, number)  # type: ignore[attr-defined]
-        encode = make_encoders(self.part, self.mesh)[(FRAMES, TEXT).index(program)]
+        encode = make_encoders(self.task, self.part, self.mesh)[(FRAMES, TEXT).index(program)]
         return encode.lower(*arguments)  # type: ignore[attr-defined]
 
 
