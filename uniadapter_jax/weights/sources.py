@@ -220,7 +220,8 @@ def _uniadapter(own: Tensors, config: BLIPConfig, copies: list[str]) -> ForeignA
         bottleneck=options["bottleneck"],
         key_value_bottleneck=options["key_value_bottleneck"],
     )
-    tensors = {} if problems else dict(uniadapter_names.from_official(own))
+    keep = {"train_cross_norm": options["train_cross_norm"]}
+    tensors = {} if problems else uniadapter_names.trained(own, **keep)
     return ForeignAdapter("uniadapter", options, tensors, tuple(problems))
 
 

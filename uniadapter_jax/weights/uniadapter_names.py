@@ -96,6 +96,15 @@ def from_official(official: Tensors) -> Iterator[tuple[str, np.ndarray]]:
             yield ours, np.stack([read(official[key]) for key in _of_layers(name, official)])
 
 
+def trained(official: Tensors, *, train_cross_norm: bool) -> dict[str, np.ndarray]:
+    """{our path: array} of what a method with that option trains."""
+    return {
+        name: tensor
+        for name, tensor in from_official(official)
+        if train_cross_norm or not name.startswith("adapters.ln_cross_")
+    }
+
+
 def _of_layers(name: str, official: Tensors) -> Iterator[str]:
     layer = 0
     while (key := name.format(i=layer)) in official:
