@@ -53,6 +53,15 @@ def test_special_ids_and_truncation(directory):
         tokenizer.encode(["a"], 1)
 
 
+def test_ids_become_texts_again(directory):
+    tokenizer = load_wordpiece(directory)
+    texts = ["a cat", "cats running!", "don't, a cat", "", "的 cafe"]
+    rows = tokenizer.encode(texts, 9)
+    rows[:, 0] = tokenizer.dec_id
+    assert tokenizer.decode(rows) == texts
+    assert tokenizer.decode([[1, 6, 8, 4, 0, 0]]) == ["catnap"]
+
+
 def test_both_files_are_one_tokenizer(directory, tmp_path):
     slow = load_wordpiece(directory)
     fast = Tokenizer(models.WordPiece(VOCAB, unk_token="[UNK]"))

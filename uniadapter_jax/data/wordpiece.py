@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from uniadapter_jax.data.text import PAD_ID, MissingTokenizer, Tokenizer, read_json
 from uniadapter_jax.errors import UserError
@@ -23,6 +24,7 @@ from uniadapter_jax.errors import UserError
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DEC, ENC = "[DEC]", "[ENC]"
 FILES = "tokenizer.json, or vocab.txt"
+_BLANKS = re.compile(r" (?:(?P<apostrophe>') |(?=[.,!?]))")
 _LONGEST_WORD = 100  # letters; BERT gives a longer word up as unknown
 # How BERT cleans text: bert-base-uncased, of which BLIP's vocabulary is.
 _CLEANING: Mapping[str, Any] = {
@@ -61,6 +63,7 @@ class WordPieceTokenizer(Tokenizer):
         self._pipeline = tokenizers.Tokenizer(model)
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._pipeline.decoder = decoders.WordPiece(cleanup=False)
         named = [token for token in (PAD, UNKNOWN, CLS, SEP, MASK) if token in own]
         self._pipeline.add_special_tokens([*named, DEC, ENC])  # in a text they mean themselves
 
@@ -75,6 +78,14 @@ class WordPieceTokenizer(Tokenizer):
             row[1 : 1 + len(ids)] = ids
             row[1 + len(ids)] = self.eos_id
         return rows
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Rows of ids as texts, as BERT's tokenizer writes them.
+
+        Special tokens are left out, and the blanks around an apostrophe and before . , ! ?
+        """
+        texts = self._pipeline.decode_batch([list(map(int, row)) for row in rows])
+        return [_BLANKS.sub(r"\g<apostrophe>", text) for text in texts]
 
 
 def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
