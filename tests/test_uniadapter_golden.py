@@ -31,7 +31,7 @@ def tensors_of(golden, case):
     }
 
 
-@pytest.mark.parametrize("case", ["image", "alone", "bare", "video"])
+@pytest.mark.parametrize("case", ["image", "alone", "bare", "video", "vqa"])
 def test_equals_the_authors_code(case, golden, tmp_path):
     """States, features, logits, losses, all gradients, an update of momentum."""
     numbers = under(golden, f"{case}/")

@@ -9,23 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax import load_model
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.convert import convert_weights
 from uniadapter_jax.frame_weights import frame_factor
-from uniadapter_jax.matching_losses import Momentum, Queue, average
-from uniadapter_jax.model import put_adapter
 from uniadapter_jax.partition import flat_names
-from uniadapter_jax.tasks import get_task
-from uniadapter_jax.tasks.base import Setting
-from uniadapter_jax.tasks.matching import Given, Negatives
-from uniadapter_jax.testing import official_names
+from uniadapter_jax.testing import loss_and_grads, momentum_update, official_names, rank_scores
 from uniadapter_jax.weights import uniadapter_names
-from uniadapter_jax.weights.adapter_directory import read_adapter
-from uniadapter_jax.weights.directory import load_backbone
 from uniadapter_jax.weights.sources import Hints
 
 # As the script has them.
@@ -34,15 +26,13 @@ ALPHA, MOMENTUM, ANSWERS_OF, RANKED = 0.3, 0.995, (2, 1, 3, 1), 3
 
 
 def load(tensors, heads, scratch):
-    """(partition, config) from {official name: array} by way of `convert`."""
+    """A model from {official name: array} by way of `convert`."""
     scratch = pathlib.Path(scratch)
     tensors = {name: np.array(value, np.float32, order="C") for name, value in tensors.items()}
     safetensors.numpy.save_file(tensors, scratch / "checkpoint.safetensors")
-    convert_weights(
-        str(scratch / "checkpoint.safetensors"), str(scratch / "made"), hints=Hints(heads=heads)
-    )
-    base = load_backbone(str(scratch / "made"))
-    return put_adapter(base, read_adapter(scratch / "made/adapter")), base.model.config
+    source, made = str(scratch / "checkpoint.safetensors"), scratch / "made"
+    convert_weights(source, str(made), hints=Hints(heads=heads))
+    return load_model(made, made / "adapter")
 
 
 def apart(found, expected):
@@ -58,8 +48,9 @@ def differences(name, case, given, tensors, heads, scratch):
     Where they have no gradient, because a loss does not use the tensor, or one that cancels, there
     is `none.NAME` instead: our largest magnitude.
     """
-    part, config = load(tensors, heads, scratch)
-    ours = _matching(part, config, given, case, frames=3 if name == "video" else 1)
+    model = load(tensors, heads, scratch)
+    made = _answering if name == "vqa" else _matching
+    ours = made(model, given, case, frames=3 if name == "video" else 1)
     assert {k for k in case if not k.startswith("before.")} <= set(ours)
     result = {}
     for key, value in ours.items():
@@ -76,99 +67,86 @@ def vanishing(name, key):
     return ".grad." in key and of_keys and name != "video"
 
 
-def _matching(part, config, given, case, frames):
-    """All that `case` may have of a retrieval step."""
-    task = get_task("matching")
-    options = ConfigDict({**task.options, "momentum": 0.0, "queue": 0, "frame_weights": frames > 1})
-    clips = np.moveaxis(given["clips"][:, :frames], 2, -1).astype(np.float32)
+def _losses(model, batch, name, case, **task):
+    """The loss of that name and, where the case has any, its gradients."""
+    losses, grads = loss_and_grads(model, batch, {"name": name, **task})
+    found = {f"{name}.loss": losses["loss"]}
+    if any(key.startswith(f"{name}.grad.") for key in case):
+        found |= {f"{name}.grad.{key}": gradient for key, gradient in grads.items()}
+    return found
+
+
+def _matching(model, given, case, frames):
+    """All that a case of retrieval may have."""
     batch = {
-        "frames": jnp.asarray(clips),
-        "frame_mask": jnp.ones(clips.shape[:2], bool),
-        "text": jnp.asarray(given["text"], jnp.int32),
-        "item": jnp.asarray(given["item"], jnp.int32),
+        "frames": np.moveaxis(given["clips"][:, :frames], 2, -1).astype(np.float32),
+        "text": given["text"],
+        "item": given["item"],
+        "negatives": NEGATIVES,
     }
-    task = task.make(Setting(options, meshes.one_device(), config, len(clips), 1))
-    exists = jnp.ones(len(clips), bool)
-    clip, text = (jnp.asarray(NEGATIVES[side]) for side in ("clip", "text"))
-    negatives = Negatives(clip, exists, text, exists)
-    momentum, result = None, {}
+    result = {}
     if "momentum_image" in case:
-        momentum, result = _momentum(part, task, batch, given, case)
-    losses = [name for name in ("itc", "itm") if f"{name}.loss" in case]
-    backward = [name for name in losses if any(key.startswith(f"{name}.grad.") for key in case)]
+        result = _momentum(model, batch, case)
+        sides = ("image", "text")
+        batch |= {
+            "momentum": {side: case[f"momentum_{side}"] for side in sides},
+            "queue": {side: given[f"queue_{side}"] for side in (*sides, "item")},
+            "alpha": ALPHA,
+        }
+    for name in ("itc", "itm"):
+        if f"{name}.loss" in case:
+            result |= _losses(model, batch, name, case, frame_weights=frames > 1)
+    part = model.partition
 
     @jax.jit
-    def run(trainable, momentum):
-        def values(trainable):
-            model = part.merge(trainable, part.frozen)
-            _, metrics = task.loss(model, batch, None, momentum, negatives)
-            return {name: metrics[name] for name in losses}
+    def states(trainable):
+        found = _states(part.merge(trainable, part.frozen), batch, weighted=frames > 1)
+        return {name: value for name, value in found.items() if name in case}
 
-        found, pull = jax.vjp(values, trainable)
-        ways = [{name: jnp.float32(name == of) for name in losses} for of in backward]
-        states = _states(part.merge(trainable, part.frozen), batch, negatives, frames > 1)
-        wanted = {name: value for name, value in states.items() if name in case}
-        return wanted, found, [pull(way)[0] for way in ways]
-
-    states, found, grads = run(part.trainable, momentum)
-    result |= states | {f"{name}.loss": value for name, value in found.items()}
-    for name, tree in zip(backward, grads, strict=True):
-        named = official_names("uniadapter", tree)
-        result |= {f"{name}.grad.{key}": gradient for key, gradient in named.items()}
-    return result
+    return result | states(part.trainable)
 
 
-def _states(model, batch, negatives, weighted):
-    """What the model computes on the way to its losses, in their order of pairs."""
-    clips = encode_clips(model, batch["frames"], batch["frame_mask"])
-    mask = batch["text"] != 0
-    words = model.encode_text(batch["text"], mask)
+def _states(model, batch, weighted):
+    """What the model computes on the way to its losses, in the authors' order of pairs."""
+    frames, ids = jnp.asarray(batch["frames"]), jnp.asarray(batch["text"], jnp.int32)
+    clips = encode_clips(model, frames, jnp.ones(frames.shape[:2], bool))
+    mask, own = ids != 0, jnp.arange(len(ids))
+    words = model.encode_text(ids, mask)
     text, single = model.text_features(words[:, 0]), frame_features(model, clips)
-    own = jnp.arange(len(words))
-    medium = jnp.concatenate([own, negatives.clip, own])
-    about = jnp.concatenate([own, own, negatives.text])
+    medium = jnp.concatenate([own, jnp.asarray(NEGATIVES["clip"]), own])
+    about = jnp.concatenate([own, own, jnp.asarray(NEGATIVES["text"])])
     memory = Memory(clips.states, None, medium)
     if weighted:
-        there = batch["frame_mask"][medium]
+        there = clips.frame_mask[medium]
         factor = frame_factor(text[about][:, None], single[medium], there, clips.tokens)
         memory = memory._replace(factor=factor)
-    ids = model.fusion_ids(batch["text"])[about]
-    fused = model.fuse(ids[:, None], mask[about][:, None], memory)[:, 0]
-    found = {
+    fused = model.fuse(model.fusion_ids(ids)[about][:, None], mask[about][:, None], memory)[:, 0]
+    return {
         "vision": clips.states.reshape(-1, clips.tokens, clips.states.shape[-1]),
         "text": words,
         "fused": fused,
         "match": model.match_logits(fused[:, 0]),
+        "frame_features": single.reshape(-1, single.shape[-1]),
         "clip_features": clip_features(model, clips),
         "text_features": text,
     }
-    return found | {"frame_features": single}
 
 
-def _momentum(part, task, batch, given, case):
-    """(what the loss is given, what came of an update and by the updated averages)."""
+def _momentum(model, batch, case):
+    """What comes of an update, and features by the updated averages."""
     before = {k.removeprefix("before."): v for k, v in case.items() if k.startswith("before.")}
-    old = fill(part.trainable, official_names("uniadapter", part.trainable) | before)
-    once = average(old, part.trainable, MOMENTUM)
-    twice = average(once, part.trainable, MOMENTUM)
-    after = jax.tree.map_with_path(
-        lambda path, first, second: second if path[0].key in ("adapters", "vision") else first,
-        once,
-        twice,
-    )
-
-    @jax.jit
-    def features(trainable):
-        model = part.merge(trainable, part.frozen)
-        clips, texts = task.encode_clips(model, batch), task.encode_texts(model, batch)
-        return {"momentum_image": clips["clip"], "momentum_text": texts}
-
-    named = official_names("uniadapter", after)
-    result = features(after) | {f"after.{name}": value for name, value in named.items()}
-    queue = [jnp.asarray(given[f"queue_{side}"], jnp.float32) for side in ("image", "text")]
-    item = jnp.asarray(given["queue_item"], jnp.int32)
-    theirs = Momentum(*(jnp.asarray(case[f"momentum_{side}"]) for side in ("image", "text")))
-    return Given(theirs, Queue(*queue, item, jnp.zeros((), jnp.int32)), jnp.float32(ALPHA)), result
+    now = official_names("uniadapter", model.partition.trainable)
+    once = momentum_update(model, now | before, MOMENTUM)
+    twice = momentum_update(model, once, MOMENTUM)
+    after = {k: (twice if k.startswith("adapters.") else once)[k] for k in now}
+    kept, part = model.partition.trainable, model.partition
+    part.trainable = fill(kept, after)
+    found = {
+        "momentum_image": model.encode_clips(batch["frames"]),
+        "momentum_text": model.encode_text(np.asarray(batch["text"])),
+    }
+    part.trainable = kept
+    return found | {f"after.{name}": value for name, value in after.items()}
 
 
 def fill(tree, official):
@@ -177,3 +155,43 @@ def fill(tree, official):
     names = list(flat_names(tree))
     assert set(names) == set(ours)
     return jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(ours[n]) for n in names])
+
+
+def _answering(model, given, case, frames):
+    """All that the case of questions has."""
+    rows, width = len(ANSWERS_OF), max(ANSWERS_OF)
+    answer = np.zeros((rows, width, given["answers"].shape[1]), np.int32)
+    weight = np.zeros((rows, width), np.float32)
+    place = [(row, i) for row, count in enumerate(ANSWERS_OF) for i in range(count)]
+    row, column = np.array(place).T
+    answer[row, column], weight[row, column] = given["answers"], given["answer_weight"]
+    batch = {
+        "frames": np.moveaxis(given["clips"][:, :frames], 2, -1).astype(np.float32),
+        "question": given["text"],
+    }
+    part = model.partition
+
+    @jax.jit
+    def states(trainable):
+        blip = part.merge(trainable, part.frozen)
+        clips, ids = jnp.asarray(batch["frames"][:, 0]), jnp.asarray(batch["question"], jnp.int32)
+        mask = ids != 0
+        memory = Memory(blip.encode_images(clips))
+        question = blip.fuse(blip.fusion_ids(ids)[:, None], mask[:, None], memory)[:, 0]
+        words = jnp.asarray(answer)
+        scores = blip.decode(words, words != 0, Memory(question, mask))
+        return {"question": question, "decoder": scores[row, column]}
+
+    options = {"name": "vqa", "rank_k": RANKED}
+    best, scores = rank_scores(model, batch, given["candidates"], options)
+    chosen = np.argsort(-case["rank_scores"], axis=1)
+    order = np.take_along_axis(case["rank_order"], chosen, axis=1)
+    np.testing.assert_array_equal(best, order)
+    back = np.argsort(chosen, axis=1)
+    result = states(part.trainable) | {
+        "rank_scores": np.take_along_axis(scores, back, axis=1),
+        "rank_order": np.take_along_axis(best, back, axis=1),
+        "best": best[:, 0],
+    }
+    batch |= {"answer": answer, "answer_weight": weight}
+    return result | _losses(model, batch, "vqa", case)

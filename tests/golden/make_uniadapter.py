@@ -182,10 +182,9 @@ def vqa_case(model, given, count):
     with torch.no_grad(), outputs_of(**modules) as found:
         best = model(*arguments, candidates, train=False, k_test=count)
     first, full = found["decoder"]
-    chances = torch.softmax(first.logits[:, 0], dim=1)[:, given["candidates"][:, 1]]
+    chances = first.logits[:, 0, given["candidates"][:, 1]]
     order = chances.topk(count, dim=1).indices  # as they rank before they score
     return case | {
-        "first_word": chances,
         "rank_order": order,
         "rank_scores": -full.loss.view(len(order), count),
         "best": best,

@@ -75,6 +75,11 @@ def is_known(ours: Container[str]) -> bool:
     return "adapters.cross_bias" in ours
 
 
+def of_layers(ours: str) -> bool:
+    """Whether this is the path of something that layers have, not encoders or heads."""
+    return any(ours == path and "{i}" in name for path, name, _ in OFFICIAL)
+
+
 def to_official(ours: Tensors) -> dict[str, np.ndarray]:
     """{our path: array} to {official name: array}, each once; also fits gradients.
 
