@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_uniadapter_blip import adapted
@@ -292,7 +291,7 @@ def test_what_cannot_be_answered_says_so(model, questions):
         rank_answers(model, questions, candidate_list(0), k=1, top=1, smoothing=0.1)
     with pytest.raises(UserError, match="at least 1"):
         rank_answers(model, questions, candidate_list(), k=0, top=1, smoothing=0.1)
-    with pytest.raises(UserError, match="13 tokens.*12 positions"):
+    with pytest.raises(UserError, match=r"13 tokens.*12 positions"):
         generate_answers(model, questions, beams=3, length=13)
     with pytest.raises(UserError, match="no decoder"):
         generate_answers(tiny.blip(parts=(MATCHING,)), questions, beams=3, length=4)

@@ -145,5 +145,5 @@ def test_ties_go_to_the_smaller_word():
 
 @pytest.mark.parametrize("options", [{"beams": 0, "length": 4}, {"beams": 2, "length": 1}])
 def test_no_beam_and_no_room_are_refused(options):
-    with pytest.raises(UserError, match="at least 1|no room"):
+    with pytest.raises(UserError, match=r"at least 1|no room"):
         searched(table(1, 3, 4), **options)

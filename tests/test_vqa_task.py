@@ -1,7 +1,6 @@
 """The VQA task: its loss question by question, and answers to a split on any mesh."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -29,36 +28,29 @@ PAD, SEP, DEC, VOCAB = 0, 5, 58, 60
 B, P, A, WORDS, FRAMES = 8, 3, 5, 6, 2
 
 
-def options(**changes):
-    return SimpleNamespace(**{**get_task("vqa").options, **changes})
-
-
-def one_device():
-    return meshes.one_device()
-
-
 def task(mesh=None, parts=(MATCHING, ANSWERING), **changes):
     given = base_config(task="vqa").task
     given.update(changes)
     config = BLIPConfig.from_huggingface(tiny.blip_config(parts))
-    return get_task("vqa").make(Setting(given, mesh or one_device(), config, B, 1))
+    return get_task("vqa").make(Setting(given, mesh or meshes.one_device(), config, B, 1))
 
 
 def draw(seed=0):
     """A batch of clips, of which some have one frame, with one to three answers."""
     rng = np.random.default_rng(seed)
     place = np.arange(A)
-    length = rng.integers(3, A + 1, (B, P, 1))
+    length = rng.choice([3, A], (B, P, 1))
+    frames = rng.integers(1, FRAMES + 1, (B, 1))
     answer = rng.integers(6, 58, (B, P, A))
     answer = np.where(place == length - 1, SEP, np.where(place < length, answer, PAD))
     answer[..., 0] = DEC
     there = np.arange(P) < rng.integers(1, P + 1, (B, 1))
     answer[~there] = PAD
     question = rng.integers(6, 58, (B, WORDS))
-    question[np.arange(WORDS) >= rng.integers(3, WORDS + 1, (B, 1))] = PAD
+    question[np.arange(WORDS) >= 3 * frames] = PAD
     return {
         "frames": rng.integers(0, 256, (B, FRAMES, 32, 32, 3)).astype(np.uint8),
-        "frame_mask": np.arange(FRAMES) < rng.integers(1, FRAMES + 1, (B, 1)),
+        "frame_mask": np.arange(FRAMES) < frames,
         "question": question.astype(np.int32),
         "answer": answer.astype(np.int32),
         "answer_weight": np.where(there, rng.random((B, P)), 0.0).astype(np.float32),
@@ -67,18 +59,23 @@ def draw(seed=0):
 
 def naive_loss(model, batch, smoothing):
     """Question by question, answer by answer, without padding or absent frames."""
+
+    @jax.jit
+    def read(frames, words):
+        states = model.encode_images(frames).reshape(1, -1, 24)
+        return model.fuse(model.fusion_ids(words), None, Memory(states))[:, 0]
+
+    @jax.jit
+    def decode(question, ids):
+        return jax.nn.log_softmax(model.decode(ids[None, None], None, Memory(question))[0, 0])
+
     total = 0.0
     for b in range(B):
-        frames = batch["frames"][b][batch["frame_mask"][b]]
-        states = model.encode_images(jnp.asarray(frames)).reshape(1, -1, 24)
-        words = batch["question"][b][batch["question"][b] != PAD][None, None]
-        question = model.fuse(model.fusion_ids(jnp.asarray(words)), None, Memory(states))[:, 0]
-        for p in range(P):
-            if batch["answer_weight"][b, p] == 0:
-                continue
+        words = batch["question"][b][batch["question"][b] != PAD]
+        question = read(batch["frames"][b][batch["frame_mask"][b]], words[None, None])
+        for p in np.flatnonzero(batch["answer_weight"][b]):
             ids = batch["answer"][b, p][batch["answer"][b, p] != PAD]
-            scores = model.decode(jnp.asarray(ids)[None, None], None, Memory(question))[0, 0]
-            log = np.asarray(jax.nn.log_softmax(scores), np.float64)
+            log = np.asarray(decode(question, ids), np.float64)
             for at, token in enumerate(ids[1:]):
                 smooth = np.full(VOCAB, smoothing / VOCAB)
                 smooth[token] += 1 - smoothing
@@ -90,7 +87,7 @@ def test_the_loss_is_that_of_every_answer_alone_and_of_any_mesh():
     """Divided by questions, not by frames; the same with its gradient on 1 and on 8 devices."""
     part, batch = partition(adapted(noise=0.3), AdapterParam), draw()
     found = []
-    for mesh in (one_device(), meshes.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})):
+    for mesh in (meshes.one_device(), meshes.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})):
         vqa = task(mesh)
 
         def loss(trainable, frozen, batch, vqa=vqa):
@@ -114,13 +111,21 @@ def test_the_loss_is_that_of_every_answer_alone_and_of_any_mesh():
 def test_frame_weights_and_dropout_change_the_loss():
     model, batch = adapted(noise=0.3), {k: jnp.asarray(v) for k, v in draw().items()}
 
-    def loss(key, **changes):
-        return float(jax.jit(lambda: task(**changes).loss(model, batch, key)[0])())
+    @jax.jit
+    def losses():
+        key = jax.random.key(0)
+        return [
+            task(**changes).loss(model, batch, chosen)[0]
+            for changes, chosen in (
+                ({}, None),
+                ({"frame_weights": True}, None),
+                ({"smoothing": 0.3}, None),
+                ({}, key),
+            )
+        ]
 
-    plain = loss(None)
-    assert abs(loss(None, frame_weights=True) - plain) > 1e-4
-    assert abs(loss(jax.random.key(0)) - plain) > 1e-4
-    assert loss(None, smoothing=0.3) != plain
+    plain, *others = map(float, losses())
+    assert all(abs(other - plain) > 1e-4 for other in others)
 
 
 def test_answers_that_the_decoder_says_itself_are_counted():
@@ -270,7 +275,7 @@ def test_accuracy_is_that_of_the_written_answers(root):
     exact = answers(experiment(root, metric="exact"), "exact")
     given = {p["question_id"]: p["answer"] for p in exact["predictions"]}
     hits = [given[number] == ANSWERS[number % len(ANSWERS)] for number in given]
-    assert exact["metrics"]["accuracy"] == {"overall": 100 * np.mean(hits)}
+    assert exact["metrics"]["accuracy"] == {"overall": 100 * sum(hits) / len(hits)}
     assert set(exact["metrics"]) == {"accuracy", "per_question_type"}
 
 
@@ -291,7 +296,7 @@ def test_answers_that_cannot_be_given_are_refused(root, tmp_path):
     with pytest.raises(UserError, match=r"answer_words=13.*12 tokens"):
         evaluator(answer_words=13)
     ours = experiment(root)
-    with pytest.raises(UserError, match="has 1 answers|4 annotators"):
+    with pytest.raises(UserError, match=r"has 1 answers"):
         answers(ours, "exact")
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), ours.partition.trainable)
     with pytest.raises(UserError, match="not numbers"):

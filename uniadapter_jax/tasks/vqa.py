@@ -148,7 +148,9 @@ KIND = Kind(
         *("inference", "answers", "rank_k", "rank_smoothing", "beams", "generate_mask"),
         *("frame_weights", "metric"),
     ),
+    kept=("frame_weights", "rank_smoothing", "beams", "generate_mask"),
     groups={"accuracy": ("overall",)},
     selection_metric="accuracy/overall",
     shown="answer_accuracy",
+    asks=True,
 )

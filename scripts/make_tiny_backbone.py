@@ -1,12 +1,14 @@
-"""Makes the tiny CLIP that ships with the package, from nothing but generated pictures.
+"""Makes the tiny backbones that ship with the package, from nothing but generated pictures.
 
-    python scripts/make_tiny_clip.py --workdir=runs/tiny_clip
+    python scripts/make_tiny_backbone.py --family=clip
+    python scripts/make_tiny_backbone.py --family=blip
 
 Seed 0 everywhere. It goes the way of a user's own data: pictures and a manifest, records and a
-tokenizer by `prepare`, training with method=full from configs/backbones/tiny_clip.json by the
-common loop, and the backbone that --save-backbone would write. What the package gets of it are the
-files that the loader reads, tensors as float16: config.json, model.safetensors, tokenizer.json.
-About ten minutes on two cores; stopped, the same command goes on.
+tokenizer by `prepare`, training with method=full from configs/backbones/tiny_clip.json or
+tiny_blip.json by the common loop, and the backbone that --save-backbone would write. What the
+package gets of it are the files that the loader reads, tensors as float16: config.json,
+model.safetensors, and tokenizer.json or vocab.txt. About ten minutes on two cores for a CLIP,
+twenty for a BLIP; stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -30,21 +32,31 @@ from uniadapter_jax.progress import Progress
 from uniadapter_jax.run import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-VOCABULARY = 600  # 512 bytes, BOS, EOS, and merges that leave a token or two to each word
+# CLIP's: 512 bytes, BOS, EOS, and merges that leave a token or two to each word. BLIP's without
+# [DEC] and [ENC]: special tokens, letters, and merges that make whole words.
+VOCABULARY = {"clip": 600, "blip": 250}
+SIZE_OF = {"clip": "tokenizer_size", "blip": "wordpiece_size"}  # arguments of `prepare`
+TOKENIZER_FILE = {"clip": "tokenizer.json", "blip": "vocab.txt"}
 PICTURES, TEST_PICTURES = 20_000, 512
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/tiny_clip", "Pictures, records, checkpoints.")
-_OUTPUT = flags.DEFINE_string(
-    "output", str(ROOT / "uniadapter_jax" / "assets" / "tiny_clip"), "The directory to replace."
+_FAMILY = flags.DEFINE_enum("family", "clip", ["clip", "blip"], "Which of the two.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Pictures, records, checkpoints; default runs/tiny_FAMILY."
 )
+_OUTPUT = flags.DEFINE_string("output", None, "The directory to replace; default: the package's.")
 
 
-def pretraining_config(records: str) -> ConfigDict:
-    """Contrastive training of every parameter on single pictures."""
-    config = base_config("full")
-    config.name = "tiny_clip"
-    config.backbone = f"random:{ROOT / 'configs' / 'backbones' / 'tiny_clip.json'}"
-    config.task.similarity = "mean_pool_unit"
+def pretraining_config(family: str, records: str) -> ConfigDict:
+    """Training of every parameter on single pictures: contrastive, for a BLIP also by matching."""
+    config = base_config("full", "retrieval" if family == "clip" else "matching")
+    config.name = f"tiny_{family}"
+    config.backbone = f"random:{ROOT / 'configs' / 'backbones' / f'tiny_{family}.json'}"
+    if family == "clip":
+        config.task.similarity = "mean_pool_unit"
+    else:
+        config.task.momentum, config.task.queue = 0.0, 0
+        config.task.rerank_k = 16
+        config.compute.dropout = 0.0
     config.data.records = records
     config.data.frames = 1
     config.data.words = 24
@@ -60,7 +72,7 @@ def pretraining_config(records: str) -> ConfigDict:
     return config
 
 
-def make_records(workdir: pathlib.Path, config: ConfigDict) -> None:
+def make_records(family: str, workdir: pathlib.Path, config: ConfigDict) -> None:
     """Pictures, then records with a tokenizer; what is there already is kept."""
     raw = workdir / "raw"
     if not (raw / "manifest.jsonl").is_file():
@@ -72,18 +84,18 @@ def make_records(workdir: pathlib.Path, config: ConfigDict) -> None:
         str(raw),
         config.data.records,
         workers=os.cpu_count() or 1,
-        tokenizer_size=VOCABULARY,
+        **{SIZE_OF[family]: VOCABULARY[family]},
     )
 
 
-def ship(backbone: pathlib.Path, output: pathlib.Path) -> None:
+def ship(family: str, backbone: pathlib.Path, output: pathlib.Path) -> None:
     """Copies what the loader reads; half precision is a rounding that training does not notice."""
     output.mkdir(parents=True, exist_ok=True)
     tensors = safetensors.numpy.load_file(backbone / "model.safetensors")
     narrow = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     data = safetensors.numpy.save(narrow, metadata={"format": "pt"})
     (output / "model.safetensors").write_bytes(data)
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", TOKENIZER_FILE[family]):
         shutil.copy(backbone / name, output / name)
 
 
@@ -91,14 +103,17 @@ def main(argv: list[str]) -> int:
     """All of it."""
     del argv
     launch.use_compile_cache()
-    workdir, output = pathlib.Path(_WORKDIR.value).absolute(), pathlib.Path(_OUTPUT.value)
+    family = _FAMILY.value
+    workdir = pathlib.Path(_WORKDIR.value or f"runs/tiny_{family}").absolute()
+    assets = ROOT / "uniadapter_jax" / "assets"
+    output = pathlib.Path(_OUTPUT.value or assets / f"tiny_{family}")
     backbone = workdir / "backbone"
-    config = pretraining_config(str(workdir / "records"))
-    make_records(workdir, config)
+    config = pretraining_config(family, str(workdir / "records"))
+    make_records(family, workdir, config)
     if backbone.exists():
         raise UserError(f"{backbone} is there already; remove it to train again")
     run(config, workdir / "run", str(backbone))
-    ship(backbone, output)
+    ship(family, backbone, output)
     size = sum(file.stat().st_size for file in output.iterdir())
     print(f"wrote {output}: {size / 1e6:.2f} MB")
     return 0
