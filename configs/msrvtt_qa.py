@@ -26,9 +26,7 @@ from uniadapter_jax.config import base_config, parse_argument
 
 def get_config(argument=None):
     """The config; see above."""
-    chosen = parse_argument(
-        argument, method="uniadapter", backbone="weights/blip-base-capfilt-224"
-    )
+    chosen = parse_argument(argument, method="uniadapter", backbone="weights/blip-base-capfilt-224")
     config = base_config(chosen["method"], "vqa")
     config.name = f"msrvtt-qa-{chosen['method']}"
     config.backbone = chosen["backbone"]

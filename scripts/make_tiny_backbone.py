@@ -55,6 +55,7 @@ def pretraining_config(family: str, records: str) -> ConfigDict:
         config.task.similarity = "mean_pool_unit"
     else:
         config.task.momentum, config.task.queue = 0.0, 0
+        config.task.negatives = "uniform"
         config.task.rerank_k = 16
         config.compute.dropout = 0.0
     config.data.records = records
@@ -65,8 +66,8 @@ def pretraining_config(family: str, records: str) -> ConfigDict:
     config.optimizer.lr = 1e-3
     config.optimizer.weight_decay = 0.1
     config.optimizer.warmup = 0.07
-    config.train.batch_size = 128
-    config.train.steps = 1000
+    config.train.batch_size = 128 if family == "clip" else 64
+    config.train.steps = 1000 if family == "clip" else 1500
     config.train.log_every = 50
     config.train.checkpoint_every = 200
     return config

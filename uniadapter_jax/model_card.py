@@ -82,8 +82,8 @@ def _what(
             name.replace("_", " "): f"`{adapter.task[name]}`"
             for name in get_task(config["task"]["name"]).kept
         },
-        "recipe": f"{step} steps of {train['batch_size']} samples, `{optimizer['recipe']}`, learning "
-        f"rate {optimizer['lr']:g}, seed {config['seed']}",
+        "recipe": f"{step} steps of {train['batch_size']} samples, `{optimizer['recipe']}`, "
+        f"learning rate {optimizer['lr']:g}, seed {config['seed']}",
         "made with": f"uniadapter_jax {__version__}",
     }
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

@@ -50,8 +50,8 @@ class PairScorer:
     def __init__(self, part: Partition, mesh: Mesh, *, frame_weights: bool):
         self.part, self.mesh, self.frame_weights = part, mesh, frame_weights
         everywhere = meshes.replicated(mesh)
-        self._encode = jax.jit(self._media, out_shardings=everywhere)
-        self._score = jax.jit(self._logits, out_shardings=everywhere)
+        self.encode_program = jax.jit(self._media, out_shardings=everywhere)
+        self.score_program = jax.jit(self._logits, out_shardings=everywhere)
 
     def _media(self, trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Media:
         model, frames = self.part.merge(trainable, frozen), batch["frames"]
@@ -83,7 +83,7 @@ class PairScorer:
     def encode(self, trainable: PyTree, host: Mapping[str, np.ndarray]) -> Media:
         """All states of a batch of items, of which `host` has this process' rows."""
         batch = {name: host[name] for name in ("frames", "frame_mask")}
-        return self._encode(trainable, self.part.frozen, meshes.put_batch(batch, self.mesh))
+        return self.encode_program(trainable, self.part.frozen, meshes.put_batch(batch, self.mesh))
 
     def shape(self, pairs: plan.Pairs, texts: Texts, media: Media, rows: int) -> plan.Shape:
         """Of calls with at most `rows` pairs on a device, for batches like this one."""
@@ -109,7 +109,7 @@ class PairScorer:
 
         for call in calls:
             group = meshes.put_batch(self._group(texts, call), self.mesh)
-            found = self._score(trainable, self.part.frozen, media, group)
+            found = self.score_program(trainable, self.part.frozen, media, group)
             under_way.append((call.pair, found))
             if len(under_way) > AHEAD:
                 yield settle()

@@ -145,7 +145,9 @@ class Matching:
             beside_queue=self._beside_queue,
         )
         if negatives is None:
-            negatives = draw_negatives(key, clip, text, item, temperature)
+            hard = self.options.negatives == "hard"
+            like = (clip, text) if hard else (jnp.zeros_like(clip), jnp.zeros_like(text))
+            negatives = draw_negatives(key, *like, item, temperature)
         logits = self._match(model, clips, text, batch["text"], mask, negatives, key)
         pairs = len(item)
         matching = jnp.arange(3 * pairs) % 3 == 0
@@ -279,6 +281,8 @@ KIND = Kind(
         "queue": 57_600,  # pairs whose momentum features are kept as candidates; 0: none
         "queue_sharding": "replicated",
         "alpha": 0.4,  # weight of momentum's targets after the first epoch
+        # For training from scratch, which learns nothing from hard ones at first: uniform.
+        "negatives": "hard",
         "frame_weights": False,  # frame-aware attention, for clips of several frames
         "rerank_k": 128,  # best candidates of the first stage that are matched; 0: none
         "rerank_rows": 256,  # pairs that a device matches at once: bounds the memory
@@ -288,6 +292,7 @@ KIND = Kind(
     },
     choices={
         "queue_sharding": ("replicated", "sharded"),
+        "negatives": ("hard", "uniform"),
         "v2t": V2T_RULES,
         "ties": TIES,
     },
