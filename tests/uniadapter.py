@@ -126,7 +126,7 @@ def _states(model, batch, weighted):
         "text": words,
         "fused": fused,
         "match": model.match_logits(fused[:, 0]),
-        "frame_features": single.reshape(-1, single.shape[-1]),
+        "frame_features": single,
         "clip_features": clip_features(model, clips),
         "text_features": text,
     }
