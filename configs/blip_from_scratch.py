@@ -5,10 +5,11 @@
     python -m uniadapter_jax.main --config=configs/blip_from_scratch.py --workdir=runs/blip \
         --save-backbone=weights/small-blip
 
-As configs/clip_from_scratch.py, for everything that wants a BLIP: the directory that --save-backbone
-writes is a backbone like any other. Width 128, 4 + 3 layers, 64 pixels, a vocabulary of 1,500 entries
-(configs/backbones/pictures_blip.json). Contrast and matching without momentum, negatives drawn
-uniformly: from nothing, hard ones teach nothing. The recipe is ours; there is no published number.
+As configs/clip_from_scratch.py, for everything that wants a BLIP: the directory that
+--save-backbone writes is a backbone like any other. Width 128, 4 + 3 layers, 64 pixels, a
+vocabulary of 1,500 entries (configs/backbones/pictures_blip.json). Contrast and matching without
+momentum, negatives drawn uniformly: from nothing, hard ones teach nothing. The recipe is ours;
+there is no published number.
 """
 
 from uniadapter_jax.config import base_config
@@ -33,8 +34,8 @@ def get_config():
     config.optimizer.recipe = "adamw_warmup_cosine"
     config.optimizer.lr = 1e-3
     config.optimizer.weight_decay = 0.1
-    config.train.batch_size = 128
+    config.train.batch_size = 96
     config.train.epochs = 0
-    config.train.steps = 600
+    config.train.steps = 400
     config.train.checkpoint_every = 100
     return config

@@ -29,7 +29,7 @@ OF_BLIP = {
     "coco": "uniadapter",
     "flickr30k": "zero_shot",
     "msrvtt_uniadapter": "uniadapter",
-    "msrvtt_qa": "zero_shot",
+    "msrvtt_qa": "uniadapter",
     "vqav2": "lora",
 }
 VIT_B32 = CLIPConfig.from_huggingface({})  # transformers' defaults
