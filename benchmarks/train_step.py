@@ -97,7 +97,7 @@ def main() -> None:
     batch = meshes.put_batch(random_batch(clip_config, args), mesh)
 
     start = time.perf_counter()
-    compiled = step.lower(trainable, opt_state, part.frozen, batch, np.int32(0)).compile()
+    compiled = step.lower(trainable, opt_state, {}, part.frozen, batch, np.int32(0)).compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     peak = None if args.no_peak else Peak(args.dtype)
@@ -107,8 +107,8 @@ def main() -> None:
             peak.sample()
         before = time.process_time()
         start = time.perf_counter()
-        trainable, opt_state, metrics = compiled(
-            trainable, opt_state, part.frozen, batch, np.int32(i)
+        trainable, opt_state, _, metrics = compiled(
+            trainable, opt_state, {}, part.frozen, batch, np.int32(i)
         )
         loss = float(metrics["loss"])
         wall.append(time.perf_counter() - start)

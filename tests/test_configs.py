@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import pathlib
 import re
 
@@ -19,6 +18,9 @@ from uniadapter_jax.config import base_config, validate
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import count
 from uniadapter_jax.planning.abstract import TRAIN, abstract_partition, build
+from uniadapter_jax.planning.sizes import known_config
+from uniadapter_jax.tasks import get_task
+from uniadapter_jax.weights.directory import read_config
 
 FILES = sorted((small_run.ROOT / "configs").glob("*.py"))
 VIT_B32 = CLIPConfig.from_huggingface({})  # transformers' defaults
@@ -45,11 +47,13 @@ def built(file, method):
 
 
 def backbone_config(config):
-    """Of the weights that the config names; ViT-B/32 where they are not part of the repository."""
+    """Of the weights that the config names; base size where they are not part of the repository."""
     source = config.backbone.removeprefix("random:")
     path = pathlib.Path(source) if source.endswith(".json") else pathlib.Path(source, "config.json")
     path = small_run.ROOT / path
-    return CLIPConfig.from_huggingface(json.loads(path.read_text())) if path.exists() else VIT_B32
+    if path.exists():
+        return read_config(path)
+    return VIT_B32 if get_task(config.task.name).family == "clip" else known_config("blip-base-vqa")
 
 
 def shapes(tree):
@@ -67,7 +71,7 @@ def test_a_step_of_every_config_has_the_right_shapes(file, method):
         assert config.method.name == "zero_shot" and TRAIN not in run.programs
         return
     meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
-    trainable, new_state, metrics = run.lower(TRAIN).out_info
+    trainable, new_state, _, metrics = run.lower(TRAIN).out_info
     assert shapes((trainable, new_state)) == shapes((run.part.trainable, run.opt_state))
     assert metrics["loss"].shape == ()
     assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)

@@ -21,7 +21,7 @@ import uniadapter_jax
 from uniadapter_jax import demo, gallery, metrics, scoring
 from uniadapter_jax.data.pipeline import clip_batches
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.evaluate import Encoder
+from uniadapter_jax.evaluate import RetrievalEvaluator
 from uniadapter_jax.experiment import build
 from uniadapter_jax.train import fit
 
@@ -86,14 +86,15 @@ def adapted(finished):
     workdir, _ = finished
     config = demo.sized_config(workdir, "cross_modal_adapter", 0, SIZE)
     experiment = build(config)
-    encoder = Encoder(experiment)
-    trained = fit(experiment, workdir / "cross_modal_adapter-seed0", encoder)
+    evaluator = RetrievalEvaluator(experiment)
+    trained = fit(experiment, workdir / "cross_modal_adapter-seed0", evaluator)
     assert trained.steps_run == 0
-    return experiment, encoder, trained.trainable
+    return experiment, evaluator.encoder, trained.trainable
 
 
 def recall_at_1(experiment, text, frames, mask):
-    ranks = experiment.task.rank(text, frames, mask, np.arange(len(text)))
+    similarity = experiment.task.similarity(text, frames, mask)
+    ranks = metrics.retrieval_ranks(similarity, np.arange(len(text)))
     return metrics.summarize(ranks["t2v"])["R@1"]
 
 

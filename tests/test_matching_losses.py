@@ -59,7 +59,8 @@ def features():
 
 def filled_queue(rng, batches):
     """A queue after some batches, and what is in it, oldest place first."""
-    queue, kept = empty_queue(Q, C, N), []
+    queue = empty_queue(Q, C, N)
+    kept = [(np.zeros((0, C)), np.zeros((0, C)), np.zeros(0, int))]
     for b in range(batches):
         image, text = unit(rng, N, C), unit(rng, N, C)
         item = np.arange(N) + 3 * b
@@ -68,7 +69,7 @@ def filled_queue(rng, batches):
     return queue, [np.concatenate(parts) for parts in zip(*kept, strict=True)]
 
 
-@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("batches", [0, 1, 3])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_itc_with_momentum_and_a_queue_equals_float64(features, batches, alpha):
     """A queue that is partly empty counts as a shorter one."""
@@ -119,7 +120,7 @@ def test_a_queue_forgets_its_oldest_batch():
     np.testing.assert_array_equal(queue.item, items[order])
     np.testing.assert_array_equal(queue.image, images[order].astype(np.float32))
     assert int(queue.next) == N
-    with pytest.raises(UserError, match=r"of 20 does not divide by the batch of 8; .* 16 and 24"):
+    with pytest.raises(UserError, match=r"=20 does not divide by the batch of 8; .* 16 and 24"):
         empty_queue(20, C, N)
     with pytest.raises(UserError, match="needs momentum"):
         itc_loss(*f32(images[:N], images[:N]), jnp.arange(N), TEMPERATURE, queue=queue)

@@ -36,7 +36,9 @@ def tree(seed=0, dtype=np.float32, scale=1.0):
 def reference(recipe, params, gradients, *, lr, wd, warmup, clip, steps):
     """The update rules as the papers' code states them, leaf by leaf in float64."""
     flat = [np.asarray(x, np.float64) for x in jax.tree.leaves(params)]
-    decayed = [True if x.ndim == 2 else False for x in flat]
+    everything = recipe == "adamw_cosine_per_epoch"
+    decayed = [everything or x.ndim == 2 for x in flat]
+    fall, eps = (0.999, 1e-8) if everything else (0.98, 1e-6)
     m, v = [0 * x for x in flat], [0 * x for x in flat]
     for t in range(steps):
         g = [np.asarray(x, np.float64) for x in jax.tree.leaves(gradients[t])]
@@ -51,11 +53,11 @@ def reference(recipe, params, gradients, *, lr, wd, warmup, clip, steps):
             rate = lr * 0.5 * (1 + np.cos(np.pi * (x - warmup) / (1 - warmup)))
         for i, grad in enumerate(g):
             m[i] = 0.9 * m[i] + 0.1 * grad
-            v[i] = 0.98 * v[i] + 0.02 * grad**2
+            v[i] = fall * v[i] + (1 - fall) * grad**2
             mean, square = m[i], v[i]
-            if recipe == "adamw_warmup_cosine":
-                mean, square = mean / (1 - 0.9 ** (t + 1)), square / (1 - 0.98 ** (t + 1))
-            step = mean / (np.sqrt(square) + 1e-6)
+            if recipe.startswith("adamw"):
+                mean, square = mean / (1 - 0.9 ** (t + 1)), square / (1 - fall ** (t + 1))
+            step = mean / (np.sqrt(square) + eps)
             if decayed[i]:
                 step = step + wd * flat[i]
             flat[i] = flat[i] - rate * step
@@ -95,6 +97,13 @@ def test_adamw_equals_optax():
         wanted, _ = run(theirs, params, gradients)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_rate_per_epoch_stays_within_one_and_follows_the_cosine_of_epochs():
+    schedule = lr_schedule(config("adamw_cosine_per_epoch", warmup=0.0), 24, epoch_steps=4)
+    rates = [float(schedule(step)) for step in range(24)]
+    wanted = [1e-2 * 0.5 * (1 + np.cos(np.pi * (step // 4) / 6)) for step in range(24)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-6)
 
 
 def test_bert_adam_schedule_starts_at_zero_and_drops_after_warmup():

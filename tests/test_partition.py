@@ -70,7 +70,7 @@ def test_twenty_steps_change_every_adapter_leaf_and_no_frozen_bit(name):
     trainable = part.trainable
     for i in range(20):
         batch = meshes.put_batch(jax.tree.map(np.asarray, tiny.batch(clips=8, seed=i)), mesh)
-        trainable, state, metrics = step(trainable, state, part.frozen, batch, np.int32(i))
+        trainable, state, _, metrics = step(trainable, state, {}, part.frozen, batch, np.int32(i))
     assert np.isfinite(metrics["loss"]) and not metrics["nonfinite"].any()
     after = flat_names(trainable)
     assert [k for k, x in before.items() if (np.asarray(after[k]) == x).all()] == []

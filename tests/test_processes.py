@@ -12,7 +12,7 @@ import small_run
 from ml_collections import ConfigDict
 
 from uniadapter_jax import metrics, scoring
-from uniadapter_jax.evaluate import Encoder
+from uniadapter_jax.evaluate import RetrievalEvaluator
 from uniadapter_jax.experiment import build
 from uniadapter_jax.train import fit
 
@@ -68,8 +68,9 @@ def close_pairs(workdir):
     """Pairs whose scores differ by less than 1e-6, in the run of one device."""
     config = ConfigDict(small_run.result(workdir)["config"])
     experiment = build(config)
-    encoder = Encoder(experiment)
-    trainable = fit(experiment, workdir, encoder).trainable
+    evaluator = RetrievalEvaluator(experiment)
+    trainable = fit(experiment, workdir, evaluator).trainable
+    encoder = evaluator.encoder
     test, task = experiment.data.test, experiment.config.task
     captions = [caption for clip in test.captions for caption in clip]
     item = np.repeat(np.arange(len(test)), [len(clip) for clip in test.captions])

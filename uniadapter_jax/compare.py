@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from uniadapter_jax.errors import UserError, reporting
-from uniadapter_jax.metrics import paired_bootstrap
+from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, paired_bootstrap
 
-DIRECTIONS = ("t2v", "v2t")
-METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
 PROTOCOL = ("v2t", "ties")  # similarity is part of a method and may differ
 Result = dict[str, Any]
 
@@ -123,7 +121,7 @@ def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 def _row(runs: Sequence[Result]) -> dict[str, Any]:
     metrics = {
-        way: {name: _spread([run["metrics"][way][name] for run in runs]) for name in METRICS}
+        way: {name: _spread([run["metrics"][way][name] for run in runs]) for name in SUMMARY}
         for way in DIRECTIONS
     }
     return {
@@ -156,7 +154,7 @@ def table(compared: dict[str, Any]) -> str:
     """The comparison as aligned lines, one block per direction."""
     lines = []
     for way in DIRECTIONS:
-        head = ["method", "seeds", "trained", "%", *METRICS]
+        head = ["method", "seeds", "trained", "%", *SUMMARY]
         if compared["baseline"] is not None:
             head.append(f"MnR - {compared['baseline']} [95 %]")
         body = [_cells(row, way, compared["baseline"]) for row in compared["methods"]]

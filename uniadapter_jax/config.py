@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.errors import UserError, unknown
+from uniadapter_jax.tasks import get_task
 
 
-def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
+def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") -> ConfigDict:
     """The config with every default."""
     config = ConfigDict()
     config.name = "run"  # names the default workdir, runs/<name>
@@ -26,18 +27,15 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # of frozen weights and activations: float32 | bfloat16
     config.compute.remat = "none"  # none | full | dots
-    config.compute.frame_chunks = 0  # groups of frames per pass; 0: the fastest known
+    config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
+    config.compute.dropout = 0.1  # BLIP: of its text transformer, while training
+    config.compute.drop_path = 0.0  # BLIP: stochastic depth of the last vision layer, likewise
 
     chosen = get_method(method)
     config.method = ConfigDict({"name": method, **chosen.options})
 
-    config.task = ConfigDict()
-    config.task.name = "retrieval"
-    config.task.similarity = "q_score"  # q_score | mean_pool | mean_pool_unit
-    config.task.temperature = 5.0  # of q_score's softmax over frames
-    config.task.duplicates = "negative"  # a clip twice in a batch: negative | positive | avoid
-    config.task.v2t = "best_caption"  # several captions: best_caption | max_pool
-    config.task.ties = "optimistic"  # optimistic | expected | pessimistic
+    kind = get_task(task)
+    config.task = ConfigDict({"name": task, **kind.options})
 
     config.data = ConfigDict()
     config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
@@ -62,7 +60,8 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
     config.data.prepare.max_bad_share = 0.05  # more broken or missing items stop `prepare`
 
     config.optimizer = ConfigDict()
-    config.optimizer.recipe = "bert_adam_warmup_cosine"  # or adamw_warmup_cosine
+    # bert_adam_warmup_cosine | adamw_warmup_cosine | adamw_cosine_per_epoch
+    config.optimizer.recipe = "bert_adam_warmup_cosine"
     config.optimizer.lr = 1e-5
     config.optimizer.weight_decay = 0.2
     config.optimizer.warmup = 0.1  # share of all steps
@@ -70,6 +69,8 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # pairs of the global batch
+    # Parts whose activations are held one after another; loss and gradients are the whole batch's.
+    config.train.accumulation = 1
     config.train.epochs = 5
     config.train.steps = 0  # 0: epochs decides
     config.train.log_every = 10  # steps
@@ -82,7 +83,8 @@ def base_config(method: str = "cross_modal_adapter") -> ConfigDict:
     # Which checkpoint is tested: last, or the best on val or test after each epoch.
     # auto: val where data.val > 0, else last. test is what the papers' code does: not clean.
     config.selection = "auto"
-    config.selection_metric = "Rsum"  # or <direction>/<metric>, such as t2v/R@1
+    # Rsum, or <group>/<metric>, such as t2v/R@1; by default what the task says.
+    config.selection_metric = kind.selection_metric
 
     config.mesh = ConfigDict()  # devices along each axis; -1: the rest
     config.mesh.data = -1
@@ -106,21 +108,19 @@ def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
 _CHOICES = {
     "compute.dtype": ("float32", "bfloat16"),
     "compute.remat": ("none", "full", "dots"),
-    "task.name": ("retrieval",),
-    "task.similarity": ("q_score", "mean_pool", "mean_pool_unit"),
-    "task.duplicates": ("negative", "positive", "avoid"),
-    "task.v2t": ("best_caption", "max_pool"),
-    "task.ties": ("optimistic", "expected", "pessimistic"),
     "data.captions": ("all", "random"),
     "data.augment": ("none", "crop_flip", "crop_flip_color"),
     "selection": ("auto", "last", "val", "test"),
 }
 # Keys without a default.
 _OPTIONAL = ("optimizer.lr_multipliers",)
-_DIRECTIONS = ("t2v", "v2t")
-_METRICS = ("R@1", "R@5", "R@10", "MdR", "MnR")
+_HINTS = {
+    "config.method": "; --config=FILE:method=NAME brings the options of a method along",
+    "config.task": "; base_config(method, task) brings the options of a task along",
+}
 _POSITIVE = (
     "train.batch_size",
+    "train.accumulation",
     "train.log_every",
     "train.keep",
     "eval.batch_size",
@@ -145,7 +145,9 @@ def validate(config: ConfigDict) -> ConfigDict:
             node = node[key]
         return node
 
-    for path, choices in _CHOICES.items():
+    kind = get_task(config.task.name)
+    own = {f"task.{name}": choices for name, choices in kind.choices.items()}
+    for path, choices in {**_CHOICES, **own}.items():
         if value(path) not in choices:
             raise UserError(f"config.{path}={value(path)!r}: choose one of {', '.join(choices)}")
     for path in _POSITIVE:
@@ -155,13 +157,15 @@ def validate(config: ConfigDict) -> ConfigDict:
         raise UserError(f"config.data.words={config.data.words}: BOS, a token and EOS need 3")
     if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
-    if config.selection_metric != "Rsum":
-        way, _, metric = config.selection_metric.partition("/")
-        if way not in _DIRECTIONS or metric not in _METRICS:
-            raise UserError(
-                f"config.selection_metric={config.selection_metric!r}: Rsum, or one of "
-                f"{', '.join(_DIRECTIONS)}, a slash, and one of {', '.join(_METRICS)}"
-            )
+    group, _, metric = config.selection_metric.partition("/")
+    if config.selection_metric != kind.selection_metric and metric not in kind.groups.get(
+        group, ()
+    ):
+        names = " ".join(dict.fromkeys(name for group in kind.groups.values() for name in group))
+        raise UserError(
+            f"config.selection_metric={config.selection_metric!r}: {kind.selection_metric}, or one "
+            f"of {', '.join(kind.groups)}, a slash, and one of {names}"
+        )
     if config.selection == "val" and config.data.val <= 0:
         raise UserError("config.selection='val' needs config.data.val clips, which is 0")
     if config.selection == "auto":
@@ -171,13 +175,12 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 
 def _check_fields(config: ConfigDict) -> None:
-    """Raises `UserError` where the config has other fields than `base_config` of its method."""
+    """Raises `UserError` where the fields are not `base_config`'s of its method and task."""
 
     def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
         for name in known:
             if name not in mine:
-                hint = "; --config=FILE:method=NAME brings the options of a method along"
-                raise UserError(f"{path} has no {name!r}{hint if path == 'config.method' else ''}")
+                raise UserError(f"{path} has no {name!r}{_HINTS.get(path, '')}")
         for name in mine:
             if name not in known and f"{path}.{name}" not in optional:
                 raise UserError(unknown(path, name, known))
@@ -187,4 +190,4 @@ def _check_fields(config: ConfigDict) -> None:
                 compare(mine[name], known[name], f"{path}.{name}")
 
     optional = {f"config.{path}" for path in _OPTIONAL}
-    compare(config, base_config(config.method.name), "config")
+    compare(config, base_config(config.method.name, config.task.name), "config")

@@ -28,12 +28,12 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from uniadapter_jax import gallery, launch, scoring
+from uniadapter_jax import gallery, launch
 from uniadapter_jax.config import base_config, parse_argument
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.evaluate import Encoder
+from uniadapter_jax.evaluate import RetrievalEvaluator
 from uniadapter_jax.experiment import build
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.progress import Progress, duration, say
@@ -158,19 +158,14 @@ def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
     """Draws the best clips of some test texts; the model is what `run` left in `place`."""
     experiment = build(config)
-    encoder = Encoder(experiment)
-    trainable = fit(experiment, place, encoder).trainable  # restores: nothing is left to train
-    test = experiment.data.test
+    evaluator = RetrievalEvaluator(experiment)
+    trainable = fit(experiment, place, evaluator).trainable  # restores: nothing is left to train
+    test, encoder = experiment.data.test, evaluator.encoder
     clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
     texts = [test.captions[i][0] for i in clips]
-    frames, mask = encoder.clips(trainable, test)
-    scores = scoring.score(
-        encoder.texts(trainable, texts),
-        frames,
-        mask,
-        similarity=config.task.similarity,
-        temperature=config.task.temperature,
-    )
+    ids = encoder.text_ids(texts)
+    embedded = encoder.ids(trainable, ids), *encoder.clips(trainable, test)
+    scores = evaluator.scores(trainable, test, ids, *embedded)["t2v"]
     rows = []
     for text, own, row in zip(texts, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")

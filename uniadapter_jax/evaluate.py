@@ -1,9 +1,14 @@
-"""The evaluation loop: both sides of a split are embedded once, then compared in blocks."""
+"""Evaluation by task: a function from trainables and a split to what goes into `result.json`.
+
+Retrieval embeds both sides of a split once and compares them in blocks; matching takes the best of
+that and looks again.
+"""
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -11,29 +16,51 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import metrics
-from uniadapter_jax.backbones.clip import check_ids
-from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.progress import Progress
+from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.types import Array, PyTree
 
 TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
 
 
-def make_encoders(part: Partition, mesh: Mesh) -> tuple[Callable[..., Array], ...]:
-    """Compiled (frames, text): each (trainable, frozen, batch) -> raw features, whole everywhere.
+class Evaluator(Protocol):
+    """What the training loop and a run know of evaluation."""
+
+    def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
+        """{"metrics": {group: {name: value}}, ...}, equal on all processes."""
+
+
+class TwoTower(Protocol):
+    """What evaluation asks of a task that compares clips with texts."""
+
+    def encode_clips(self, model: Any, batch: Batch) -> PyTree: ...
+
+    def encode_texts(self, model: Any, batch: Batch) -> Array: ...
+
+    def similarity(self, text: np.ndarray, clips: Any, mask: np.ndarray) -> np.ndarray: ...
+
+
+def make_evaluator(experiment: Experiment, workdir: pathlib.Path | None = None) -> Evaluator:
+    """The evaluation of the experiment's task; `workdir` keeps what a long one has done."""
+    return RetrievalEvaluator(experiment)
+
+
+def make_encoders(task: TwoTower, part: Partition, mesh: Mesh) -> tuple[Callable[..., Any], ...]:
+    """Compiled (clips, texts): each (trainable, frozen, batch) -> features, whole everywhere.
 
     Whole on every device, so that every process can read them.
     """
 
-    def frames(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
-        return part.merge(trainable, frozen).encode_frames(batch["frames"])
+    def frames(trainable: PyTree, frozen: PyTree, batch: Batch) -> PyTree:
+        return task.encode_clips(part.merge(trainable, frozen), batch)
 
-    def text(trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Array:
-        return part.merge(trainable, frozen).encode_text(batch["text"])
+    def text(trainable: PyTree, frozen: PyTree, batch: Batch) -> Array:
+        return task.encode_texts(part.merge(trainable, frozen), batch)
 
     everywhere = meshes.replicated(mesh)
     return jax.jit(frames, out_shardings=everywhere), jax.jit(text, out_shardings=everywhere)
@@ -44,42 +71,43 @@ class Encoder:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self._frames, self._text = make_encoders(experiment.partition, experiment.mesh)
-        everywhere = meshes.replicated(experiment.mesh)
-        self._whole = jax.jit(lambda rows: rows, out_shardings=everywhere)
+        task = cast(TwoTower, experiment.task)
+        self._frames, self._text = make_encoders(task, experiment.partition, experiment.mesh)
 
-    def _run(self, function: Callable[..., Array], trainable: PyTree, host: Any) -> np.ndarray:
+    def _run(self, function: Callable[..., Any], trainable: PyTree, host: Any) -> Any:
         batch = meshes.put_batch(host, self.experiment.mesh)
         return meshes.fetch(function(trainable, self.experiment.partition.frozen, batch))
 
-    def clips(self, trainable: PyTree, records: Records) -> tuple[np.ndarray, np.ndarray]:
-        """Raw frame features "m f c" and mask "m f" of every clip, in the records' order."""
+    def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
+        """What the task keeps of every clip, such as frame features "m f c", and mask "m f"."""
         e = self.experiment
         size = e.eval_batch
         progress = Progress("embedding clips", len(records), "clips")
         parts, masks = [], []
-        batches = clip_batches(
-            records,
-            e.config.data,
-            image_size=e.model_config.image_size,
-            global_batch=size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        for host in batches:
-            parts.append(self._run(self._frames, trainable, {"frames": host["frames"]}))
-            mask = meshes.put_batch({"mask": host["frame_mask"]}, e.mesh)["mask"]
-            masks.append(meshes.fetch(self._whole(mask)))
+        for host in e.clip_batches(records):
+            batch = {name: host[name] for name in ("frames", "frame_mask")}
+            parts.append(self._run(self._frames, trainable, batch))
+            masks.append(meshes.fetch(meshes.whole(batch["frame_mask"], e.mesh)))
             progress.advance(size)
         count = len(records)  # rows beyond it pad the last batch
-        return np.concatenate(parts)[:count], np.concatenate(masks)[:count]
+        features = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
+        return features, np.concatenate(masks)[:count]
 
-    def texts(self, trainable: PyTree, captions: list[str]) -> np.ndarray:
-        """Raw features "n c" of every caption."""
+    def text_ids(self, captions: list[str]) -> np.ndarray:
+        """Ids "n l" of every caption."""
         e = self.experiment
         ids = e.tokenizer.encode(captions, e.config.data.words)
-        check_ids(ids, e.model_config)
-        size = e.eval_batch * TEXTS_PER_CLIP
+        if isinstance(e.model_config, CLIPConfig):
+            check_ids(ids, e.model_config)
+        return ids
+
+    def texts(self, trainable: PyTree, captions: list[str]) -> np.ndarray:
+        """Features "n c" of every caption."""
+        return self.ids(trainable, self.text_ids(captions))
+
+    def ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
+        """Features "n c" of rows of ids."""
+        size = self.experiment.eval_batch * TEXTS_PER_CLIP
         parts = [self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)]
         return np.concatenate(parts)[: len(ids)]
 
@@ -93,39 +121,70 @@ def _own_rows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield ids[rows[first : first + share]]
 
 
-def evaluate(encoder: Encoder, trainable: PyTree, records: Records) -> dict[str, Any]:
-    """Metrics of one split: {"metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"}.
+class RetrievalEvaluator:
+    """Ranks of every query of a split, in both directions."""
 
-    Every clip and every caption counts exactly once, on any mesh.
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.encoder = Encoder(experiment)
 
-    Raises:
-      UserError: features that are not finite; the first clip or caption is named.
-    """
-    e = encoder.experiment
-    captions = [caption for clip in records.captions for caption in clip]
-    text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
-    frames, mask = encoder.clips(trainable, records)
-    text = encoder.texts(trainable, captions)
-    text_ids = [
-        f"{clip}#{j}"
-        for clip, own in zip(records.ids, records.captions, strict=True)
-        for j in range(len(own))
-    ]
-    _check_finite(frames, records.ids)
-    _check_finite(text, text_ids)
-    found = e.task.rank(text, frames, mask, text_item)
-    ranks = {way: found[way] for way in ("t2v", "v2t")}
-    return {
-        "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
-        "ranks": {way: of.tolist() for way, of in ranks.items()},
-        "query_ids": {
-            "t2v": text_ids,
-            "v2t": [records.ids[i] for i in metrics.clips_with_text(text_item)],
-        },
-        "tied_queries": found["tied_queries"],
-        "texts": len(captions),
-        "clips": len(records),
-    }
+    def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
+        """{"metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"} of a split.
+
+        Every clip and every caption counts exactly once, on any mesh.
+
+        Raises:
+          UserError: features that are not finite; the first clip or caption is named.
+        """
+        captions = [caption for clip in records.captions for caption in clip]
+        text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
+        clips, mask = self.encoder.clips(trainable, records)
+        ids = self.encoder.text_ids(captions)
+        text = self.encoder.ids(trainable, ids)
+        text_ids = [
+            f"{clip}#{j}"
+            for clip, own in zip(records.ids, records.captions, strict=True)
+            for j in range(len(own))
+        ]
+        for features in jax.tree.leaves(clips):
+            _check_finite(features, records.ids)
+        _check_finite(text, text_ids)
+        options = self.experiment.config.task
+        scores = self.scores(trainable, records, ids, text, clips, mask)
+
+        def rank(similarity: np.ndarray) -> dict[str, Any]:
+            return metrics.retrieval_ranks(
+                similarity, text_item, v2t=options.v2t, ties=options.ties
+            )
+
+        found = {"t2v": rank(scores["t2v"])}
+        one = scores["v2t"] is scores["t2v"]
+        found["v2t"] = found["t2v"] if one else rank(scores["v2t"])
+        ranks = {way: ranked[way] for way, ranked in found.items()}
+        return {
+            "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
+            "ranks": {way: of.tolist() for way, of in ranks.items()},
+            "query_ids": {
+                "t2v": text_ids,
+                "v2t": [records.ids[i] for i in metrics.clips_with_text(text_item)],
+            },
+            "tied_queries": {way: ranked["tied_queries"][way] for way, ranked in found.items()},
+            "texts": len(captions),
+            "clips": len(records),
+        }
+
+    def scores(
+        self,
+        trainable: PyTree,
+        records: Records,
+        ids: np.ndarray,
+        text: np.ndarray,
+        clips: Any,
+        mask: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Per direction the scores "n m" of all texts and clips."""
+        task = cast(TwoTower, self.experiment.task)
+        return dict.fromkeys(metrics.DIRECTIONS, task.similarity(text, clips, mask))
 
 
 def _check_finite(features: np.ndarray, names: list[str]) -> None:

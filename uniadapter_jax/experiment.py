@@ -5,26 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import Method, get_method
-from uniadapter_jax.backbones.clip import CLIPConfig
-from uniadapter_jax.data.pipeline import steps_per_epoch
+from uniadapter_jax.data.pipeline import Batch, clip_batches, steps_per_epoch, train_batches
 from uniadapter_jax.data.records import Records, carve_validation, open_records
-from uniadapter_jax.data.text import Tokenizer, load_tokenizer
+from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
-from uniadapter_jax.tasks.retrieval import Retrieval
-from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_clip
+from uniadapter_jax.tasks import Kind, get_task
+from uniadapter_jax.tasks.base import Setting, Task
+from uniadapter_jax.weights.directory import (
+    Backbone,
+    backbone_family,
+    load_backbone,
+)
+from uniadapter_jax.weights.families import FAMILIES, Config, check_tokenizer, family_of
 
 
 @dataclasses.dataclass
@@ -45,7 +52,8 @@ class Experiment:
     method: Method
     backbone: Backbone
     partition: Partition
-    task: Retrieval
+    kind: Kind
+    task: Task
     data: Data
     tokenizer: Tokenizer
     tokenizer_directory: str
@@ -54,9 +62,39 @@ class Experiment:
     optimizer: optax.GradientTransformation | None
 
     @property
-    def model_config(self) -> CLIPConfig:
+    def model_config(self) -> Config:
         """The backbone's config."""
         return self.backbone.model.config
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """This process among all, as the data's functions take it."""
+        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        """This process' rows of the global training batches from `start_step` on, without end."""
+        assert self.data.train is not None
+        return train_batches(
+            self.data.train,
+            self.tokenizer,
+            self.config.data,
+            image_size=self.model_config.image_size,
+            global_batch=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            avoid_duplicates=self.config.task.get("duplicates") == "avoid",
+            **self.processes,
+        )
+
+    def clip_batches(self, records: Records) -> Iterator[Batch]:
+        """This process' rows of every clip once, in order: `eval_batch` at a time."""
+        return clip_batches(
+            records,
+            self.config.data,
+            image_size=self.model_config.image_size,
+            global_batch=self.eval_batch,
+            **self.processes,
+        )
 
     @property
     def eval_batch(self) -> int:
@@ -99,9 +137,9 @@ def build(config: ConfigDict) -> Experiment:
     """Loads and attaches everything; every misfit is an error before the first step."""
     config = configs.validate(config)
     mesh = meshes.make_mesh(config.mesh)
-    method = get_method(config.method.name)
+    method, kind = get_method(config.method.name), get_task(config.task.name)
     data = _open_data(config, trains=method.trainable is not None)
-    backbone = _load_backbone(config)
+    backbone = _load_backbone(config, kind)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
     part = attach_method(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
@@ -111,14 +149,19 @@ def build(config: ConfigDict) -> Experiment:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
         epoch_steps = steps_per_epoch(data.train, config.data.captions, config.train.batch_size)
         total_steps = config.train.steps or config.train.epochs * epoch_steps
-        optimizer = make_optimizer(config.optimizer, total_steps, part.trainable)
+        optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
+    batch_size = config.train.batch_size if data.train is not None else 0
+    setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
+    task = kind.make(setting)
+    accumulation.check(task, mesh, batch_size, config.train.accumulation)
     return Experiment(
         config=config,
         mesh=mesh,
         method=method,
         backbone=backbone,
         partition=part,
-        task=Retrieval(config.task, mesh),
+        kind=kind,
+        task=task,
         data=data,
         tokenizer=tokenizer,
         tokenizer_directory=tokenizer_directory,
@@ -147,43 +190,37 @@ def _open_data(config: ConfigDict, *, trains: bool) -> Data:
     return Data(train if trains else None, val, test)
 
 
-def _load_backbone(config: ConfigDict) -> Backbone:
+def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
     if not config.backbone:
         raise UserError("config.backbone is empty: a directory, or random:<config.json>")
-    return load_clip(
-        config.backbone,
-        seed=config.seed,
-        dtype=config.compute.dtype,
-        remat=config.compute.remat,
-        frame_chunks=config.compute.frame_chunks,
-    )
+    family = backbone_family(config.backbone)
+    if family is not FAMILIES[kind.family]:
+        raise UserError(
+            f"config.task.name={kind.name!r} is a task for a {FAMILIES[kind.family].title}, and "
+            f"config.backbone={config.backbone} is a {family.title}"
+        )
+    options = {name: config.compute[name] for name in family.options}
+    return load_backbone(config.backbone, seed=config.seed, **options)
 
 
 def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:
     """The named directory's, else the backbone's, else the one trained on the records."""
+    family = family_of(backbone.model.config)
     candidates = [config.tokenizer] if config.tokenizer else []
     if not config.tokenizer and not backbone.source.startswith("random:"):
         candidates.append(backbone.source)
     if not config.tokenizer:
         candidates.append(str(pathlib.Path(config.data.records) / "tokenizer"))
     present = [
-        c for c in candidates if any((pathlib.Path(c) / f).is_file() for f in TOKENIZER_FILES)
+        c
+        for c in candidates
+        if any((pathlib.Path(c) / f).is_file() for f in family.tokenizer_files)
     ]
     if not present:
         raise UserError(
             f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "
             "one with `python -m uniadapter_jax.prepare ... --train-tokenizer N`"
         )
-    tokenizer = load_tokenizer(present[0])
-    size, eos = backbone.model.config.vocab_size, backbone.model.config.eos_id
-    if tokenizer.vocab_size > size:
-        raise UserError(
-            f"{present[0]} has {tokenizer.vocab_size} tokens, the backbone {config.backbone} "
-            f"embeds {size}"
-        )
-    if eos != 2 and tokenizer.eos_id != eos:
-        raise UserError(
-            f"EOS is {tokenizer.eos_id} in {present[0]}, but {eos} in the config of "
-            f"{config.backbone}"
-        )
+    tokenizer = family.load_tokenizer(present[0])
+    check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)
     return tokenizer, present[0]

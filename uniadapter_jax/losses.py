@@ -8,23 +8,20 @@ here names a collective; on one device the program has none.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
+from uniadapter_jax.mesh import BATCH_AXES, constrain
 from uniadapter_jax.similarity import SIMILARITIES
 from uniadapter_jax.types import Array, Bool, Float, Int
 
 # 'avoid' is the pipeline's business: no clip comes twice, so for the loss it equals 'negative'.
 Duplicates = Literal["negative", "positive", "avoid"]
 
-BATCH_AXES = ("data", "fsdp")
 LARGEST_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
-
-_Tree = TypeVar("_Tree")
 
 
 def contrastive_loss(
@@ -77,12 +74,12 @@ def retrieval_loss(
     over its batch axes, and what the similarity needs of the clips is gathered once.
     """
     chosen = SIMILARITIES[similarity]
-    text = _constrain(text, mesh, BATCH_AXES)
+    text = constrain(text, mesh, BATCH_AXES)
     # Sharded first, then whole: else the inputs are gathered and all devices summarise all clips.
-    clips = _constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
-    clips = _constrain(clips, mesh, ())
+    clips = constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
+    clips = constrain(clips, mesh, ())
     scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
-    logits = _constrain(scale * chosen.compare(text, clips, temperature), mesh, BATCH_AXES)
+    logits = constrain(scale * chosen.compare(text, clips, temperature), mesh, BATCH_AXES)
     loss = contrastive_loss(logits, item, duplicates)
     return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
 
@@ -99,12 +96,3 @@ def in_batch_accuracy(
         "v2t_accuracy": item[jnp.argmax(logits, axis=0)] == item,
     }
     return {name: jnp.mean(value.astype(jnp.float32)) for name, value in hit.items()}
-
-
-def _constrain(tree: _Tree, mesh: Mesh | None, axes: tuple[str, ...]) -> _Tree:
-    """Shards the leading axis over those `axes` the mesh has; () puts a copy on every device."""
-    if mesh is None or mesh.size == 1:
-        return tree
-    present = tuple(name for name in axes if name in mesh.axis_names)
-    sharding = NamedSharding(mesh, P(present) if present else P())
-    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)

@@ -1,13 +1,15 @@
 """The losses of BLIP's matching task: contrastive with momentum targets and a queue (ITC), hard
 negatives, and matching (ITM). UniAdapter trains with them (arXiv 2302.06605, section 3.3).
 
-No task trains with them yet. Pure functions over the global batch under jit; n pairs, q entries of
+Pure functions over the global batch under jit; n pairs, q entries of
 the queue. Features are unit vectors. As in `losses`, nothing names a collective, and what is drawn
 does not depend on how many devices share the batch.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -37,17 +39,18 @@ class Momentum(NamedTuple):
     text: Float[Array, "n c"]
 
 
-def empty_queue(size: int, width: int, batch: int) -> Queue:
-    """A queue that holds nothing yet.
-
-    Raises:
-      UserError: its size is no multiple of the batch, which would have to be cut at its end.
-    """
+def check_queue(size: int, batch: int) -> None:
+    """Raises `UserError` unless whole batches fill the queue: one would be cut at its end."""
     if size % batch:
         raise UserError(
-            f"the queue of {size} does not divide by the batch of {batch}; the next sizes that do: "
-            f"{size // batch * batch or batch} and {(size // batch + 1) * batch}"
+            f"config.task.queue={size} does not divide by the batch of {batch}; the next sizes "
+            f"that do: {size // batch * batch or batch} and {(size // batch + 1) * batch}"
         )
+
+
+def empty_queue(size: int, width: int, batch: int) -> Queue:
+    """A queue that holds nothing yet."""
+    check_queue(size, batch)
     features = jnp.zeros((size, width), jnp.float32)
     items = jnp.full((size,), NO_ITEM, jnp.int32)
     return Queue(features, features, items, jnp.zeros((), jnp.int32))
@@ -84,51 +87,76 @@ def itc_loss(
     momentum: Momentum | None = None,
     queue: Queue | None = None,
     alpha: Float[Array, ""] | float = 0.0,
+    beside_queue: Callable[[Array], Array] = lambda rows: rows,
 ) -> Float[Array, ""]:
     """Cross-entropy of images over candidate texts and of texts over candidate images, averaged.
 
     Candidates are the batch itself or, with `momentum`, the batch's momentum features and the
     queue. Targets share a row evenly among the candidates of its item; momentum's own softmax has
     the weight `alpha` in them. Places of the queue that are empty are no candidates.
+
+    `beside_queue` puts the rows that are compared with the queue where its entries are: on all
+    devices, if it is cut over them.
     """
     temperature = jnp.clip(temperature, *TEMPERATURES)
-    images, texts, items = _candidates(image, text, item, momentum, queue)
-    filled = (items != NO_ITEM)[None, :]
-    same = (item[:, None] == items[None, :]).astype(jnp.float32)
-    same = same / jnp.sum(same, axis=1, keepdims=True)
-
-    def direction(query: Array, own: Array | None, candidates: Array) -> Float[Array, ""]:
-        def log_shares(rows: Array) -> Float[Array, "n q"]:
-            logits = _dots(rows, candidates) / temperature
-            return jax.nn.log_softmax(jnp.where(filled, logits, -jnp.inf), axis=1)
-
-        targets = same
-        if own is not None:
-            soft = jnp.exp(jax.lax.stop_gradient(log_shares(own)))
-            targets = alpha * soft + (1.0 - alpha) * same
-        # An empty place has target 0 and log share -inf; their product must be 0.
-        found = jnp.where(filled, log_shares(query), 0.0)
-        return -jnp.mean(jnp.sum(targets * found, axis=1))
-
-    own = (None, None) if momentum is None else (momentum.image, momentum.text)
-    return 0.5 * (direction(image, own[0], texts) + direction(text, own[1], images))
-
-
-def _candidates(
-    image: Array, text: Array, item: Array, momentum: Momentum | None, queue: Queue | None
-) -> tuple[Array, Array, Array]:
     if momentum is None:
         if queue is not None:
             raise UserError("a queue holds momentum features, so it needs momentum")
-        return image, text, item
-    images, texts = jax.lax.stop_gradient((momentum.image, momentum.text))
-    if queue is None:
-        return images, texts, item
-    return (
-        jnp.concatenate([images, queue.image]),
-        jnp.concatenate([texts, queue.text]),
-        jnp.concatenate([item, queue.item]),
-    )
+        blocks = [_Candidates(image, text, item)]
+    else:
+        momentum = jax.lax.stop_gradient(momentum)
+        blocks = [_Candidates(momentum.image, momentum.text, item)]
+    places: list[Callable[[Array], Array]] = [lambda rows: rows]
+    if queue is not None:
+        blocks.append(_Candidates(queue.image, queue.text, queue.item))
+        places.append(beside_queue)
+    same = [
+        (place(item)[:, None] == block.item[None, :]).astype(jnp.float32)
+        for place, block in zip(places, blocks, strict=True)
+    ]
+    count = functools.reduce(jnp.add, (jnp.sum(part, axis=1) for part in same))
+
+    def direction(query: Array, own: Array | None, side: str) -> Float[Array, ""]:
+        def log_shares(rows: Array) -> list[Float[Array, "n q"]]:
+            """log softmax over the candidates of all blocks."""
+            logits = []
+            for place, block in zip(places, blocks, strict=True):
+                dots = _dots(place(rows), getattr(block, side)) / temperature
+                logits.append(jnp.where(block.filled, dots, -jnp.inf))
+            total = functools.reduce(jnp.logaddexp, map(_log_sum_exp, logits))
+            return [part - total[:, None] for part in logits]
+
+        soft = None if own is None else map(jnp.exp, jax.lax.stop_gradient(log_shares(own)))
+        loss = jnp.zeros((), jnp.float32)
+        for block, hard, found in zip(blocks, same, log_shares(query), strict=True):
+            targets = hard / count[:, None]
+            if soft is not None:
+                targets = alpha * next(soft) + (1.0 - alpha) * targets
+            # An empty place has target 0 and log share -inf; their product must be 0.
+            loss -= jnp.sum(targets * jnp.where(block.filled, found, 0.0)) / len(item)
+        return loss
+
+    own = (None, None) if momentum is None else (momentum.image, momentum.text)
+    return 0.5 * (direction(image, own[0], "text") + direction(text, own[1], "image"))
+
+
+class _Candidates(NamedTuple):
+    image: Float[Array, "q c"]
+    text: Float[Array, "q c"]
+    item: Int[Array, " q"]
+
+    @property
+    def filled(self) -> Bool[Array, "1 q"]:
+        return (self.item != NO_ITEM)[None, :]
+
+
+def _log_sum_exp(logits: Float[Array, "n q"]) -> Float[Array, " n"]:
+    """Over rows that may hold nothing but minus infinity: the gradient of such a row is 0."""
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=1))
+    peak = jnp.where(jnp.isfinite(peak), peak, 0.0)
+    total = jnp.sum(jnp.exp(logits - peak[:, None]), axis=1)
+    alive = total > 0
+    return jnp.where(alive, jnp.log(jnp.where(alive, total, 1.0)) + peak, -jnp.inf)
 
 
 def _dots(left: Float[Array, "n c"], right: Float[Array, "q c"]) -> Float[Array, "n q"]:

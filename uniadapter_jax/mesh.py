@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,10 +12,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.losses import BATCH_AXES
 from uniadapter_jax.types import PyTree
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # what a batch is cut over
+
+_Tree = TypeVar("_Tree")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -73,6 +76,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def constrain(tree: _Tree, mesh: Mesh | None, axes: tuple[str, ...]) -> _Tree:
+    """Shards the leading axis over those `axes` the mesh has; () puts a copy on every device."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    present = tuple(name for name in axes if name in mesh.axis_names)
+    sharding = NamedSharding(mesh, P(present) if present else P())
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding), tree)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, P())
@@ -106,6 +118,16 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     return {
         name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
+
+
+def whole(rows: Any, mesh: Mesh) -> jax.Array:
+    """This process' rows of a global array as one with a copy on every device."""
+    return _replicate(mesh)(put_batch({"rows": rows}, mesh)["rows"])
+
+
+@functools.lru_cache
+def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda rows: rows, out_shardings=replicated(mesh))
 
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:

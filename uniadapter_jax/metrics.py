@@ -7,7 +7,7 @@ describes, any number of texts per clip. docs/protocols.md explains the protocol
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from uniadapter_jax.errors import UserError
 
 V2T = Literal["best_caption", "max_pool"]
 Ties = Literal["optimistic", "expected", "pessimistic"]
+V2T_RULES: tuple[str, ...] = get_args(V2T)
+TIES: tuple[str, ...] = get_args(Ties)
+DIRECTIONS = ("t2v", "v2t")
+SUMMARY = ("R@1", "R@5", "R@10", "MdR", "MnR")
 
 CHUNK_BYTES = 32 * 2**20  # of one comparison; bounds the extra memory of every function here
 

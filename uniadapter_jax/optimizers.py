@@ -22,16 +22,24 @@ from uniadapter_jax.types import Array, Float, Int, PyTree
 
 Schedule = Callable[[Any], Float[Array, ""]]
 
-BETAS = (0.9, 0.98)
-EPSILON = 1e-6  # CLIP's; outside the root in both recipes
 TRAINABLE, FROZEN = "trainable", "frozen"
 
 
 class Recipe(NamedTuple):
-    """What distinguishes one recipe from another."""
+    """What distinguishes one recipe from another.
+
+    shape: (share of the run done, warm-up share) -> factor of the learning rate.
+    epsilon: outside the root.
+    decays_all: weight decay on biases and scales, too.
+    per_epoch: the learning rate changes after epochs only.
+    """
 
     bias_correction: bool
-    shape: Callable[[Array, float], Array]  # (share of the run done, warm-up share) -> factor
+    shape: Callable[[Array, float], Array]
+    betas: tuple[float, float] = (0.9, 0.98)  # CLIP's, as is epsilon
+    epsilon: float = 1e-6
+    decays_all: bool = False
+    per_epoch: bool = False
 
 
 def _cosine_of_run(done: Array, warmup: float) -> Array:
@@ -49,24 +57,41 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "bert_adam_warmup_cosine": Recipe(bias_correction=False, shape=_cosine_of_run),
         "adamw_warmup_cosine": Recipe(bias_correction=True, shape=_cosine_of_rest),
+        # BLIP's and UniAdapter's: torch's defaults of AdamW, on everything.
+        "adamw_cosine_per_epoch": Recipe(
+            bias_correction=True,
+            shape=_cosine_of_rest,
+            betas=(0.9, 0.999),
+            epsilon=1e-8,
+            decays_all=True,
+            per_epoch=True,
+        ),
     }
 )
 
 
-def lr_schedule(config: Any, total_steps: int) -> Schedule:
-    """Learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0."""
+def lr_schedule(config: Any, total_steps: int, epoch_steps: int = 1) -> Schedule:
+    """Learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0.
+
+    `epoch_steps` matter to recipes whose rate changes after epochs only.
+    """
     recipe = _recipe(config.recipe)
     if total_steps < 1:
         raise UserError(f"an optimizer needs at least one step, got total_steps={total_steps}")
 
     def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        done = jnp.minimum(jnp.asarray(step).astype(jnp.float32) / total_steps, 1.0)
+        step = jnp.asarray(step)
+        if recipe.per_epoch:
+            step = step // epoch_steps * epoch_steps
+        done = jnp.minimum(step.astype(jnp.float32) / total_steps, 1.0)
         return config.lr * recipe.shape(done, config.warmup)
 
     return schedule
 
 
-def make_optimizer(config: Any, total_steps: int, params: PyTree) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Any, total_steps: int, params: PyTree, epoch_steps: int = 1
+) -> optax.GradientTransformation:
     """The recipe that `config` names, for `params` (a tree of trainables; only paths are read).
 
     `config`: recipe, lr, weight_decay, warmup (share of the run), clip_norm (0: none), and
@@ -76,14 +101,14 @@ def make_optimizer(config: Any, total_steps: int, params: PyTree) -> optax.Gradi
     recipe = _recipe(config.recipe)
     steps = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
     steps += [
-        scale_by_bert_adam(bias_correction=recipe.bias_correction),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
+        scale_by_adam(recipe),
+        optax.add_decayed_weights(config.weight_decay, mask=None if recipe.decays_all else decays),
     ]
     multipliers = dict(config.get("lr_multipliers") or {})
     if multipliers:
         _check_patterns(multipliers, params)
         steps.append(scale_by_path(multipliers))
-    steps.append(optax.scale_by_learning_rate(lr_schedule(config, total_steps)))
+    steps.append(optax.scale_by_learning_rate(lr_schedule(config, total_steps, epoch_steps)))
     return _in_float32(optax.chain(*steps))
 
 
@@ -115,9 +140,9 @@ class BertAdamState(NamedTuple):
     second: PyTree
 
 
-def scale_by_bert_adam(*, bias_correction: bool) -> optax.GradientTransformation:
+def scale_by_adam(recipe: Recipe) -> optax.GradientTransformation:
     """Adam's direction m / (sqrt(v) + eps); BertAdam leaves the bias correction out."""
-    rise, fall = BETAS
+    rise, fall = recipe.betas
 
     def init(params: PyTree) -> BertAdamState:
         def zeros() -> PyTree:
@@ -133,9 +158,9 @@ def scale_by_bert_adam(*, bias_correction: bool) -> optax.GradientTransformation
         first = jax.tree.map(lambda m, g: rise * m + (1 - rise) * g, state.first, gradients)
         second = jax.tree.map(lambda v, g: fall * v + (1 - fall) * g * g, state.second, gradients)
         seen = step.astype(jnp.float32)
-        one, two = (1 - rise**seen, 1 - fall**seen) if bias_correction else (1.0, 1.0)
+        one, two = (1 - rise**seen, 1 - fall**seen) if recipe.bias_correction else (1.0, 1.0)
         direction = jax.tree.map(
-            lambda m, v: (m / one) / (jnp.sqrt(v / two) + EPSILON), first, second
+            lambda m, v: (m / one) / (jnp.sqrt(v / two) + recipe.epsilon), first, second
         )
         return direction, BertAdamState(step, first, second)
 

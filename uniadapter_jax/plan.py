@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.data.pipeline import steps_per_epoch
 from uniadapter_jax.data.records import carve_validation, open_records
 from uniadapter_jax.errors import UserError, run_app
@@ -130,16 +131,18 @@ def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _useful(run: AbstractRun, program: str) -> int:
-    """FLOPs by the formula, of the whole slice."""
-    data, batch = run.config.data, run.batch(program)
+def _useful(run: AbstractRun, program: str) -> int | None:
+    """FLOPs by the formula, of the whole slice; None for a BLIP, which has none yet."""
+    if not isinstance(run.backbone, CLIPConfig):
+        return None
+    data, batch, clip = run.config.data, run.batch(program), run.backbone
     if program == TRAIN:
         clips = run.config.train.batch_size
-        return step_flops(run.clip, run.part, clips=clips, frames=data.frames, words=data.words)
+        return step_flops(clip, run.part, clips=clips, frames=data.frames, words=data.words)
     tower = "text" if program == TEXT else "vision"
     rows = next(iter(batch.values())).shape[0]
     return forward_flops(
-        run.clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
+        clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
     )
 
 

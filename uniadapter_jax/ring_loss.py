@@ -16,15 +16,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax.losses import BATCH_AXES, LARGEST_LOG_SCALE, Duplicates, check_duplicates
+from uniadapter_jax.losses import LARGEST_LOG_SCALE, Duplicates, check_duplicates
+from uniadapter_jax.ring import Cut, Ring, cut_rows
 from uniadapter_jax.similarity import SIMILARITIES, Clips, Similarity
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
 
@@ -39,22 +38,25 @@ class Sums(NamedTuple):
     """Rows of logits as far as their columns were seen; columns alike.
 
     peak, total: the largest logit, and sum(exp(logit - peak)).
-    same, count: sum and number of logits that should be large.
+    same, targets: sum and number of logits of the same target.
     best, hit: place of the first largest logit in the global batch; does it show the own item?
     """
 
     peak: Float[Array, " n"]
     total: Float[Array, " n"]
     same: Float[Array, " n"]
-    count: Float[Array, " n"]
+    targets: Float[Array, " n"]
     best: Int[Array, " n"]
     hit: Bool[Array, " n"]
 
     def cross_entropy(self) -> Float[Array, " n"]:
-        return self.logsumexp() - self.same / self.count
+        return self.logsumexp() - self.same / self.targets
 
     def logsumexp(self) -> Float[Array, " n"]:
         return self.peak + jnp.log(self.total)
+
+    def kept(self) -> Kept:
+        return Kept(self.logsumexp(), self.targets)
 
 
 class Names(NamedTuple):
@@ -69,11 +71,11 @@ class Kept(NamedTuple):
     """What the backward pass needs of each row: its logsumexp and the number of its targets."""
 
     logsumexp: Float[Array, " n"]
-    count: Float[Array, " n"]
+    targets: Float[Array, " n"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ring:
+class _Form:
     """What is known before any array: hashable, as a custom derivative wants it."""
 
     similarity: str
@@ -86,103 +88,19 @@ class _Ring:
         return SIMILARITIES[self.similarity]
 
     @property
-    def axes(self) -> tuple[str, ...]:
-        """Axes of the mesh that cut the batch; none if one device has it all."""
-        if self.mesh is None:
-            return ()
-        return tuple(name for name in BATCH_AXES if self.mesh.shape.get(name, 1) > 1)
-
-    @property
-    def size(self) -> int:
-        """Devices in the ring."""
-        return math.prod(self.mesh.shape[name] for name in self.axes) if self.mesh else 1
-
-    @property
-    def here(self) -> Array | int:
-        """This device's place in the ring."""
-        return jax.lax.axis_index(self.axes) if self.axes else 0
-
-    def next(self, tree: _Tree) -> _Tree:
-        """What the device before this one has."""
-        if not self.axes:
-            return tree
-        pairs = [(i, (i + 1) % self.size) for i in range(self.size)]
-        return jax.tree.map(lambda x: jax.lax.ppermute(x, self.axes, pairs), tree)
-
-    def sum(self, tree: _Tree) -> _Tree:
-        """The sum over all devices of the ring."""
-        return jax.tree.map(lambda x: jax.lax.psum(x, self.axes), tree) if self.axes else tree
-
-    def map(self, function: Callable[..., Any], rows_in: Any, rows_out: Any) -> Callable[..., Any]:
-        """`function` of each device's rows. The trees say which arrays have rows of the batch."""
-        if self.mesh is None or self.mesh.size == 1:
-            return function
-
-        def specs(rows: Any) -> Any:
-            return jax.tree.map(lambda has: P(self.axes) if has else P(), rows)
-
-        # No derivative passes through it, so nothing needs to be known of what varies where.
-        return jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=specs(rows_in),
-            out_specs=specs(rows_out),
-            check_vma=False,
-        )
+    def ring(self) -> Ring:
+        return Ring(self.mesh)
 
 
-class _Cut(NamedTuple):
-    """`length` rows in `count` parts of `size`; the last begins early where they do not divide."""
-
-    length: int
-    count: int
-    size: int
-
-    def start(self, i: Array) -> Array:
-        return jnp.minimum(i * self.size, self.length - self.size)
-
-    def fresh(self, i: Array) -> Bool[Array, " n"] | None:
-        """Which rows of part i no earlier part has; None if all."""
-        if self.count * self.size == self.length:
-            return None
-        return self.start(i) + jnp.arange(self.size) >= i * self.size
-
-    def take(self, tree: _Tree, i: Array) -> _Tree:
-        # XLA for CPUs widens bfloat16 before it takes rows; but for the barrier it would do so to
-        # the whole array, once, ahead of the loop.
-        tree, i = jax.lax.optimization_barrier((tree, i))
-
-        def part(x: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(x, self.start(i), self.size)
-
-        return jax.tree.map(part, tree)
-
-    def put(self, tree: _Tree, part: _Tree, i: Array) -> _Tree:
-        def update(x: Array, y: Array) -> Array:
-            return jax.lax.dynamic_update_slice_in_dim(x, y.astype(x.dtype), self.start(i), 0)
-
-        return jax.tree.map(update, tree, part)
-
-    def add(self, tree: _Tree, part: _Tree, i: Array) -> _Tree:
-        before = self.take(tree, i)
-        return self.put(tree, jax.tree.map(lambda x, y: x + y.astype(x.dtype), before, part), i)
-
-
-def _cut(length: int, limit: int) -> _Cut:
-    """Parts of a power of two of rows, or all of them, no longer than `limit`."""
-    size = min(length, 2 ** max(0, int(limit).bit_length() - 1))
-    return _Cut(length, -(-length // size), size)
-
-
-def _cuts(text: Array, frames: Array, chosen: Similarity) -> tuple[_Cut, _Cut]:
+def _cuts(text: Array, frames: Array, chosen: Similarity) -> tuple[Cut, Cut]:
     """Of texts and clips, so that no array of a block has more than `BLOCK` entries."""
-    texts = _cut(len(text), MOST_TEXTS)
+    texts = cut_rows(len(text), MOST_TEXTS)
     deep = frames.shape[1] if chosen.needs_frames else 1
-    return texts, _cut(len(frames), BLOCK // (texts.size * deep))
+    return texts, cut_rows(len(frames), BLOCK // (texts.size * deep))
 
 
-def _digest_cut(frames: Array) -> _Cut:
-    return _cut(len(frames), BLOCK // math.prod(frames.shape[1:]))
+def _digest_cut(frames: Array) -> Cut:
+    return cut_rows(len(frames), BLOCK // math.prod(frames.shape[1:]))
 
 
 def ring_retrieval_loss(
@@ -203,31 +121,31 @@ def ring_retrieval_loss(
     row's targets is counted on the way. Has first derivatives only.
     """
     check_duplicates(duplicates)
-    ring = _Ring(similarity, float(temperature), duplicates, mesh)
+    form = _Form(similarity, float(temperature), duplicates, mesh)
     scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
-    loss, accuracy = _loss(ring, text, frames, mask, item, scale)
+    loss, accuracy = _loss(form, text, frames, mask, item, scale)
     return loss, {**accuracy, "logit_scale": scale}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    ring: _Ring, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
 ) -> tuple[Array, dict[str, Array]]:
-    return _loss_fwd(ring, text, frames, mask, item, scale)[0]
+    return _loss_fwd(form, text, frames, mask, item, scale)[0]
 
 
 def _loss_fwd(
-    ring: _Ring, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
     rows = (True, True, True, True, False)
-    forward = ring.map(functools.partial(_forward, ring), rows, (False, True))
+    forward = form.ring.map(functools.partial(_forward, form), rows, (False, True))
     value, kept = forward(text, frames, mask, item, scale)
     return value, (text, frames, mask, item, scale, kept)
 
 
-def _loss_bwd(ring: _Ring, residuals: PyTree, cotangent: Any) -> tuple[Array | None, ...]:
+def _loss_bwd(form: _Form, residuals: PyTree, cotangent: Any) -> tuple[Array | None, ...]:
     rows = (True, True, True, True, False, True, False)
-    backward = ring.map(functools.partial(_backward, ring), rows, (True, True, False))
+    backward = form.ring.map(functools.partial(_backward, form), rows, (True, True, False))
     d_text, d_frames, d_scale = backward(*residuals, cotangent[0])
     return d_text, d_frames, None, None, d_scale
 
@@ -235,9 +153,9 @@ def _loss_bwd(ring: _Ring, residuals: PyTree, cotangent: Any) -> tuple[Array | N
 _loss.defvjp(_loss_fwd, _loss_bwd)
 
 
-def _names(ring: _Ring, item: Int[Array, " n"], owner: Array | int) -> Names:
+def _names(form: _Form, item: Int[Array, " n"], owner: Array | int) -> Names:
     place = owner * len(item) + jnp.arange(len(item), dtype=jnp.int32)
-    return Names(item, place, item if ring.duplicates == "positive" else place)
+    return Names(item, place, item if form.duplicates == "positive" else place)
 
 
 def _unseen(rows: int) -> Sums:
@@ -249,22 +167,22 @@ def _unseen(rows: int) -> Sums:
 
 
 def _forward(
-    ring: _Ring, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
 ) -> tuple[tuple[Array, dict[str, Array]], tuple[Kept, Kept]]:
     """The loss of the global batch, and what the backward pass needs of own texts and clips."""
-    digest = _digest(ring.chosen, frames, mask)
-    texts, clips = _cuts(text, frames, ring.chosen)
-    own = _names(ring, item, ring.here)
+    digest = _digest(form.chosen, frames, mask)
+    texts, clips = _cuts(text, frames, form.chosen)
+    own = _names(form, item, form.ring.here)
 
     def meet(j: Array, seen: tuple[Sums, Sums], visitor: tuple[Array, Names]) -> tuple[Sums, Sums]:
         of_texts, of_clips = seen
-        some = ring.chosen.join(*clips.take((digest, frames, mask), j))
+        some = form.chosen.join(*clips.take((digest, frames, mask), j))
         names = clips.take(own, j)
 
         def block(i: Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
             of_texts, of_some = carry
             rows, row_names = texts.take(visitor, i)
-            logits = scale * ring.chosen.compare(rows, some, ring.temperature)
+            logits = scale * form.chosen.compare(rows, some, form.temperature)
             logits = _masked(logits, texts.fresh(i), clips.fresh(j), -jnp.inf)
             updated = _see(texts.take(of_texts, i), logits, row_names, names)
             return texts.put(of_texts, updated, i), _see(of_some, logits.T, names, row_names)
@@ -275,30 +193,28 @@ def _forward(
 
     def step(t: Array, carry: PyTree) -> PyTree:
         text, item, of_texts, of_clips = carry
-        visitor = text, _names(ring, item, (ring.here - t) % ring.size)
+        visitor = text, _names(form, item, (form.ring.here - t) % form.ring.size)
         of_texts, of_clips = jax.lax.fori_loop(
             0, clips.count, lambda j, seen: meet(j, seen, visitor), (of_texts, of_clips)
         )
-        return *ring.next((text, item, of_texts)), of_clips
+        return *form.ring.next((text, item, of_texts)), of_clips
 
     # After as many steps as there are devices all texts are at home again.
     carry = text, item, _unseen(len(text)), _unseen(len(text))
-    *_, of_texts, of_clips = jax.lax.fori_loop(0, ring.size, step, carry)
-    sums = ring.sum(
+    *_, of_texts, of_clips = jax.lax.fori_loop(0, form.ring.size, step, carry)
+    sums = form.ring.sum(
         {
             "loss": 0.5 * jnp.sum(of_texts.cross_entropy() + of_clips.cross_entropy()),
             "t2v_accuracy": jnp.sum(of_texts.hit.astype(jnp.float32)),
             "v2t_accuracy": jnp.sum(of_clips.hit.astype(jnp.float32)),
         }
     )
-    means = {name: value / (ring.size * len(text)) for name, value in sums.items()}
-    kept = tuple(Kept(side.logsumexp(), side.count) for side in (of_texts, of_clips))
+    means = {name: value / (form.ring.size * len(text)) for name, value in sums.items()}
+    kept = of_texts.kept(), of_clips.kept()
     return (means.pop("loss"), means), kept
 
 
-def _see(
-    sums: Sums, logits: Float[Array, "n m"], rows: Names, columns: Names
-) -> Sums:
+def _see(sums: Sums, logits: Float[Array, "n m"], rows: Names, columns: Names) -> Sums:
     """The sums of these rows with more columns; a logit of -inf is not there."""
     found = jnp.max(logits, axis=1)
     peak = jnp.maximum(sums.peak, found)
@@ -312,7 +228,7 @@ def _see(
         peak,
         total + jnp.sum(jnp.exp(logits - peak[:, None]), axis=1),
         sums.same + jnp.sum(jnp.where(same, logits, 0.0), axis=1),
-        sums.count + jnp.sum(same.astype(jnp.float32), axis=1),
+        sums.targets + jnp.sum(same.astype(jnp.float32), axis=1),
         jnp.where(better, best, sums.best),
         jnp.where(better, columns.item[at] == rows.item, sums.hit),
     )
@@ -331,7 +247,7 @@ def _masked(
 
 
 def _backward(
-    ring: _Ring,
+    form: _Form,
     text: Array,
     frames: Array,
     mask: Array,
@@ -345,10 +261,10 @@ def _backward(
     d loss / d logit of a pair is (its share of the row + its share of the column - twice its
     target) / 2n; targets are symmetric.
     """
-    chosen, n = ring.chosen, ring.size * len(text)
+    chosen, n = form.chosen, form.ring.size * len(text)
     digest = _digest(chosen, frames, mask)
     texts, clips = _cuts(text, frames, chosen)
-    own = _names(ring, item, ring.here)
+    own = _names(form, item, form.ring.here)
     # Sums of many blocks: float32, whatever the features are.
     d_text = jnp.zeros(text.shape, jnp.float32)
     d_digest = jax.tree.map(jnp.zeros_like, digest)
@@ -364,7 +280,7 @@ def _backward(
             rows, row_names, row = texts.take(visitor, i)
 
             def compare(rows: Array, digest: Any, frames: Array | None) -> Array:
-                return chosen.compare(rows, Clips(digest, frames, some.mask), ring.temperature)
+                return chosen.compare(rows, Clips(digest, frames, some.mask), form.temperature)
 
             cosine, pull = jax.vjp(compare, rows, some.digest, some.frames)
             slope = _slope(scale * cosine, row_names, names, row, columns)
@@ -379,24 +295,22 @@ def _backward(
         zeros = jax.tree.map(
             lambda x: jnp.zeros((clips.size, *x.shape[1:]), x.dtype), (d_digest, d_frames)
         )
-        d_text, *more, d_scale = jax.lax.fori_loop(
-            0, texts.count, block, (d_text, *zeros, d_scale)
-        )
+        d_text, *more, d_scale = jax.lax.fori_loop(0, texts.count, block, (d_text, *zeros, d_scale))
         return d_text, *clips.add((d_digest, d_frames), tuple(more), j), d_scale
 
     def step(t: Array, carry: PyTree) -> PyTree:
         text, item, row, *sums = carry
-        visitor = text, _names(ring, item, (ring.here - t) % ring.size), row
+        visitor = text, _names(form, item, (form.ring.here - t) % form.ring.size), row
         d_text, *sums = jax.lax.fori_loop(
             0, clips.count, lambda j, sums: meet(j, sums, visitor), tuple(sums)
         )
-        text, item, row, d_text = ring.next((text, item, row, d_text))
+        text, item, row, d_text = form.ring.next((text, item, row, d_text))
         return text, item, row, d_text, *sums
 
     carry = text, item, kept[0], d_text, d_digest, d_frames, jnp.zeros((), jnp.float32)
-    *_, d_text, d_digest, d_frames, d_scale = jax.lax.fori_loop(0, ring.size, step, carry)
+    *_, d_text, d_digest, d_frames, d_scale = jax.lax.fori_loop(0, form.ring.size, step, carry)
     d_frames = _through_digest(chosen, frames, mask, d_digest, d_frames)
-    return d_text.astype(text.dtype), d_frames, ring.sum(d_scale)
+    return d_text.astype(text.dtype), d_frames, form.ring.sum(d_scale)
 
 
 def _slope(
@@ -405,7 +319,7 @@ def _slope(
     shares = jnp.exp(logits - row.logsumexp[:, None])
     shares = shares + jnp.exp(logits - column.logsumexp[None, :])
     same = rows.target[:, None] == columns.target[None, :]
-    return shares - jnp.where(same, 2.0 / row.count[:, None], 0.0)
+    return shares - jnp.where(same, 2.0 / row.targets[:, None], 0.0)
 
 
 def _plus(sums: _Tree, more: _Tree) -> _Tree:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax import __version__, launch
 from uniadapter_jax.checkpoint import check_identity, disk_errors, last_step
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.evaluate import Encoder, evaluate
+from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.train import Fit, fit, leaving_on_sigterm
@@ -54,9 +54,9 @@ def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
     experiment = _build_together(config, workdir, save_backbone_to)
     _keep_identity(workdir, experiment)
     _announce(experiment)
-    encoder = Encoder(experiment)
-    trained = fit(experiment, workdir, encoder)
-    found = evaluate(encoder, trained.trainable, experiment.data.test)
+    evaluate = make_evaluator(experiment, workdir)
+    trained = fit(experiment, workdir, evaluate)
+    found = evaluate(trained.trainable, experiment.data.test)
     result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
     if jax.process_index() == 0:
         _write_json(workdir / "result.json", result)
@@ -230,7 +230,8 @@ def _describe(experiment: Experiment, trained: Fit, found: dict[str, Any]) -> di
         "fingerprint": experiment.backbone.fingerprint,
         "backbone": config.backbone,
         "identity": experiment.identity,
-        "protocol": {key: config.task[key] for key in ("similarity", "v2t", "ties")},
+        "task": experiment.kind.name,
+        "protocol": {key: config.task[key] for key in experiment.kind.protocol},
         "config": json.loads(config.to_json_best_effort()),
         "versions": _versions(),
         "revision": _revision(),
@@ -241,7 +242,8 @@ def _describe(experiment: Experiment, trained: Fit, found: dict[str, Any]) -> di
 
 def summary(result: dict[str, Any]) -> list[str]:
     """A few lines for people."""
-    lines = [f"{result['method']} on {result['clips']} clips, {result['texts']} texts:"]
+    sizes = ", ".join(f"{result[n]} {n}" for n in ("clips", "texts", "questions") if n in result)
+    lines = [f"{result['method']} on {sizes}:"]
     for way, values in result["metrics"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         lines.append(f"  {way}  {shown}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,40 +11,56 @@ import optax
 from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.accumulation import InHalves, value_and_grad
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.randomness import stream
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.tasks.base import Loss, Task, step_shardings
 from uniadapter_jax.types import Array, PyTree
 
-Step = Callable[..., tuple[PyTree, PyTree, dict[str, Array]]]
+Step = Callable[..., tuple[PyTree, PyTree, PyTree, dict[str, Array]]]
 
 
 def make_step(
-    task: Retrieval,
+    task: Task,
     part: Partition,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
+    accumulation: int = 1,
 ) -> Step:
-    """One compiled step: (trainable, opt_state, frozen, batch, step) -> the same two, metrics.
+    """One compiled step: (trainable, opt_state, task_state, frozen, batch, step) -> the same three
+    and metrics.
 
-    `trainable` and `opt_state` are donated. Metrics hold `nonfinite`, a flag per trainable leaf:
-    its gradient or its new value is not finite.
+    With `accumulation` the activations of a part of the batch at a time are held. The three are
+    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its
+    new value is not finite.
     """
 
     def step_fn(
         trainable: PyTree,
         opt_state: PyTree,
+        task_state: PyTree,
         frozen: PyTree,
         batch: Mapping[str, Array],
         step: Array,
-    ) -> tuple[PyTree, PyTree, dict[str, Array]]:
+    ) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
         key = jax.random.fold_in(stream(seed, "dropout"), step)
 
-        def loss_fn(trainable: PyTree) -> tuple[Array, dict[str, Array]]:
-            return task.loss(part.merge(trainable, frozen), batch, key)
+        def merge(trainable: PyTree) -> Any:
+            return part.merge(trainable, frozen)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        given, task_state = task.begin(task_state, trainable, merge, batch, step)
+
+        def loss_fn(trainable: PyTree) -> Loss:
+            return task.loss(merge(trainable), batch, key, given)
+
+        if accumulation == 1:
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        else:
+            assert isinstance(task, InHalves)
+            (loss, metrics), grads = value_and_grad(
+                task, merge, trainable, batch, key, given, mesh=mesh, count=accumulation
+            )
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         finite = jax.tree.map(
@@ -55,10 +72,10 @@ def make_step(
             **metrics,
             "nonfinite": ~jnp.stack(jax.tree.leaves(finite)),
         }
-        return trainable, opt_state, metrics
+        return trainable, opt_state, task_state, metrics
 
-    everywhere = meshes.replicated(mesh)
-    return jax.jit(step_fn, donate_argnums=(0, 1), out_shardings=everywhere)
+    shardings = step_shardings(task, part.trainable, mesh)
+    return jax.jit(step_fn, donate_argnums=(0, 1, 2), out_shardings=shardings)
 
 
 def init_opt_state(

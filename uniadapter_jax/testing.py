@@ -114,13 +114,14 @@ def recipe_steps(
     step_fn = make_step(Retrieval(_task(model, task), mesh), part, optimizer, mesh, seed)
     trainable = jax.tree.map(jnp.copy, part.trainable)  # the step takes its arguments' memory
     state = init_opt_state(optimizer, trainable, mesh)
+    task_state: PyTree = {}
     given = iter(batches)
     for step in range(n):
         batch = next(given, None)
         if batch is None:
             raise UserError(f"recipe_steps: {n} steps, but only {step} batches")
-        trainable, state, _ = step_fn(
-            trainable, state, part.frozen, _device_batch(batch), np.int32(step)
+        trainable, state, task_state, _ = step_fn(
+            trainable, state, task_state, part.frozen, _device_batch(batch), np.int32(step)
         )
     return official_names(model.method, trainable)
 

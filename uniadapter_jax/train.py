@@ -17,14 +17,14 @@ from jax.experimental import multihost_utils
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.checkpoint import Checkpoints, abstract_like
-from uniadapter_jax.data.pipeline import train_batches
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.evaluate import Encoder, evaluate, selection_value
+from uniadapter_jax.evaluate import Evaluator, selection_value
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.optimizers import lr_schedule
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.step import init_opt_state, make_step
+from uniadapter_jax.tasks.base import place_state
 from uniadapter_jax.types import PyTree
 from uniadapter_jax.writer import Writer
 
@@ -69,7 +69,7 @@ def _handling_sigterm(handler: Callable[..., None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def fit(experiment: Experiment, workdir: pathlib.Path, encoder: Encoder) -> Fit:
+def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> Fit:
     """Trains to the last step from wherever `workdir` stands; returns what is to be tested.
 
     Raises:
@@ -79,16 +79,16 @@ def fit(experiment: Experiment, workdir: pathlib.Path, encoder: Encoder) -> Fit:
     if experiment.data.train is None:
         Writer(workdir, 0).close()  # every run leaves the same files
         return Fit(experiment.partition.trainable, 0, None, None, 0.0, 0)
-    return _Loop(experiment, workdir, encoder).run()
+    return _Loop(experiment, workdir, evaluate).run()
 
 
 class _Loop:
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, encoder: Encoder):
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator):
         self.e = experiment
-        self.encoder = encoder
+        self.evaluate = evaluate
         self.total = experiment.total_steps
         self.names = list(flat_names(experiment.partition.trainable))
-        self.schedule = lr_schedule(experiment.config.optimizer, self.total)
+        self.schedule = lr_schedule(experiment.config.optimizer, self.total, experiment.epoch_steps)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=experiment.config.train.keep,
@@ -97,6 +97,7 @@ class _Loop:
         self.trainable = experiment.partition.trainable
         assert experiment.optimizer is not None
         self.opt_state = init_opt_state(experiment.optimizer, self.trainable, experiment.mesh)
+        self.task_state = place_state(experiment.task, self.trainable, experiment.mesh)
         self.start = self._resume()
         self.writer = Writer(workdir, self.start)
         self.saved = self.start
@@ -111,9 +112,14 @@ class _Loop:
         return latest
 
     def _restore(self, step: int) -> None:
-        abstract = abstract_like({"trainable": self.trainable, "opt_state": self.opt_state})
-        state = self.checkpoints.restore(step, abstract)
+        state = self.checkpoints.restore(step, abstract_like(self._state()))
         self.trainable, self.opt_state = state["trainable"], state["opt_state"]
+        self.task_state = state.get("task_state", {})
+
+    def _state(self) -> dict[str, PyTree]:
+        """What a checkpoint holds."""
+        state = {"trainable": self.trainable, "opt_state": self.opt_state}
+        return {**state, "task_state": self.task_state} if self.task_state else state
 
     def run(self) -> Fit:
         try:
@@ -172,19 +178,9 @@ class _Loop:
     def _steps(self) -> None:
         e = self.e
         assert e.data.train is not None and e.optimizer is not None
-        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed)
-        batches: Any = train_batches(
-            e.data.train,
-            e.tokenizer,
-            e.config.data,
-            image_size=e.model_config.image_size,
-            global_batch=e.config.train.batch_size,
-            seed=e.config.seed,
-            start_step=self.start,
-            avoid_duplicates=e.config.task.duplicates == "avoid",
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        accumulation = e.config.train.accumulation
+        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed, accumulation)
+        batches: Any = e.train_batches(self.start)
         meter = _Meter(e, self.start)
         with contextlib.closing(batches):
             for step in range(self.start, self.total):
@@ -193,9 +189,10 @@ class _Loop:
                 waited = time.monotonic() - tick
                 # Fetching the metrics of each step blocks until it is done. That costs one
                 # dispatch a step and makes every rate, wait and loss below the truth about it.
-                self.trainable, self.opt_state, metrics = step_fn(
+                self.trainable, self.opt_state, self.task_state, metrics = step_fn(
                     self.trainable,
                     self.opt_state,
+                    self.task_state,
                     e.partition.frozen,
                     meshes.put_batch(batch, e.mesh),
                     np.int32(step),
@@ -250,7 +247,7 @@ class _Loop:
             return None
         records = self.e.data.val if which == "val" else self.e.data.test
         assert records is not None
-        found = evaluate(self.encoder, self.trainable, records)
+        found = self.evaluate(self.trainable, records)
         value = selection_value(found["metrics"], self.e.config.selection_metric)
         flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
         self.writer.write(which, step, {"selection": value, **flat})
@@ -260,7 +257,7 @@ class _Loop:
     def _save(self, step: int, selection: float | None, *, wait: bool = False) -> None:
         # A copy: on a CPU the writer's thread would see the very memory that the next step is
         # given to write into.
-        state = _copy({"trainable": self.trainable, "opt_state": self.opt_state})
+        state = _copy(self._state())
         self.writer.flush()
         self.checkpoints.save(step, state, selection=selection, wait=wait)
         self.saved = step
@@ -278,6 +275,7 @@ class _Meter:
         self.batch = experiment.config.train.batch_size
         self.total = experiment.total_steps
         self.epoch_steps = experiment.epoch_steps
+        self.shown = experiment.kind.shown
         self.start = start
         self.steps, self.waited, self.took = 0, 0.0, 0.0
 
@@ -290,7 +288,7 @@ class _Meter:
 
     def line(self, step: int, scalars: Mapping[str, float]) -> str:
         text = f"step {step}/{self.total} (epoch {step / self.epoch_steps:.2f}) "
-        text += f"loss {scalars['loss']:.4f} acc {scalars['t2v_accuracy']:.2f}"
+        text += f"loss {scalars['loss']:.4f} acc {scalars[self.shown]:.2f}"
         if self.steps:
             rate = self.steps / self.took
             text += f" | {rate * self.batch:.1f} pairs/s, data wait {self.waited / self.took:.1%}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uniadapter_jax.adapters import baselines, cross_modal, lora, uniadapter
+from uniadapter_jax.adapters import baselines, cross_modal, lora, uniadapter_blip
 from uniadapter_jax.adapters.base import AdapterParam, Method
 from uniadapter_jax.errors import UserError
 
@@ -10,7 +10,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         cross_modal.METHOD,
-        uniadapter.METHOD,
+        uniadapter_blip.METHOD,
         lora.METHOD,
         baselines.FULL,
         baselines.PROJECTION,

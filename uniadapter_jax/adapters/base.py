@@ -47,7 +47,12 @@ def merge_nothing(backbone: nnx.Module) -> None:
 
 
 def fill_place(owner: nnx.Module, place: str, module: nnx.Module) -> None:
-    """Puts `module` at an empty place; raises if another method sits there."""
+    """Puts `module` at an empty place; raises if another method sits there, or there is none."""
+    if not hasattr(owner, place):
+        raise UserError(
+            f"this method does not fit this backbone: its {type(owner).__name__} has no place "
+            f"{place!r} (docs/weights.md says which method is for which backbone)"
+        )
     if getattr(owner, place) is not None:
         raise UserError(f"{type(owner).__name__}.{place} already holds a method's module")
     setattr(owner, place, module)

@@ -8,9 +8,12 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import Method, attach_nothing, merge_nothing
 
+# The last linear layers: of CLIP's towers, and BLIP's heads.
+_PROJECTIONS = ("projection", "vision_proj", "text_proj", "itm_head")
+
 
 def _is_projection(path: tuple[Any, ...], _: Any) -> bool:
-    return "projection" in path
+    return any(name in path for name in _PROJECTIONS)
 
 
 ZERO_SHOT = Method(name="zero_shot", attach=attach_nothing, trainable=None)

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
+from uniadapter_jax.adapters.base import AdapterParam, fill_place, slot_of_layer
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal, uniform
@@ -166,10 +166,3 @@ def train_linear(layer: layers.Linear) -> None:
     layer.kernel = AdapterParam(layer.kernel[...])
     if layer.bias is not None:
         layer.bias = AdapterParam(layer.bias[...])
-
-
-METHOD = Method(
-    name="uniadapter",
-    attach=attach,
-    options={"bottleneck": 8, "init": "paper", "dropout": 0.0, "train_projections": False},
-)

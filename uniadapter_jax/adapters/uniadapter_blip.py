@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.adapters.base import AdapterParam, fill_place
+from uniadapter_jax.adapters import uniadapter
+from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.adapters.uniadapter import (
     EPSILON,
     SCALE,
@@ -44,6 +45,8 @@ from uniadapter_jax.adapters.uniadapter import (
     train_linear,
 )
 from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Float
 
@@ -138,11 +141,21 @@ class StatesAdapter(nnx.Module):
 
 
 def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
+    """Fills the places of a BLIP, or of a CLIP."""
+    if isinstance(backbone, BLIP):
+        attach_to_blip(backbone, options, rng)
+    else:
+        uniadapter.attach(backbone, options, rng)
+
+
+def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator) -> None:
     """Fills the places of the vision tower, the text transformer and, if there is one, the decoder.
 
     With `train_heads`, the projections and the matching head train, too.
     """
     check(options)
+    if options.key_value_bottleneck < 1:
+        raise UserError(f"method.key_value_bottleneck={options.key_value_bottleneck}: at least 1")
     config = backbone.config
     vision, text = config.vision, config.text
     width = min(vision.width, text.width)
@@ -172,3 +185,18 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
         for head in (backbone.vision_proj, backbone.text_proj, backbone.itm_head):
             if head is not None:
                 train_linear(head)
+
+
+METHOD = Method(
+    name="uniadapter",
+    attach=attach,
+    options={
+        "bottleneck": 8,
+        "init": "paper",
+        "dropout": 0.0,
+        "train_projections": False,  # CLIP: its two projections
+        "train_heads": True,  # BLIP: its two projections and the matching head
+        "train_cross_norm": False,  # BLIP: LN_x
+        "key_value_bottleneck": 64,  # BLIP: of the adapters of keys and values
+    },
+)

@@ -28,7 +28,7 @@ from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
-from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 
 _STD = 0.02  # of BERT's initial weights
 # What is added to the scores of padding: BERT's numbers, not minus infinity, so that a row of
@@ -46,12 +46,23 @@ class Memory(NamedTuple):
       a copy of them; texts of one group share the arrays.
     factor: multiplies the scores (query times key) of a text with each token, before the mask
       (frame-aware attention); None is 1 everywhere.
+    shards: into how many equal parts media and groups are cut; `medium` counts within a part, so
+      that a device that holds one needs nothing of the others.
     """
 
     states: Float[Array, "m t e"]
     mask: Bool[Array, "m t"] | None = None
     medium: Int[Array, " q"] | None = None
     factor: Float[Array, "q p t"] | None = None
+    shards: int = 1
+
+    def of_groups(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
+        """What groups attend to, from something that media have."""
+        if self.medium is None:
+            return media
+        cut = media.reshape(self.shards, -1, *media.shape[1:])
+        taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium.reshape(self.shards, -1))
+        return taken.reshape(-1, *media.shape[1:])
 
 
 class _Seen(NamedTuple):
@@ -163,8 +174,7 @@ class BertLayer(nnx.Module):
         if seen is not None:
             memory = seen.memory
             k, v = self.cross.keys_and_values(memory.states, layer, seen)
-            if memory.medium is not None:
-                k, v = k[memory.medium], v[memory.medium]
+            k, v = memory.of_groups(k), memory.of_groups(v)
             c = self.cross(h, k, v, layer, bias=seen.bias, factor=memory.factor)
         z = self.fc2(layers.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
         y = self.ln_out(c + layers.dropout(z, self.dropout, layer.key_of("mlp.out")))
@@ -259,8 +269,7 @@ class Bert(nnx.Module):
         values = None if self.cross_value is None else self.cross_value(memory.states)
         bias = None
         if memory.mask is not None:
-            mask = memory.mask if memory.medium is None else memory.mask[memory.medium]
-            bias = jnp.where(mask, 0.0, _UNSEEN_CROSS)[:, None, None]
+            bias = jnp.where(memory.of_groups(memory.mask), 0.0, _UNSEEN_CROSS)[:, None, None]
         return _Seen(memory, keys, values, bias)
 
 

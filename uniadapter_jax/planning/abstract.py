@@ -11,17 +11,20 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
-from uniadapter_jax.backbones.clip import CLIP, CLIPConfig, fastest_chunks
+from uniadapter_jax.backbones.clip import fastest_chunks
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
 from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.step import make_step
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.types import PyTree
+from uniadapter_jax.weights.families import Config, family_of
 
 TRAIN, FRAMES, TEXT = "train step", "encode frames", "encode text"
 OPTIMIZER = "optimizer state"
@@ -34,10 +37,17 @@ class AbstractRun:
     """Built like an `Experiment`, but every array is a shape; `optimizer` is None for zero-shot."""
 
     config: ConfigDict
-    clip: CLIPConfig
+    backbone: Config
     mesh: Mesh
     part: Partition
     optimizer: optax.GradientTransformation | None
+
+    @property
+    def task(self) -> Any:
+        """The config's."""
+        size = self.config.train.batch_size if self.optimizer is not None else 0
+        setting = Setting(self.config.task, self.mesh, self.backbone, size, _STEPS)
+        return get_task(self.config.task.name).make(setting)
 
     @property
     def opt_state(self) -> PyTree:
@@ -53,7 +63,7 @@ class AbstractRun:
 
     def batch(self, program: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The global batch that a program is given."""
-        data, size = self.config.data, self.clip.image_size
+        data, size = self.config.data, self.backbone.image_size
         clips = self.config.train.batch_size
         if program != TRAIN:
             clips = meshes.round_up(self.mesh, self.config.eval.batch_size)
@@ -74,47 +84,68 @@ class AbstractRun:
         everywhere = meshes.replicated(self.mesh)
         trained, frozen = (_placed(x, everywhere) for x in (self.part.trainable, self.part.frozen))
         batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
-        state = {OPTIMIZER: _placed(self.opt_state, everywhere)} if program == TRAIN else {}
-        return {"trained weights": trained, **state, "frozen weights": frozen, "batch": batch}
+        parts = {"trained weights": trained, "frozen weights": frozen, "batch": batch}
+        if program != TRAIN:
+            return parts
+        kept = jax.eval_shape(self.task.init_state, self.part.trainable)
+        state = {
+            OPTIMIZER: _placed(self.opt_state, everywhere),
+            "task's state": jax.tree.map(_placed, kept, self.task.state_shardings(kept)),
+        }
+        return {"trained weights": trained, **state, **parts}
 
     def lower(self, program: str) -> jax.stages.Lowered:
         """The program as `main` would start it."""
         arguments = self.arguments(program).values()
         if program == TRAIN:
             assert self.optimizer is not None
-            task = Retrieval(self.config.task, self.mesh)
-            step = make_step(task, self.part, self.optimizer, self.mesh, self.config.seed)
+            step = make_step(
+                self.task,
+                self.part,
+                self.optimizer,
+                self.mesh,
+                self.config.seed,
+                self.config.train.accumulation,
+            )
             number = jax.ShapeDtypeStruct((), jnp.int32)
             return step.lower(*arguments, number)  # type: ignore[attr-defined]
-        encode = make_encoders(self.part, self.mesh)[(FRAMES, TEXT).index(program)]
+        encode = make_encoders(self.task, self.part, self.mesh)[(FRAMES, TEXT).index(program)]
         return encode.lower(*arguments)  # type: ignore[attr-defined]
 
 
-def build(config: ConfigDict, clip: CLIPConfig, mesh: Mesh, platform: str) -> AbstractRun:
+def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> AbstractRun:
     """The run that `config` describes, as shapes.
 
     Raises:
-      UserError: the method does not fit the backbone, or texts are longer than it reads.
+      UserError: the method does not fit the backbone, texts are longer than it reads, or the batch
+        cannot be accumulated so.
     """
-    if config.data.words > clip.positions:
+    if config.data.words > backbone.positions:
         raise UserError(
-            f"config.data.words={config.data.words}: this backbone has {clip.positions} positions"
+            f"config.data.words={config.data.words}: this backbone has {backbone.positions} "
+            "positions"
         )
-    part = abstract_partition(config, clip, platform)
+    part = abstract_partition(config, backbone, platform)
     optimizer = None
     if get_method(config.method.name).trainable is not None:
         optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)
-    return AbstractRun(config, clip, mesh, part, optimizer)
+    run = AbstractRun(config, backbone, mesh, part, optimizer)
+    accumulation.check(run.task, mesh, config.train.batch_size, config.train.accumulation)
+    return run
 
 
-def abstract_partition(config: ConfigDict, clip: CLIPConfig, platform: str) -> Partition:
+def abstract_partition(config: ConfigDict, backbone: Config, platform: str) -> Partition:
     """The config's method on a backbone of these sizes; every array is a shape."""
     made: list[Partition] = []
-    chunks = config.compute.frame_chunks or fastest_chunks(clip.vision.width, platform)
+    family = family_of(backbone)
+    options = {name: config.compute[name] for name in family.options}
+    if "frame_chunks" in options:
+        options["frame_chunks"] = options["frame_chunks"] or fastest_chunks(
+            backbone.vision.width, platform
+        )
 
     def make() -> tuple[PyTree, PyTree]:
-        options: dict[str, Any] = {"dtype": config.compute.dtype, "remat": config.compute.remat}
-        model = CLIP(clip, rng=None, frame_chunks=chunks, **options)
+        model = family.model(backbone, rng=None, **options)
         made.append(attach_method(model, config))
         return made[0].trainable, made[0].frozen
 

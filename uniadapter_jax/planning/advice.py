@@ -35,7 +35,7 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
         with config.unlocked():
             config.update_from_flattened_dict(fields)
         platform = run.mesh.devices.flat[0].platform
-        changed = build(config, run.clip, run.mesh, platform)
+        changed = build(config, run.backbone, run.mesh, platform)
         program = compile_program(changed, failed.name, failed.limit)
         asked = ", ".join(f"--config.{name}={value}" for name, value in fields.items())
         say(f"{failed.name} with {asked}: {'fits' if program.fits else 'does not fit'}")

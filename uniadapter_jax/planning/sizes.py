@@ -7,9 +7,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.directory import read_config
+from uniadapter_jax.weights.families import Config
 
 
 def _large(image_size: int) -> dict[str, Any]:
@@ -41,15 +43,30 @@ _KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def known_config(name: str) -> CLIPConfig | None:
+# BLIP's own, whose image size `convert` chooses: that of retrieval, and that of VQA.
+_BLIP_HEADS = {"text_config": {"num_attention_heads": 12}}
+_BLIP_VQA = {"image_size": 480, "layer_norm_eps": 1e-6}
+BLIP_BASE: dict[str, dict[str, Any]] = {
+    "blip-base": {**_BLIP_HEADS, "vision_config": {"layer_norm_eps": 1e-6}},
+    "blip-base-vqa": {
+        **_BLIP_HEADS,
+        "architectures": [MATCHING, ANSWERING],
+        "vision_config": _BLIP_VQA,
+    },
+}
+
+
+def known_config(name: str) -> Config | None:
     """The sizes that go by that name, if any."""
     for architecture, (directory, fields) in _KNOWN.items():
         if name in (architecture, directory):
             return CLIPConfig.from_huggingface(fields)
+    if name in BLIP_BASE:
+        return BLIPConfig.from_huggingface(BLIP_BASE[name])
     return None
 
 
-def backbone_config(config: ConfigDict, given: str | None) -> tuple[CLIPConfig, str]:
+def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]:
     """(sizes, where they come from) of a run's backbone.
 
     Args:
@@ -64,17 +81,12 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[CLIPConfig, 
     if path.is_dir():
         path = path / "config.json"
     if source and path.is_file():
-        found = read_config(path)
-        if not isinstance(found, CLIPConfig):
-            raise UserError(
-                f"{path}: only a CLIP can be planned for, as only a CLIP can be trained"
-            )
-        return found, str(path)
+        return read_config(path), str(path)
     known = known_config(path.name)
     if known is not None:
         return known, f"the published sizes of {path.name}"
     field = "--backbone-config" if given else "config.backbone"
     raise UserError(
         f"{field}={source!r} is no config.json and no directory with one; pass "
-        f"--backbone-config=FILE, or one of {', '.join(_KNOWN)}"
+        f"--backbone-config=FILE, or one of {', '.join((*_KNOWN, *BLIP_BASE))}"
     )

@@ -1,0 +1,18 @@
+"""Tasks by name."""
+
+from __future__ import annotations
+
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.tasks import matching, retrieval
+from uniadapter_jax.tasks.base import Kind
+
+TASKS: dict[str, Kind] = {kind.name: kind for kind in (retrieval.KIND, matching.KIND)}
+
+__all__ = ["TASKS", "Kind", "get_task"]
+
+
+def get_task(name: str) -> Kind:
+    """The task of that name; raises `UserError` that lists the names."""
+    if name not in TASKS:
+        raise UserError(f"task {name!r} is not known; known: {', '.join(sorted(TASKS))}")
+    return TASKS[name]

@@ -16,11 +16,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.randomness import generator
-from uniadapter_jax.weights.families import FAMILIES, Config, Model, Table, family_of
+from uniadapter_jax.weights.families import (
+    FAMILIES,
+    Config,
+    Family,
+    Model,
+    Table,
+    family_of,
+)
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
 from uniadapter_jax.weights.names import TRANSFORMS, parts
 from uniadapter_jax.weights.rules import convert
@@ -53,18 +59,12 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
       UserError: no such directory or file, neither model, tensors missing, left over or misshaped
         (all of them in one report), or weights changed since `convert` made the directory.
     """
+    config = _config_of(source)
+    family = family_of(config)
     if source.startswith("random:"):
-        config = read_config(pathlib.Path(source[7:]))
-        model = family_of(config).model(config, rng=generator(seed, "backbone"), **options)
+        model = family.model(config, rng=generator(seed, "backbone"), **options)
         return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
     directory = pathlib.Path(source)
-    if not directory.is_dir():
-        raise UserError(
-            f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
-            "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
-        )
-    config = read_config(directory / "config.json")
-    family = family_of(config)
     tensors = family.canonical(read_safetensors_directory(directory), config)
     model = nnx.eval_shape(lambda: family.model(config, rng=None, **options))
     found = _fill(model, tensors, directory)
@@ -78,11 +78,26 @@ def load_clip(source: str, *, seed: int = 0, **options: object) -> Backbone:
     Raises:
       UserError: also if it is not a CLIP.
     """
-    path = pathlib.Path(source.removeprefix("random:"))
-    file = path / "config.json" if path.is_dir() else path
-    if file.is_file() and (found := family_of(read_config(file))).model is not CLIP:
+    if (found := backbone_family(source)) is not FAMILIES["clip"]:
         raise UserError(f"{source} is a {found.title}; this command takes a CLIP")
     return load_backbone(source, seed=seed, **options)
+
+
+def backbone_family(source: str) -> Family:
+    """The family of what `load_backbone` would load; only its config is read."""
+    return family_of(_config_of(source))
+
+
+def _config_of(source: str) -> Config:
+    if source.startswith("random:"):
+        return read_config(pathlib.Path(source[7:]))
+    directory = pathlib.Path(source)
+    if not directory.is_dir():
+        raise UserError(
+            f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
+            "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
+        )
+    return read_config(directory / "config.json")
 
 
 def read_config(path: pathlib.Path) -> Config:

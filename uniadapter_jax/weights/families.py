@@ -14,9 +14,10 @@ import numpy as np
 
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
-from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
 from uniadapter_jax.data.text import Tokenizer, load_tokenizer
 from uniadapter_jax.data.wordpiece import load_wordpiece
+from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import blip_names, names
 from uniadapter_jax.weights.rules import Rule
 
@@ -41,6 +42,7 @@ class Family:
       tokenizer_files: what a directory's tokenizer may consist of.
       load_tokenizer: the tokenizer of a directory.
       whole_vocabulary: whether it must know every id of the weights, because the last have roles.
+      options: fields of `config.compute` that the model takes.
     """
 
     title: str
@@ -53,6 +55,7 @@ class Family:
     tokenizer_files: tuple[str, ...]
     load_tokenizer: Callable[[str | os.PathLike[str]], Tokenizer]
     whole_vocabulary: bool = False
+    options: tuple[str, ...] = ("dtype", "remat")
 
 
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -67,6 +70,7 @@ FAMILIES: Mapping[str, Family] = {
         canonical=lambda tensors, config: tensors,
         tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
         load_tokenizer=load_tokenizer,
+        options=("dtype", "remat", "frame_chunks"),
     ),
     "blip": Family(
         title="BLIP",
@@ -79,6 +83,7 @@ FAMILIES: Mapping[str, Family] = {
         tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
         load_tokenizer=load_wordpiece,
         whole_vocabulary=True,
+        options=("dtype", "remat", "dropout", "drop_path"),
     ),
 }
 
@@ -86,3 +91,25 @@ FAMILIES: Mapping[str, Family] = {
 def family_of(config: Config) -> Family:
     """The family whose config this is."""
     return next(family for family in FAMILIES.values() if isinstance(config, family.config))
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: Config, where: str, source: str) -> None:
+    """Raises `UserError` unless the ids of the tokenizer in `where` are the backbone's."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{where} has {tokenizer.vocab_size} tokens, the backbone {source} embeds "
+            f"{config.vocab_size}"
+        )
+    if isinstance(config, CLIPConfig):
+        roles = {"EOS": ("eos_id", config.eos_id)} if config.eos_id != LARGEST_ID else {}
+    else:
+        roles = {
+            "[SEP]": ("eos_id", config.sep_id),
+            "[DEC]": ("dec_id", config.dec_id),
+            "[ENC]": ("enc_id", config.enc_id),
+        }
+    for token, (name, expected) in roles.items():
+        if (found := getattr(tokenizer, name)) != expected:
+            raise UserError(
+                f"{token} is {found} in {where}, but {expected} in the config of {source}"
+            )

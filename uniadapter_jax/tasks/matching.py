@@ -1,0 +1,309 @@
+"""Retrieval with BLIP: contrast (ITC) and match (ITM), as UniAdapter trains (section 3.3).
+
+Loss = ITC + ITM. ITM sees for every pair i of the global batch
+
+    text i with its own clip, text i with a hard negative clip, a hard negative text with clip i
+
+Negatives are drawn over the global batch, the same for any number of devices. Texts and clips stay
+on their devices; of other devices' clips only the vision tower's states travel, once, and their
+keys and values are made where they are used, once per layer and clip.
+
+Momentum is an average of the trainables alone: the backbone is frozen, so a second one would hold
+the same numbers. Its features carry no dropout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from uniadapter_jax import matching_losses as losses
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.clip_states import ClipStates, clip_features, encode_clips, frame_features
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.frame_weights import frame_factor
+from uniadapter_jax.matching_losses import Momentum, Queue
+from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
+from uniadapter_jax.randomness import fold_name
+from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+
+
+class Given(NamedTuple):
+    """What momentum says of a step: features of its batch, the queue before it, their weight."""
+
+    momentum: Momentum
+    queue: Queue | None
+    alpha: Float[Array, ""]
+
+
+class Negatives(NamedTuple):
+    """For every pair a clip and a text of another item, and whether there is one."""
+
+    clip: Int[Array, " n"]
+    clip_exists: Bool[Array, " n"]
+    text: Int[Array, " n"]
+    text_exists: Bool[Array, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Matching:
+    """See the module.
+
+    Attributes:
+      options: `config.task`.
+      embed: width of the joint embedding.
+      batch_size: pairs of the global batch.
+      ramp_steps: steps over which momentum's targets gain their weight: the first epoch.
+      pad_id: what fills texts.
+    """
+
+    options: Any
+    mesh: Mesh
+    embed: int
+    batch_size: int
+    ramp_steps: int
+    pad_id: int
+
+    # -- what lives from step to step ---------------------------------------------------------
+
+    def init_state(self, trainable: PyTree) -> PyTree:
+        """The averaged trainables, which start as a copy, and an empty queue."""
+        if not self.options.momentum:
+            return {}
+        state: dict[str, Any] = {"averaged": jax.tree.map(jnp.copy, trainable)}
+        if self.options.queue:
+            state["queue"] = losses.empty_queue(self.options.queue, self.embed, self.batch_size)
+        return state
+
+    def state_shardings(self, state: PyTree) -> PyTree:
+        """Averages everywhere; the queue everywhere, or its entries cut over the devices."""
+        everywhere = meshes.replicated(self.mesh)
+        shardings = jax.tree.map(lambda _: everywhere, state)
+        if "queue" in state and self.options.queue_sharding == "sharded":
+            rows = meshes.batch_sharding(self.mesh)
+            parts: tuple[Any, ...] = (rows, rows, rows, everywhere)
+            shardings["queue"] = Queue(*parts)
+        return shardings
+
+    def begin(
+        self,
+        state: PyTree,
+        trainable: PyTree,
+        merge: Callable[[PyTree], BLIP],
+        batch: Batch,
+        step: Array,
+    ) -> tuple[Given | None, PyTree]:
+        """The order of a step: average, momentum's features; the queue is written last."""
+        if not state:
+            return None, state
+        averaged = losses.average(state["averaged"], trainable, self.options.momentum)
+        model = merge(averaged)
+        clips, text, _ = self._embed(model, batch, None)
+        momentum = Momentum(clip_features(model, clips), text)
+        queue = state.get("queue")
+        alpha = losses.ramp(self.options.alpha, step, self.ramp_steps)
+        following = {"averaged": averaged}
+        if queue is not None:
+            following["queue"] = losses.enqueue(queue, momentum, batch["item"])
+        return Given(momentum, queue, alpha), following
+
+    # -- the loss -------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        model: BLIP,
+        batch: Batch,
+        key: Array | None,
+        given: Given | None = None,
+        negatives: Negatives | None = None,
+    ) -> Loss:
+        """The loss of a global batch {frames, frame_mask, text, item} and its metrics.
+
+        Without a key nothing is dropped out, and `negatives` must be said, since they are drawn.
+        """
+        clips, text, mask = self._embed(model, batch, key)
+        clip, item = clip_features(model, clips), batch["item"]
+        assert model.temp is not None
+        temperature = model.temp[...]
+        itc = losses.itc_loss(
+            clip,
+            text,
+            item,
+            temperature,
+            momentum=None if given is None else given.momentum,
+            queue=None if given is None else given.queue,
+            alpha=0.0 if given is None else given.alpha,
+            beside_queue=self._beside_queue,
+        )
+        if negatives is None:
+            negatives = draw_negatives(key, clip, text, item, temperature)
+        logits = self._match(model, clips, text, batch["text"], mask, negatives, key)
+        pairs = len(item)
+        matching = jnp.arange(3 * pairs) < pairs
+        exist = (jnp.ones(pairs, bool), negatives.clip_exists, negatives.text_exists)
+        counts = jnp.concatenate(exist)
+        itm = losses.itm_loss(logits, matching, counts)
+        right = jnp.where(counts, (logits[:, 1] > logits[:, 0]) == matching, False)
+        accuracy = right.sum(dtype=jnp.float32) / counts.sum(dtype=jnp.float32)
+        return itc + itm, {"itc": itc, "itm": itm, "itm_accuracy": accuracy}
+
+    def _beside_queue(self, x: Array) -> Array:
+        if self.options.queue_sharding == "sharded":
+            return meshes.constrain(x, self.mesh, ())
+        return x
+
+    def _embed(
+        self, model: BLIP, batch: Batch, key: Array | None
+    ) -> tuple[ClipStates, Float[Array, "b c"], Bool[Array, "b l"]]:
+        """The clips' states, the texts' features, the texts' mask."""
+        clips = encode_clips(model, batch["frames"], batch["frame_mask"], key=key)
+        mask = batch["text"] != self.pad_id
+        states = model.encode_text(batch["text"], mask, key=key)
+        return clips, model.text_features(states[:, 0]), mask
+
+    def _match(
+        self,
+        model: BLIP,
+        clips: ClipStates,
+        text: Float[Array, "n c"],
+        ids: Int[Array, "n l"],
+        mask: Bool[Array, "n l"],
+        negatives: Negatives,
+        key: Array | None,
+    ) -> Float[Array, "p 2"]:
+        """Logits of all own pairs, then of all texts with a negative clip, then of the rest.
+
+        Every device fuses the pairs of its own texts and clips: rows are cut into as many parts as
+        there are devices, and media into the parts' own clips and the negatives that they fetch.
+        """
+        parts = meshes.batch_shards(self.mesh)
+        own = jnp.arange(len(ids) // parts, dtype=jnp.int32)
+
+        def rows(*thirds: Array) -> Array:
+            """Three arrays "n ..." as rows of each part one behind the other: "3n ..."."""
+            cut = [x.reshape(parts, -1, *x.shape[1:]) for x in thirds]
+            return jnp.concatenate(cut, axis=1).reshape(-1, *thirds[0].shape[1:])
+
+        if parts == 1:  # all clips are here already
+            media, medium = clips, jnp.concatenate([own, negatives.clip, own])
+        else:
+            media = jax.tree.map(lambda x: rows(x, x[negatives.clip]), clips)
+            here = jnp.concatenate([own, own + len(own), own])
+            medium = jnp.tile(here, parts)
+        media, medium = meshes.constrain((media, medium), self.mesh, meshes.BATCH_AXES)
+        texts = rows(ids, ids, ids[negatives.text])
+        texts, seen = model.fusion_ids(texts), rows(mask, mask, mask[negatives.text])
+        memory = Memory(media.states, media.mask, medium, shards=parts)
+        if self.options.frame_weights:
+            frames = memory.of_groups(frame_features(model, media))
+            there = memory.of_groups(media.frame_mask)
+            about = rows(text, text, text[negatives.text])
+            factor = frame_factor(about[:, None], frames, there, media.tokens)
+            memory = memory._replace(factor=factor)
+        fused = model.fuse(texts[:, None], seen[:, None], memory, key=key)
+        logits = model.match_logits(fused[:, 0, 0])
+        thirds = logits.reshape(parts, 3, -1, 2).swapaxes(0, 1)
+        return thirds.reshape(-1, 2)
+
+    # -- what evaluation compares ---------------------------------------------------------------
+
+    def encode_clips(self, model: BLIP, batch: Batch) -> dict[str, Array]:
+        """{"clip": unit vectors "b c", "frames": of single frames "b f c"}."""
+        clips = encode_clips(model, batch["frames"], batch["frame_mask"])
+        return {"clip": clip_features(model, clips), "frames": frame_features(model, clips)}
+
+    def encode_texts(self, model: BLIP, batch: Batch) -> Float[Array, "b c"]:
+        """Unit vectors."""
+        states = model.encode_text(batch["text"], batch["text"] != self.pad_id)
+        return model.text_features(states[:, 0])
+
+    def similarity(
+        self,
+        text: Float[np.ndarray, "n c"],
+        clips: dict[str, np.ndarray],
+        mask: Bool[np.ndarray, "m f"],
+    ) -> Float[np.ndarray, "n m"]:
+        """Cosines of all texts and clips, from their features: the first stage."""
+        return text @ clips["clip"].T
+
+
+def draw_negatives(
+    key: Array | None,
+    clip: Float[Array, "n c"],
+    text: Float[Array, "n c"],
+    item: Int[Array, " n"],
+    temperature: Float[Array, ""],
+) -> Negatives:
+    """Hard negatives of both kinds, from the online features (no gradient)."""
+    if key is None:
+        raise ValueError("negatives are drawn, which needs a key")
+    keys = fold_name(key, "negative clips"), fold_name(key, "negative texts")
+    return Negatives(
+        *losses.hard_negatives(keys[0], text, clip, item, temperature),
+        *losses.hard_negatives(keys[1], clip, text, item, temperature),
+    )
+
+
+def _make(setting: Setting) -> Matching:
+    options, config = setting.options, setting.model_config
+    if not config.matching:
+        raise UserError("task.name='matching' needs a BLIP with heads for matching")
+    if options.loss == "ring":
+        raise UserError(
+            "config.task.loss='ring' is for task retrieval. ITC's candidates are momentum's "
+            f"features and a queue of {options.queue}, with a target for each: keep loss='dense'; "
+            "queue_sharding='sharded' divides the queue over the devices"
+        )
+    if not 0.0 <= options.momentum < 1.0:
+        raise UserError(f"config.task.momentum={options.momentum}: at least 0 (none), below 1")
+    if options.queue < 0 or (options.queue and not options.momentum):
+        raise UserError(
+            f"config.task.queue={options.queue} with momentum={options.momentum}: a queue holds "
+            "momentum's features; set queue to 0, or momentum above 0"
+        )
+    if options.queue and setting.batch_size:
+        losses.check_queue(options.queue, setting.batch_size)
+        if options.queue_sharding == "sharded":
+            meshes.check_divides(setting.mesh, options.queue, "task.queue")
+    return Matching(
+        options, setting.mesh, config.embed, setting.batch_size, setting.epoch_steps, config.pad_id
+    )
+
+
+KIND = Kind(
+    name="matching",
+    family="blip",
+    make=_make,
+    options={
+        "momentum": 0.995,  # of the averaged trainables; 0: no momentum
+        "queue": 57_600,  # pairs whose momentum features are kept as candidates; 0: none
+        "queue_sharding": "replicated",
+        "loss": "dense",  # ring is refused
+        "alpha": 0.4,  # weight of momentum's targets after the first epoch
+        "frame_weights": False,  # frame-aware attention, for clips of several frames
+        "rerank_k": 128,  # best candidates of the first stage that are matched; 0: none
+        "rerank_rows": 256,  # pairs that are matched at once: bounds the memory
+        "beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
+        "v2t": "best_caption",
+        "ties": "optimistic",
+    },
+    choices={
+        "queue_sharding": ("replicated", "sharded"),
+        "loss": ("dense", "ring"),
+        "v2t": V2T_RULES,
+        "ties": TIES,
+    },
+    protocol=("rerank_k", "beta", "frame_weights", "v2t", "ties"),
+    groups=dict.fromkeys(DIRECTIONS, SUMMARY),
+    selection_metric="Rsum",
+    shown="itm_accuracy",
+)
