@@ -31,10 +31,24 @@ def make_step(
     """One compiled step: (trainable, opt_state, task_state, frozen, batch, step) -> the same three
     and metrics.
 
-    With `accumulation` the activations of a part of the batch at a time are held. The three are
-    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its
-    new value is not finite.
+    With `accumulation` the activations of one part of the batch at a time are held. The three are
+    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its new value is
+    not finite.
     """
+    step = pure_step(task, part, optimizer, mesh, seed, accumulation)
+    shardings = step_shardings(task, part.trainable, mesh)
+    return jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=shardings)
+
+
+def pure_step(
+    task: Task,
+    part: Partition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    seed: int,
+    accumulation: int = 1,
+) -> Step:
+    """The step before its compilation. `mesh` cuts the batch into parts; without it, one part."""
 
     def step_fn(
         trainable: PyTree,
@@ -57,7 +71,7 @@ def make_step(
         if accumulation == 1:
             (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
         else:
-            assert isinstance(task, InHalves)
+            assert isinstance(task, InHalves) and mesh is not None
             (loss, metrics), grads = value_and_grad(
                 task, merge, trainable, batch, key, given, mesh=mesh, count=accumulation
             )
@@ -74,8 +88,7 @@ def make_step(
         }
         return trainable, opt_state, task_state, metrics
 
-    shardings = step_shardings(task, part.trainable, mesh)
-    return jax.jit(step_fn, donate_argnums=(0, 1, 2), out_shardings=shardings)
+    return step_fn
 
 
 def init_opt_state(

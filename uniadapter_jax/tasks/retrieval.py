@@ -33,10 +33,11 @@ class Retrieval(Stateless):
     """Symmetric contrastive training, and evaluation in both directions.
 
     options: `config.task`.
+    mesh: what the batch is cut over; None knows of one device.
     """
 
     options: Any
-    mesh: Mesh
+    mesh: Mesh | None
 
     def loss(self, model: CLIP, batch: Batch, key: Array | None, given: Any = None) -> Loss:
         """The loss of a global batch {frames, frame_mask, text, item} and its metrics."""

@@ -1,0 +1,131 @@
+"""A batch in parts gives the loss and the gradients of the whole, dropout included."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import AxisType
+
+from uniadapter_jax import accumulation
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.config import base_config
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.planning.hlo import Module
+from uniadapter_jax.planning.traffic import collectives
+from uniadapter_jax.tasks.retrieval import Retrieval
+
+DROPOUT = {"dropout": 0.3}
+
+
+def mesh_of(devices):
+    return jax.make_mesh(
+        (devices, 1, 1),
+        meshes.AXES,
+        axis_types=(AxisType.Auto,) * 3,
+        devices=jax.devices()[:devices],
+    )
+
+
+def retrieval(mesh, loss="dense"):
+    options = base_config().task
+    options.loss = loss
+    return Retrieval(options, mesh)
+
+
+def pieces(method, clips=32):
+    """A partition whose temperature trains beside the method, and a batch."""
+    part = tiny.split(method, options=DROPOUT, vision_layers=2)
+    batch = tiny.batch(clips=clips, frames=2)
+    return part, {**batch, "item": batch["item"].at[3].set(17)}
+
+
+def run(part, batch, mesh, count, loss="dense", key=None):
+    """((loss, metrics), gradients) of trainables and of the temperature, which is not frozen."""
+    task, key = retrieval(mesh, loss), jax.random.key(7) if key is None else key
+    rest = {name: value for name, value in part.frozen.items() if name != "logit_scale"}
+    trainable = {"method": part.trainable, "scale": part.frozen["logit_scale"]}
+
+    def merge(trainable):
+        return part.merge(trainable["method"], {**rest, "logit_scale": trainable["scale"]})
+
+    @jax.jit
+    def in_parts(trainable, batch):
+        return accumulation.value_and_grad(
+            task, merge, trainable, batch, key, None, mesh=mesh, count=count
+        )
+
+    @jax.jit
+    def whole(trainable, batch):
+        of = lambda trainable: task.loss(merge(trainable), batch, key)  # noqa: E731
+        return jax.value_and_grad(of, has_aux=True)(trainable)
+
+    step = whole if count == 1 else in_parts
+    placed = jax.device_put(batch, meshes.batch_sharding(mesh))
+    compiled = step.lower(jax.device_put(trainable, meshes.replicated(mesh)), placed).compile()
+    return compiled, compiled(jax.device_put(trainable, meshes.replicated(mesh)), placed)
+
+
+def assert_equal(found, wanted):
+    (loss, metrics), gradients = found
+    (whole, whole_metrics), whole_gradients = wanted
+    assert float(loss) == pytest.approx(float(whole), rel=1e-6)
+    for name, value in whole_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5)
+    for ours, dense in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(whole_gradients), strict=True
+    ):
+        assert np.abs(dense).max() > 0
+        np.testing.assert_allclose(ours, dense, atol=1e-5 * np.abs(dense).max())
+
+
+@pytest.mark.parametrize("method", ["cross_modal_adapter", "uniadapter"])
+def test_four_parts_equal_the_whole_on_one_and_eight_devices(method):
+    part, batch = pieces(method)
+    one, wanted = run(part, batch, mesh_of(1), 1)
+    other_key = run(part, batch, mesh_of(1), 1, key=jax.random.key(8))[1]
+    assert abs(float(other_key[0][0]) - float(wanted[0][0])) > 1e-4  # dropout is on
+    alone, found = run(part, batch, mesh_of(1), 4)
+    assert_equal(found, wanted)
+    eight, found = run(part, batch, mesh_of(8), 4, "ring")
+    assert_equal(found, wanted)
+    for program in (one, alone):
+        assert not collectives(Module(program.as_text()), 1)
+    # Features and pictures stay where they are; what is summed are losses and gradients.
+    kinds = collectives(Module(eight.as_text()), 8)
+    assert set(kinds) <= {"all-reduce", "collective-permute"}
+
+
+def test_activations_of_a_part_are_held_at_a_time():
+    part, batch = pieces("cross_modal_adapter", clips=64)
+    whole, parts = (
+        run(part, batch, mesh_of(1), count)[0].memory_analysis().temp_size_in_bytes
+        for count in (1, 8)
+    )
+    assert parts < whole / 3
+
+
+def test_rows_draw_alone():
+    """Dropout of a row depends on its number, not on what is beside it."""
+    part, batch = pieces("cross_modal_adapter", clips=8)
+    task, model = retrieval(mesh_of(1)), part.merge(part.trainable, part.frozen)
+    keys = accumulation.row_keys(jax.random.key(3), jnp.arange(8))
+    features = jax.jit(lambda batch, keys: task.features(model, batch, keys))
+    whole = features(batch, keys)
+    some = features(jax.tree.map(lambda x: x[2:6], batch), keys[2:6])
+    for ours, all_rows in zip(some, whole, strict=True):
+        np.testing.assert_allclose(ours, all_rows[2:6], atol=1e-5)
+    assert np.abs(whole.text - features(batch, keys[::-1]).text).max() > 1e-3
+
+
+def test_what_does_not_divide_is_named():
+    task = retrieval(mesh_of(8))
+    accumulation.check(task, mesh_of(8), 96, 4)
+    with pytest.raises(UserError, match=r"accumulation=5 .* 12 rows .*: 1, 2, 3, 4, 6, 12"):
+        accumulation.check(task, mesh_of(8), 96, 5)
+    task = dataclasses.make_dataclass("Other", ["options"])(None)
+    accumulation.check(task, mesh_of(8), 96, 1)
+    with pytest.raises(UserError, match="no function of features"):
+        accumulation.check(task, mesh_of(8), 96, 2)
