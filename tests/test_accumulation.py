@@ -42,9 +42,9 @@ def pieces(method, clips=32):
     return part, {**batch, "item": batch["item"].at[3].set(17)}
 
 
-def run(part, batch, mesh, count, loss="dense", key=None):
-    """((loss, metrics), gradients) of trainables and of the temperature, which is not frozen."""
-    task, key = retrieval(mesh, loss), jax.random.key(7) if key is None else key
+def run(part, batch, mesh, count, loss="dense"):
+    """The program, and ((loss, metrics), gradients) of trainables and of the temperature."""
+    task, key = retrieval(mesh, loss), jax.random.key(7)
     rest = {name: value for name, value in part.frozen.items() if name != "logit_scale"}
     trainable = {"method": part.trainable, "scale": part.frozen["logit_scale"]}
 
@@ -62,10 +62,12 @@ def run(part, batch, mesh, count, loss="dense", key=None):
         of = lambda trainable: task.loss(merge(trainable), batch, key)  # noqa: E731
         return jax.value_and_grad(of, has_aux=True)(trainable)
 
-    step = whole if count == 1 else in_parts
-    placed = jax.device_put(batch, meshes.batch_sharding(mesh))
-    compiled = step.lower(jax.device_put(trainable, meshes.replicated(mesh)), placed).compile()
-    return compiled, compiled(jax.device_put(trainable, meshes.replicated(mesh)), placed)
+    arguments = (
+        jax.device_put(trainable, meshes.replicated(mesh)),
+        jax.device_put(batch, meshes.batch_sharding(mesh)),
+    )
+    compiled = (whole if count == 1 else in_parts).lower(*arguments).compile()
+    return compiled, compiled(*arguments)
 
 
 def assert_equal(found, wanted):
@@ -81,35 +83,26 @@ def assert_equal(found, wanted):
         np.testing.assert_allclose(ours, dense, atol=1e-5 * np.abs(dense).max())
 
 
-@pytest.mark.parametrize("method", ["cross_modal_adapter", "uniadapter"])
-def test_four_parts_equal_the_whole_on_one_and_eight_devices(method):
-    part, batch = pieces(method)
+def test_four_parts_equal_the_whole_on_one_and_eight_devices():
+    """Dropout is on: see `test_rows_draw_alone`."""
+    part, batch = pieces("cross_modal_adapter")
     one, wanted = run(part, batch, mesh_of(1), 1)
-    other_key = run(part, batch, mesh_of(1), 1, key=jax.random.key(8))[1]
-    assert abs(float(other_key[0][0]) - float(wanted[0][0])) > 1e-4  # dropout is on
     alone, found = run(part, batch, mesh_of(1), 4)
     assert_equal(found, wanted)
     eight, found = run(part, batch, mesh_of(8), 4, "ring")
     assert_equal(found, wanted)
     for program in (one, alone):
         assert not collectives(Module(program.as_text()), 1)
-    # Features and pictures stay where they are; what is summed are losses and gradients.
-    kinds = collectives(Module(eight.as_text()), 8)
-    assert set(kinds) <= {"all-reduce", "collective-permute"}
-
-
-def test_activations_of_a_part_are_held_at_a_time():
-    part, batch = pieces("cross_modal_adapter", clips=64)
-    whole, parts = (
-        run(part, batch, mesh_of(1), count)[0].memory_analysis().temp_size_in_bytes
-        for count in (1, 8)
-    )
-    assert parts < whole / 3
+    # Pictures and features stay where they are.
+    moved = collectives(Module(eight.as_text()), 8)
+    assert sum(kind.bytes for kind in moved.values()) < batch["frames"].nbytes / 4
+    held, parts = (p.memory_analysis().temp_size_in_bytes for p in (one, alone))
+    assert parts < held / 2
 
 
 def test_rows_draw_alone():
     """Dropout of a row depends on its number, not on what is beside it."""
-    part, batch = pieces("cross_modal_adapter", clips=8)
+    part, batch = pieces("uniadapter", clips=8)
     task, model = retrieval(mesh_of(1)), part.merge(part.trainable, part.frozen)
     keys = accumulation.row_keys(jax.random.key(3), jnp.arange(8))
     features = jax.jit(lambda batch, keys: task.features(model, batch, keys))

@@ -188,10 +188,15 @@ def test_shuffling_frames_changes_no_rank(shuffled, similarity):
         assert set(moved) <= set(close[way][:, 0])
 
 
-def test_what_ships_is_small_and_all_read():
-    files = {file.name: file.stat().st_size for file in demo.BACKBONE.iterdir()}
-    assert set(files) == {"config.json", "model.safetensors", "tokenizer.json"}
-    assert sum(files.values()) <= 3_000_000
+@pytest.mark.parametrize(
+    ("family", "tokenizer", "bytes_"),
+    [("clip", "tokenizer.json", 3_000_000), ("blip", "vocab.txt", 3_300_000)],
+)
+def test_what_ships_is_small_and_all_read(family, tokenizer, bytes_):
+    place = demo.ASSETS / f"tiny_{family}"
+    files = {file.name: file.stat().st_size for file in place.iterdir()}
+    assert set(files) == {"config.json", "model.safetensors", tokenizer}
+    assert sum(files.values()) <= bytes_
 
 
 def test_clips_of_another_size_are_not_taken_for_ours(finished):

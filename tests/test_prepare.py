@@ -19,6 +19,7 @@ import pytest
 from uniadapter_jax.data import images
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.data.shards import ITEMS_PER_SHARD
+from uniadapter_jax.data.wordpiece import load_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
 
@@ -279,6 +280,19 @@ class TestTokenizer:
         assert digests(tmp_path / "a") == digests(tmp_path / "b")
         assert not (tmp_path / "b.work").exists()
 
+    def test_wordpiece_learns_from_questions_and_answers(self, tmp_path):
+        manifest = media.picture_manifest(tmp_path, 2, qa=[{"question": "Is it?", "answer": "xyz"}])
+        out = tmp_path / "out"
+        prepare(media.settings(), str(manifest), str(out), tokenizer_size=600, wordpiece_size=60)
+        tokenizer = load_wordpiece(out / "wordpiece")
+        assert tokenizer.vocab_size == 62 and (out / "tokenizer" / "tokenizer.json").exists()
+        ids = tokenizer.encode(["caption of it? xyz"], 12)
+        unknown = (out / "wordpiece" / "vocab.txt").read_text().split("\n").index("[UNK]")
+        assert unknown not in ids
+        prepare(media.settings(), str(manifest), str(tmp_path / "b"))
+        prepare(media.settings(), str(manifest), str(tmp_path / "b"), wordpiece_size=60)
+        assert digests(out / "wordpiece") == digests(tmp_path / "b" / "wordpiece")
+
 
 def processes_with(text):
     found = []
@@ -396,6 +410,7 @@ class TestCommandLine:
             "--output",
             "--workers",
             "train_tokenizer",
+            "train_wordpiece",
             "report.jsonl",
         ):
             assert word in done.stdout

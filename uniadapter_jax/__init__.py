@@ -8,15 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from uniadapter_jax.blip_model import AdaptedBLIP
     from uniadapter_jax.model import AdaptedModel, load_model
 
 __version__ = "0.1.0"
-__all__ = ["AdaptedModel", "__version__", "load_model"]
+__all__ = ["AdaptedBLIP", "AdaptedModel", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when something needs it: `import uniadapter_jax` takes milliseconds."""
-    if name in ("AdaptedModel", "load_model"):
+    if name in ("AdaptedBLIP", "AdaptedModel", "load_model"):
         from uniadapter_jax import model
 
         return getattr(model, name)

@@ -39,19 +39,25 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
 
     config.data = ConfigDict()
     config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
-    config.data.train_split = "train"
+    config.data.train_split = "train"  # or several: "train,val,vg"
     config.data.test_split = "test"
     config.data.val = 0  # clips carved out of the training part, by hash of the id
     config.data.frames = 12
     config.data.words = 32  # tokens, BOS and EOS included
     config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
-    config.data.augment = "none"  # none | crop_flip | crop_flip_color
+    config.data.sampling = "evenly"  # of stored frames: evenly | uniform | middle | random
+    config.data.resize = "crop"  # short side, then the middle: crop; both sides: squash (BLIP)
+    config.data.augment = "none"  # none | crop_flip | crop_flip_color | blip
+    config.data.preprocess = "none"  # of captions and questions: none | blip
+    config.data.max_words = 0  # of a text that preprocess=blip keeps; 0: all
+    config.data.answers = 10  # most distinct answers of a question in a training batch
+    config.data.answer_words = 10  # tokens of an answer, [DEC] and [SEP] included
     config.data.workers = 0  # processes that decode; 0 decodes in threads
     config.data.threads = 2
     config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
 
     config.data.prepare = ConfigDict()
-    config.data.prepare.source = "manifest"  # msrvtt | karpathy | manifest
+    config.data.prepare.source = "manifest"  # a name of data/sources
     config.data.prepare.sampling = "fps"  # fps | uniform | middle
     config.data.prepare.fps = 1.0  # for sampling=fps
     config.data.prepare.frames = 12  # for sampling=uniform and middle
@@ -109,7 +115,10 @@ _CHOICES = {
     "compute.dtype": ("float32", "bfloat16"),
     "compute.remat": ("none", "full", "dots"),
     "data.captions": ("all", "random"),
-    "data.augment": ("none", "crop_flip", "crop_flip_color"),
+    "data.sampling": ("evenly", "uniform", "middle", "random"),
+    "data.resize": ("crop", "squash"),
+    "data.augment": ("none", "crop_flip", "crop_flip_color", "blip"),
+    "data.preprocess": ("none", "blip"),
     "selection": ("auto", "last", "val", "test"),
 }
 # Keys without a default.
@@ -125,6 +134,7 @@ _POSITIVE = (
     "train.keep",
     "eval.batch_size",
     "data.frames",
+    "data.answers",
     "data.threads",
     "data.prefetch_mb",
     "optimizer.lr",
@@ -155,6 +165,12 @@ def validate(config: ConfigDict) -> ConfigDict:
             raise UserError(f"config.{path}={value(path)}: must be positive")
     if config.data.words < 3:
         raise UserError(f"config.data.words={config.data.words}: BOS, a token and EOS need 3")
+    if config.data.answer_words < 3:
+        raise UserError(
+            f"config.data.answer_words={config.data.answer_words}: [DEC], a token and [SEP] need 3"
+        )
+    if config.data.max_words < 0:
+        raise UserError(f"config.data.max_words={config.data.max_words}: must be at least 0")
     if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
     group, _, metric = config.selection_metric.partition("/")

@@ -4,9 +4,9 @@
 
 SOURCE is a directory or a file: HuggingFace CLIP or BLIP (safetensors or .bin, sharded or not),
 open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any
-torch or safetensors file with OpenAI's tensor names, a checkpoint of Cross-Modal Adapter, whose
-adapters go to DEST/adapter, or BLIP's own .pth (pre-trained, retrieval, VQA). Nothing of a torch
-file is executed, and torch is not needed.
+torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-trained, retrieval, VQA),
+or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter. Nothing
+of a torch file is executed, and torch is not needed.
 
 DEST gets config.json, model.safetensors, fingerprint.json and the tokenizer's files. It appears
 when it is complete. See docs/weights.md.
@@ -28,7 +28,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.layers import ACTIVATIONS
 from uniadapter_jax.errors import UserError, reporting
-from uniadapter_jax.weights import cma_names
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     FINGERPRINT_FILE,
@@ -40,7 +39,7 @@ from uniadapter_jax.weights.directory import (
 from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, workers
 from uniadapter_jax.weights.rules import Context, convert
-from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
+from uniadapter_jax.weights.sources import NO_HINTS, Hints, open_source
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 
 _PROGRESS_FROM = 2**28  # bytes; smaller conversions are over before a line could be read
@@ -71,9 +70,8 @@ def convert_weights(
         ignored=found.ignored,
         context=Context(grid),
     )
-    options = cma_names.options(found.adapter) if found.adapter else None
-    if options is not None:
-        problems += _adapter_problems(found, options)
+    if found.adapter is not None:
+        problems += found.adapter.problems
     raise_problems(source, problems)
     total = sum(tensor.nbytes for tensor in tensors.values())
     with new_directory(destination) as made:
@@ -86,9 +84,8 @@ def convert_weights(
             fingerprint = combine(digests, config)
         note = {"fingerprint": fingerprint, "converted_from": found.kind}
         (made / FINGERPRINT_FILE).write_text(json.dumps(note, indent=2) + "\n")
-        if options is not None:
-            tensors = dict(cma_names.from_official(found.adapter))
-            adapter = AdapterFiles("cross_modal_adapter", options, tensors, fingerprint)
+        if (own := found.adapter) is not None:
+            adapter = AdapterFiles(own.method, own.options, own.tensors, fingerprint)
             write_adapter(made / "adapter", adapter)
         said = provide_tokenizer(
             tokenizer, found.folder, made, config.vocab_size, family_of(config)
@@ -106,16 +103,6 @@ def _describe(config: Config) -> str:
     return (
         f"vision {v.layers} x {v.width} ({v.heads} heads, patches of {config.patch_size}, pictures "
         f"of {config.image_size}), text {t.layers} x {t.width} ({t.heads} heads), {v.activation}"
-    )
-
-
-def _adapter_problems(found: Source, options: dict[str, int]) -> list[str]:
-    vision, text = found.config.vision, found.config.text
-    return cma_names.misfits(
-        found.adapter,
-        layers=(vision.layers, text.layers),
-        widths=(vision.width, text.width),
-        **options,
     )
 
 

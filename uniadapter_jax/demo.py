@@ -1,16 +1,19 @@
 """The whole job in a minute or two: clips and texts in, a table and a picture out.
 
     python -m uniadapter_jax.demo [--workdir=runs/demo] [--seed=0] [--method=cross_modal_adapter]
+    python -m uniadapter_jax.demo --backbone=blip [--method=uniadapter]
 
-Draws clips of coloured shapes (real mp4 files), prepares them, measures how well the tiny CLIP that
-ships with the package finds them as it is, adapts it by `--method`, and measures again. Every step
-is the one that a user's own data takes: `prepare.prepare`, `run.run`. Run again, it skips what is
-done; another seed or method uses the same clips.
+Draws clips of coloured shapes (real mp4 files), prepares them, measures how well the tiny CLIP or
+BLIP that ships with the package finds them as it is, adapts it by `--method`, and measures again;
+with BLIP the best of the first stage are matched again. Every step is the one that a user's own
+data takes: `prepare.prepare`, `run.run`. Run again, it skips what is done; another seed, method or
+backbone uses the same clips.
 
 The same by hand, once the clips are there (configs/demo.py is `get_config` below):
 
     python -m uniadapter_jax.prepare --config=configs/demo.py --input=runs/demo/clips
     python -m uniadapter_jax.main --config=configs/demo.py:method=lora --workdir=runs/demo/lora
+    python -m uniadapter_jax.main --config=configs/demo.py:backbone=blip --workdir=runs/demo/blip
 """
 
 from __future__ import annotations
@@ -33,15 +36,17 @@ from uniadapter_jax.config import base_config, parse_argument
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.evaluate import RetrievalEvaluator
+from uniadapter_jax.evaluate import RetrievalEvaluator, make_evaluator
 from uniadapter_jax.experiment import build
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.progress import Progress, duration, say
 from uniadapter_jax.run import run
 from uniadapter_jax.train import Preempted, fit
 
-BACKBONE = pathlib.Path(__file__).parent / "assets" / "tiny_clip"
+ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
+# The method that a backbone's own paper has.
+METHOD = {"clip": "cross_modal_adapter", "blip": "uniadapter"}
 # Peak learning rates. Full fine-tuning forgets at the rate that suits a few new parameters.
 LR = {
     "cross_modal_adapter": 8e-3,
@@ -65,14 +70,23 @@ class Size:
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """The demo's config; `argument` may say method=NAME."""
-    method = parse_argument(argument, method="cross_modal_adapter")["method"]
-    config = base_config(method)
-    config.name = f"demo-{method}"
-    config.backbone = str(BACKBONE)
-    # A text is about all frames alike, and the raw features of so small a CLIP are too long for
-    # q_score's temperature: its softmax would pick one frame.
-    config.task.similarity = "mean_pool_unit"
+    """The demo's config; `argument` may say method=NAME and backbone=clip or blip."""
+    chosen = parse_argument(argument, method="", backbone="clip")
+    backbone = chosen["backbone"]
+    if backbone not in METHOD:
+        raise UserError(f"backbone={backbone}: choose one of {', '.join(METHOD)}")
+    method = chosen["method"] or METHOD[backbone]
+    config = base_config(method, "retrieval" if backbone == "clip" else "matching")
+    config.name = f"demo-{backbone}-{method}"
+    config.backbone = str(ASSETS / f"tiny_{backbone}")
+    if backbone == "clip":
+        # A text is about all frames alike, and the raw features of so small a CLIP are too long
+        # for q_score's temperature: its softmax would pick one frame.
+        config.task.similarity = "mean_pool_unit"
+    else:
+        config.task.momentum, config.task.queue = 0.99, 320
+        config.task.frame_weights = True
+        config.task.rerank_k = 24
     config.data.records = f"{WORKDIR}/records"
     config.data.frames = toy.SEGMENTS
     config.data.words = 20
@@ -85,17 +99,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.train.batch_size = 32
     config.train.steps = Size.steps
     config.train.checkpoint_every = 50
-    if method == "cross_modal_adapter":
+    if method in ("cross_modal_adapter", "uniadapter"):
         config.method.bottleneck = 16
+    if method == "cross_modal_adapter":
         config.method.init_std = 0.03
     return config
 
 
 def demo(
     workdir: str | os.PathLike,
-    method: str = "cross_modal_adapter",
+    method: str = "",
     seed: int = 0,
     size: Size = Size(),
+    backbone: str = "clip",
 ) -> dict[str, Any]:
     """Runs all of it; returns {"before", "after": result.json's, "seconds": per phase, "picture"}.
 
@@ -103,7 +119,11 @@ def demo(
       UserError: `workdir` holds clips of another size.
     """
     workdir = pathlib.Path(workdir).absolute()
-    before, after = (sized_config(workdir, name, seed, size) for name in ("zero_shot", method))
+    method = method or METHOD[backbone]
+    before, after = (
+        sized_config(workdir, name, seed, size, backbone) for name in ("zero_shot", method)
+    )
+    mark = "" if backbone == "clip" else f"{backbone}-"
     seconds: dict[str, float] = {}
 
     def phase(name: str, work: Callable[[], T]) -> T:
@@ -115,17 +135,19 @@ def demo(
 
     phase("draw clips", lambda: make_clips(workdir / "clips", size))
     phase("prepare records", lambda: _prepare(after, workdir / "clips"))
-    zero_shot = phase("evaluate zero-shot", lambda: run(before, workdir / "zero_shot"))
-    place = workdir / f"{method}-seed{seed}"
+    zero_shot = phase("evaluate zero-shot", lambda: run(before, workdir / f"{mark}zero_shot"))
+    place = workdir / f"{mark}{method}-seed{seed}"
     adapted = phase(f"adapt and evaluate: {method}", lambda: run(after, place))
     picture = place / "retrieved.png"
     phase("draw what was retrieved", lambda: draw_retrieved(after, place, picture))
     return {"before": zero_shot, "after": adapted, "seconds": seconds, "picture": str(picture)}
 
 
-def sized_config(workdir: pathlib.Path, method: str, seed: int, size: Size) -> ConfigDict:
+def sized_config(
+    workdir: pathlib.Path, method: str, seed: int, size: Size, backbone: str = "clip"
+) -> ConfigDict:
     """`get_config` with the flags' values."""
-    config = get_config(f"method={method}")
+    config = get_config(f"method={method},backbone={backbone}")
     config.seed = seed
     config.data.records = str(workdir / "records")
     config.train.steps = size.steps
@@ -158,7 +180,8 @@ def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
     """Draws the best clips of some test texts; the model is what `run` left in `place`."""
     experiment = build(config)
-    evaluator = RetrievalEvaluator(experiment)
+    evaluator = make_evaluator(experiment)
+    assert isinstance(evaluator, RetrievalEvaluator)
     trainable = fit(experiment, place, evaluator).trainable  # restores: nothing is left to train
     test, encoder = experiment.data.test, evaluator.encoder
     clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
@@ -203,7 +226,8 @@ def main() -> None:
     """The command."""
     size = Size()
     workdir = flags.DEFINE_string("workdir", WORKDIR, "Where everything goes.")
-    method = flags.DEFINE_string("method", "cross_modal_adapter", "How to adapt.")
+    backbone = flags.DEFINE_enum("backbone", "clip", list(METHOD), "What to adapt.")
+    method = flags.DEFINE_string("method", "", "How to adapt; default: the backbone's own paper's.")
     seed = flags.DEFINE_integer("seed", 0, "Of the adapter's start and of the order of the clips.")
     train = flags.DEFINE_integer("train-clips", size.train, "Clips to train on.", 1)
     test = flags.DEFINE_integer("test-clips", size.test, "Clips to test on.", 1)
@@ -215,7 +239,7 @@ def main() -> None:
         began = time.monotonic()
         chosen = Size(train.value, test.value, steps.value)
         try:
-            found = demo(workdir.value, method.value, seed.value, chosen)
+            found = demo(workdir.value, method.value, seed.value, chosen, backbone.value)
         except Preempted as stopped:
             say(f"{stopped}. Run the same command to go on.")
             return 0

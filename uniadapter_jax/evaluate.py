@@ -17,13 +17,17 @@ from jax.sharding import Mesh
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import metrics
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.pair_scores import Texts
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.progress import Progress
+from uniadapter_jax.reranking import Reranker
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.types import Array, PyTree
+from uniadapter_jax.vqa_evaluation import VqaEvaluator
 
 TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
 
@@ -47,6 +51,10 @@ class TwoTower(Protocol):
 
 def make_evaluator(experiment: Experiment, workdir: pathlib.Path | None = None) -> Evaluator:
     """The evaluation of the experiment's task; `workdir` keeps what a long one has done."""
+    if experiment.kind.name == "vqa":
+        return VqaEvaluator(experiment, workdir)
+    if experiment.kind.name == "matching":
+        return MatchingEvaluator(experiment, workdir)
     return RetrievalEvaluator(experiment)
 
 
@@ -96,7 +104,9 @@ class Encoder:
     def text_ids(self, captions: list[str]) -> np.ndarray:
         """Ids "n l" of every caption."""
         e = self.experiment
-        ids = e.tokenizer.encode(captions, e.config.data.words)
+        data = e.config.data
+        rule = TextRule(data.preprocess, data.max_words)
+        ids = e.tokenizer.encode(rule.captions(captions), data.words)
         if isinstance(e.model_config, CLIPConfig):
             check_ids(ids, e.model_config)
         return ids
@@ -185,6 +195,43 @@ class RetrievalEvaluator:
         """Per direction the scores "n m" of all texts and clips."""
         task = cast(TwoTower, self.experiment.task)
         return dict.fromkeys(metrics.DIRECTIONS, task.similarity(text, clips, mask))
+
+
+class MatchingEvaluator(RetrievalEvaluator):
+    """The same, but the best of the first stage are scored again by matching."""
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path | None = None):
+        super().__init__(experiment)
+        self.workdir = workdir
+        options = experiment.config.task
+        self.reranker = None
+        if options.rerank_k:
+            self.reranker = Reranker(experiment.partition, experiment.mesh, options)
+
+    def scores(
+        self,
+        trainable: PyTree,
+        records: Records,
+        ids: np.ndarray,
+        text: np.ndarray,
+        clips: Any,
+        mask: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """Matching scores of the `rerank_k` best of either side, -100 for the others."""
+        first = super().scores(trainable, records, ids, text, clips, mask)
+        if self.reranker is None:
+            return first
+        e = self.experiment
+        found = self.reranker.rerank(
+            trainable,
+            Texts(ids, ids != e.model_config.pad_id, text),
+            lambda items: e.clip_batches(records.subset(items)),
+            first["t2v"],
+            batch=e.eval_batch,
+            workdir=self.workdir,
+            identity=f"{e.backbone.fingerprint} {records.fingerprint} {e.identity}",
+        )
+        return dict(zip(metrics.DIRECTIONS, found, strict=True))
 
 
 def _check_finite(features: np.ndarray, names: list[str]) -> None:

@@ -18,6 +18,7 @@ from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.data.pipeline import Batch, clip_batches, steps_per_epoch, train_batches
+from uniadapter_jax.data.questions import question_steps_per_epoch, question_train_batches
 from uniadapter_jax.data.records import Records, carve_validation, open_records
 from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
@@ -31,7 +32,7 @@ from uniadapter_jax.weights.directory import (
     backbone_family,
     load_backbone,
 )
-from uniadapter_jax.weights.families import FAMILIES, Config, check_tokenizer, family_of
+from uniadapter_jax.weights.families import FAMILIES, check_tokenizer, family_of
 
 
 @dataclasses.dataclass
@@ -62,8 +63,8 @@ class Experiment:
     optimizer: optax.GradientTransformation | None
 
     @property
-    def model_config(self) -> Config:
-        """The backbone's config."""
+    def model_config(self) -> Any:
+        """The backbone's config, of the family that the task needs."""
         return self.backbone.model.config
 
     @property
@@ -74,17 +75,18 @@ class Experiment:
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """This process' rows of the global training batches from `start_step` on, without end."""
         assert self.data.train is not None
-        return train_batches(
-            self.data.train,
-            self.tokenizer,
-            self.config.data,
-            image_size=self.model_config.image_size,
-            global_batch=self.config.train.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            avoid_duplicates=self.config.task.get("duplicates") == "avoid",
+        options: dict[str, Any] = {
+            "image_size": self.model_config.image_size,
+            "global_batch": self.config.train.batch_size,
+            "seed": self.config.seed,
+            "start_step": start_step,
             **self.processes,
-        )
+        }
+        source = self.data.train, self.tokenizer, self.config.data
+        if self.kind.asks:
+            return question_train_batches(*source, **options)
+        avoid = self.config.task.get("duplicates") == "avoid"
+        return train_batches(*source, avoid_duplicates=avoid, **options)
 
     def clip_batches(self, records: Records) -> Iterator[Batch]:
         """This process' rows of every clip once, in order: `eval_batch` at a time."""
@@ -123,7 +125,10 @@ class Experiment:
             **_flat("optimizer", config.optimizer),
             **{
                 f"data.{name}": config.data[name]
-                for name in ("frames", "words", "captions", "augment", "val")
+                for name in (
+                    *("frames", "words", "captions", "sampling", "resize", "augment", "val"),
+                    *("preprocess", "max_words", "answers", "answer_words"),
+                )
             },
         }
         return json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
@@ -147,7 +152,7 @@ def build(config: ConfigDict) -> Experiment:
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
-        epoch_steps = steps_per_epoch(data.train, config.data.captions, config.train.batch_size)
+        epoch_steps = _epoch_steps(config, kind, data.train)
         total_steps = config.train.steps or config.train.epochs * epoch_steps
         optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
@@ -169,6 +174,12 @@ def build(config: ConfigDict) -> Experiment:
         epoch_steps=epoch_steps,
         optimizer=optimizer,
     )
+
+
+def _epoch_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
+    if kind.asks:
+        return question_steps_per_epoch(train, config.train.batch_size)
+    return steps_per_epoch(train, config.data.captions, config.train.batch_size)
 
 
 def attach_method(model: Any, config: ConfigDict) -> Partition:
@@ -210,7 +221,7 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
     if not config.tokenizer and not backbone.source.startswith("random:"):
         candidates.append(backbone.source)
     if not config.tokenizer:
-        candidates.append(str(pathlib.Path(config.data.records) / "tokenizer"))
+        candidates.append(str(pathlib.Path(config.data.records) / family.records_tokenizer))
     present = [
         c
         for c in candidates
@@ -219,7 +230,7 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
     if not present:
         raise UserError(
             f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "
-            "one with `python -m uniadapter_jax.prepare ... --train-tokenizer N`"
+            f"one with `python -m uniadapter_jax.prepare ... --train-{family.records_tokenizer}=N`"
         )
     tokenizer = family.load_tokenizer(present[0])
     check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)

@@ -29,24 +29,29 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import Method, get_method
+from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.checkpoint import last_step, restore_trainable
-from uniadapter_jax.data.text import load_tokenizer
 from uniadapter_jax.errors import UserError, reporting
 from uniadapter_jax.model import put_adapter
 from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
 from uniadapter_jax.partition import Partition, flat_names, partition
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     Backbone,
     copy_tokenizer,
     huggingface_tensors,
-    load_clip,
+    load_backbone,
     new_directory,
     read_json,
     write_backbone,
 )
+from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
+
+# Of `config.data`, what an adapter remembers: how a text becomes ids.
+_DATA = ("words", "preprocess", "max_words")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,10 +116,10 @@ def export(
             _write_merged(made, method, part, base, tokenizer)
         else:
             write_adapter(made, adapter)
-            if method.name == "lora":
+            if method.name == "lora" and isinstance(base.model, CLIP):
                 write_peft(made / "peft", adapter)
             if tokenizer is not None and tokenizer != base.source:
-                copy_tokenizer(tokenizer, made)
+                copy_tokenizer(tokenizer, made, family_of(base.model.config))
         (made / "README.md").write_text(card)
 
 
@@ -160,7 +165,7 @@ def _load_backbone(run: Run, given: str | None) -> Backbone:
             f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
             f"{pathlib.Path.cwd()}; pass --backbone=DIR"
         )
-    base = load_clip(given or named, seed=run.config["seed"])
+    base = load_backbone(given or named, seed=run.config["seed"])
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "
@@ -181,9 +186,9 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
         tensors={name: np.asarray(leaf) for name, leaf in flat_names(trained).items()},
         fingerprint=base.fingerprint,
         task={
-            "similarity": task["similarity"],
-            "temperature": task["temperature"],
-            "words": run.config["data"]["words"],
+            "name": task["name"],
+            **{name: task[name] for name in get_task(task["name"]).kept},
+            **{name: run.config["data"][name] for name in _DATA},
         },
         tokenizer=run.identity["tokenizer"],
         backbone=pathlib.PurePath(run.config["backbone"]).name,
@@ -203,11 +208,12 @@ def _shapes_of_trainables(base: Backbone, method: Method, options: Mapping[str, 
 
 def _tokenizer_directory(run: Run, base: Backbone) -> str | None:
     """Where the tokenizer lies that the run used, None if it is not there any more."""
-    config = run.config
-    places = (config["tokenizer"], base.source, f"{config['data']['records']}/tokenizer")
+    config, family = run.config, family_of(base.model.config)
+    records = pathlib.Path(config["data"]["records"])
+    places = (config["tokenizer"], base.source, str(records / family.records_tokenizer))
     for place in filter(None, places):
         if pathlib.Path(place).is_dir():
-            if load_tokenizer(place).fingerprint == run.identity["tokenizer"]:
+            if family.load_tokenizer(place).fingerprint == run.identity["tokenizer"]:
                 return place
     return None
 
@@ -219,7 +225,7 @@ def _write_merged(
     assert method.merge is not None
     method.merge(model)
     write_backbone(made, base.model.config, dict(huggingface_tensors(model)))
-    copy_tokenizer(tokenizer, made)
+    copy_tokenizer(tokenizer, made, family_of(base.model.config))
 
 
 def push(directory: str | os.PathLike[str], repository: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.peers import Peers, meet
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, for several processes outside TPU VMs and Slurm."
@@ -22,32 +25,79 @@ _INDEX = flags.DEFINE_integer("process-id", None, "Which one this is, from 0.")
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "Several hosts that JAX finds by itself (TPU pods, Slurm, GKE)."
 )
-# After an error: how long a process waits at its end for others, which may be waiting for it.
-_SHUTDOWN_SECONDS = 10
-
 _TIMEOUT = flags.DEFINE_integer("initialization-timeout", 300, "Seconds to wait for processes.")
 
+# After an error: how long a process waits at its end for others, which may be waiting for it.
+_SHUTDOWN_SECONDS = 10
+# JAX's own watch, should ours not see a process go.
+_HEARTBEAT_SECONDS = 45
 
-def start_processes() -> None:
-    """`jax.distributed.initialize` as the flags say; before anything else touches a device."""
-    given = [_COORDINATOR.value, _PROCESSES.value, _INDEX.value]
-    if all(value is None for value in given):
-        if _DISTRIBUTED.value:
-            jax.distributed.initialize(
-                initialization_timeout=_TIMEOUT.value,
-                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-            )
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """All processes, as the flags say; before anything else touches a device.
+
+    Within it a process that is gone, or fails alone, ends all others with a message and status 1.
+
+    Raises:
+      UserError: not all came (says which), process 0 does not answer, or the flags are wrong.
+    """
+    peers = _start()
+    if peers is None:
+        yield
         return
-    if any(value is None for value in given):
+    peers.watch(_SHUTDOWN_SECONDS)
+    try:
+        yield
+    except BaseException as error:
+        # What a collective raises when a peer goes says less than who went.
+        if not isinstance(error, UserError) and (reason := peers.lost(2)):
+            peers.end(reason)
+        peers.fail(str(error) or type(error).__name__)
+        raise
+    finally:
+        peers.close()
+
+
+def _start() -> Peers | None:
+    """Meets the others and starts JAX on all of them; None if there is one process only."""
+    address, count, index = _COORDINATOR.value, _PROCESSES.value, _INDEX.value
+    devices = None
+    if address is None and count is None and index is None:
+        if not _DISTRIBUTED.value:
+            return None
+        address, count, index, devices = _detect()
+    if address is None or count is None or index is None:
         raise UserError("--coordinator, --num-processes and --process-id belong together")
+    if count == 1:
+        return None
+    peers = meet(address, index, count, _TIMEOUT.value)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        _COORDINATOR.value,
-        _PROCESSES.value,
-        _INDEX.value,
+        address,
+        count,
+        index,
+        local_device_ids=devices,
         initialization_timeout=_TIMEOUT.value,
+        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
+    return peers
+
+
+def _detect() -> tuple[str, int, int, Any]:
+    """Coordinator, processes, this one and its devices, where JAX knows the kind of cluster."""
+    from jax._src.clusters import ClusterEnv  # private: in public JAX finds them and keeps it
+
+    address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, _TIMEOUT.value
+    )
+    if address is None or count is None or index is None:
+        raise UserError(
+            "--distributed: this is no cluster that JAX knows (TPU VM, GKE, Slurm, Open MPI); say "
+            "--coordinator=HOST:PORT, --num-processes and --process-id"
+        )
+    return address, count, index, devices
 
 
 def end_processes() -> None:

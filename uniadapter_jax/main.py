@@ -35,13 +35,13 @@ def main(argv: Sequence[str]) -> int:
     config = _CONFIG.value
     if config is None:
         raise UserError("--config is missing; for example --config=configs/msrvtt.py")
-    launch.start_processes()
-    launch.use_compile_cache()
-    try:
-        run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
-        launch.end_processes()
-    except Preempted as stopped:
-        say(f"{stopped}. Run the same command to go on.")
+    with launch.processes():
+        launch.use_compile_cache()
+        try:
+            run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
+            launch.end_processes()
+        except Preempted as stopped:
+            say(f"{stopped}. Run the same command to go on.")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -139,6 +140,16 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree)
+
+
+def of_first_process(array: np.ndarray) -> np.ndarray:
+    """The array of process 0, on all of them; others may have one of another length."""
+    if jax.process_count() == 1:
+        return array
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(array))))
+    if jax.process_index():
+        array = np.zeros((length, *array.shape[1:]), array.dtype)
+    return np.array(multihost_utils.broadcast_one_to_all(array))  # a copy may be written to
 
 
 def fetch(tree: PyTree) -> PyTree:

@@ -21,17 +21,20 @@ from PIL import Image
 
 from uniadapter_jax import scoring
 from uniadapter_jax.adapters import get_method
+from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
-from uniadapter_jax.data.text import Tokenizer, load_tokenizer
+from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import Partition, flat_names, partition
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.similarity import SIMILARITIES
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
-from uniadapter_jax.weights.directory import TOKENIZER_FILES, Backbone, load_clip
+from uniadapter_jax.weights.directory import Backbone, load_backbone
+from uniadapter_jax.weights.families import family_of
 
 _TASK = ("similarity", "temperature")
 
@@ -45,16 +48,16 @@ def load_model(
     dtype: str = "float32",
     batch_size: int = 64,
     seed: int = 0,
-) -> AdaptedModel:
-    """A model for inference.
+) -> AdaptedModel | AdaptedBLIP:
+    """A model for inference, of the family that the backbone's config names.
 
     Args:
       backbone: a directory in HuggingFace's layout, or `random:<config.json>` with `seed`.
       adapter: a directory that `export` (or `convert`) wrote; None is the backbone alone.
       tokenizer: a directory of tokenizer files; by default the adapter's, else the backbone's.
         Without any, ids work and strings raise.
-      similarity: q_score, mean_pool or mean_pool_unit; by default what the adapter was trained
-        with.
+      similarity: of CLIP, q_score, mean_pool or mean_pool_unit; by default what the adapter was
+        trained with.
       dtype: of frozen weights and activations, float32 or bfloat16.
       batch_size: frames or texts that are encoded at once.
 
@@ -63,16 +66,21 @@ def load_model(
         tokenizer or another version of its method, or its tensors are not exactly the method's.
         Both sides are said.
     """
-    base = load_clip(os.fspath(backbone), seed=seed, dtype=dtype)
+    base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
     found = None if adapter is None else read_adapter(pathlib.Path(adapter))
     part = partition(base.model, None, dtype) if found is None else put_adapter(base, found, dtype)
-    return AdaptedModel(
+    task = _task(found, similarity)
+    if (is_blip := isinstance(base.model, BLIP)) and similarity is not None:
+        raise UserError(
+            f"similarity={similarity!r} is CLIP's; BLIP compares by cosine, then matches"
+        )
+    return (AdaptedBLIP if is_blip else AdaptedModel)(
         part,
         base.model.config,
         _tokenizer(base, adapter, tokenizer, found.tokenizer if found else ""),
         method=found.method if found else "zero_shot",
         fingerprint=base.fingerprint,
-        task=_task(found, similarity),
+        task=task,
         batch_size=batch_size,
     )
 
@@ -107,8 +115,10 @@ def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
 
 def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Tokenizer:
     own = base.source.removeprefix("random:")
-    directory = given or next((d for d in (adapter, own) if d and _has_tokenizer(d)), own)
-    tokenizer = load_tokenizer(directory)
+    family = family_of(base.model.config)
+    files = family.tokenizer_files
+    directory = given or next((d for d in (adapter, own) if d and _has_any(d, files)), own)
+    tokenizer = family.load_tokenizer(directory)
     if expected and tokenizer.fingerprint and tokenizer.fingerprint != expected:
         raise UserError(
             f"the tokenizer in {directory} has the fingerprint {tokenizer.fingerprint}, the "
@@ -122,8 +132,8 @@ def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Token
     return tokenizer
 
 
-def _has_tokenizer(directory: str | os.PathLike[str]) -> bool:
-    return any((pathlib.Path(directory) / name).is_file() for name in TOKENIZER_FILES)
+def _has_any(directory: str | os.PathLike[str], files: Sequence[str]) -> bool:
+    return any((pathlib.Path(directory) / name).is_file() for name in files)
 
 
 class AdaptedModel:

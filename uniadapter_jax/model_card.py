@@ -8,11 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniadapter_jax import __version__
+from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles
 
 UNKNOWN_LICENSE = "unknown"  # the hub's own word
 
 _TITLES = {"t2v": "text to clip", "v2t": "clip to text"}
+# By task: the backbone's family, and what people search for on the hub.
+_KINDS = {
+    "retrieval": ("CLIP", "text-video-retrieval"),
+    "matching": ("BLIP", "text-video-retrieval"),
+    "vqa": ("BLIP", "visual-question-answering"),
+}
 
 
 def model_card(
@@ -28,16 +35,17 @@ def model_card(
 ) -> str:
     """The text. `config` and `result` are the run's; `result` is None unless it is of `step`."""
     kind = "backbone with a merged adapter" if merged else "adapter"
+    family, tag = _KINDS[config["task"]["name"]]
     lines = [
         "---",
         f"library_name: {'transformers' if merged else 'uniadapter_jax'}",
         f"license: {license}",
         *([f"base_model: {base_model}"] if base_model else []),
         "tags:",
-        *(f"- {tag}" for tag in ("adapter", adapter.method, "clip", "text-video-retrieval")),
+        *(f"- {tag}" for tag in ("adapter", adapter.method, family.lower(), tag)),
         "---",
         "",
-        f"# {config['name']}: {kind}, {adapter.method} on CLIP",
+        f"# {config['name']}: {kind}, {adapter.method} on {family}",
         "",
         *_what(adapter, config, step, parameters),
         "",
@@ -47,7 +55,7 @@ def model_card(
         "",
         "## How to load it",
         "",
-        *(_merged_usage() if merged else _usage(adapter)),
+        *(_merged_usage(family) if merged else _usage(adapter, family)),
         "",
         "## Licence",
         "",
@@ -70,9 +78,12 @@ def _what(
         "base": f"`{_name(adapter.backbone)}`, fingerprint `{adapter.fingerprint}`",
         "data": f"`{_name(data['records'])}`, {data['frames']} frames a clip, {data['words']} "
         "tokens a text",
-        "similarity": f"`{adapter.task['similarity']}`",
-        "recipe": f"{step} steps of {train['batch_size']} pairs, `{optimizer['recipe']}`, learning "
-        f"rate {optimizer['lr']:g}, seed {config['seed']}",
+        **{
+            name.replace("_", " "): f"`{adapter.task[name]}`"
+            for name in get_task(config["task"]["name"]).kept
+        },
+        "recipe": f"{step} steps of {train['batch_size']} samples, `{optimizer['recipe']}`, "
+        f"learning rate {optimizer['lr']:g}, seed {config['seed']}",
         "made with": f"uniadapter_jax {__version__}",
     }
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
@@ -84,13 +95,26 @@ def _name(path: str) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[str]:
-    metrics = result["metrics"]
-    names = list(next(iter(metrics.values())))
     chosen = {
         "last": "the last step, chosen without looking at results",
         "val": "the best step on clips held out of the training set",
         "test": "the best step on this very test set, which flatters it",
     }[result["selection"]]
+    if "questions" in result:
+        return [
+            f"On {result['questions']} questions about {result['clips']} clips or pictures of the "
+            f"test split, in percent; parameters of {chosen}:",
+            "",
+            "| accuracy | |",
+            "|---|---|",
+            *(
+                f"| {name} | {value:.2f} |"
+                for values in result["metrics"].values()
+                for name, value in values.items()
+            ),
+        ]
+    metrics = result["metrics"]
+    names = list(next(iter(metrics.values())))
     return [
         f"On {result['clips']} test clips and {result['texts']} texts (R@K in percent, MdR and MnR "
         f"median and mean rank); parameters of {chosen}:",
@@ -104,20 +128,31 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _usage(adapter: AdapterFiles) -> list[str]:
+_CLIP_USAGE = (
+    "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
+)
+_BLIP_USAGE = (
+    "clips = model.encode_clips(pixels)                  # uint8 [N, frames, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, clips)             # first stage",
+    'logits = model.match(pixels, ["a cat jumps on a chair"])    # second: no match, match',
+)
+
+
+def _usage(adapter: AdapterFiles, family: str) -> list[str]:
     lines = [
         "```python",
         "import uniadapter_jax",
         "",
         'model = uniadapter_jax.load_model("BACKBONE", "THIS_DIRECTORY")',
-        "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
-        'text = model.encode_text(["a cat jumps on a chair"])',
-        "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
+        *(_CLIP_USAGE if family == "CLIP" else _BLIP_USAGE),
         "```",
         "",
         "BACKBONE is a directory with exactly the fingerprint above; another one is refused.",
     ]
-    if adapter.method == "lora":
+    if adapter.method == "lora" and family == "CLIP":
         lines += ["", "`peft/` holds the same in PEFT's layout:", "", "```python"]
         lines += ["from peft import PeftModel", "from transformers import CLIPModel", ""]
         lines += ['model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),']
@@ -125,15 +160,16 @@ def _usage(adapter: AdapterFiles) -> list[str]:
     return lines
 
 
-def _merged_usage() -> list[str]:
+def _merged_usage(family: str) -> list[str]:
+    model = "CLIPModel" if family == "CLIP" else "BlipForImageTextRetrieval"
     return [
-        "The adapter is worked into the weights: this is a plain CLIP.",
+        f"The adapter is worked into the weights: this is a plain {family}.",
         "",
         "```python",
-        "from transformers import CLIPModel",
+        f"from transformers import {model}",
         "import uniadapter_jax",
         "",
-        'model = CLIPModel.from_pretrained("THIS_DIRECTORY")     # either',
+        f'model = {model}.from_pretrained("THIS_DIRECTORY")     # either',
         'model = uniadapter_jax.load_model("THIS_DIRECTORY")     # or',
         "```",
     ]

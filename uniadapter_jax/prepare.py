@@ -3,10 +3,10 @@
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
 `config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy,
-msrvtt_qa, vqav2, vqa_blip, manifest), which frames are kept (sampling: fps, uniform, middle) and
-how (short_side, quality); any of it can be set here, as in --config.data.prepare.short_side=128.
-For source=manifest, --input is a JSONL file: {"id", "path", "start", "end", "captions": [],
-"qa": [], "split"} in each line.
+msrvtt_qa, vqav2, vqa_blip, easy_vqa, manifest), which frames are kept (sampling: fps, uniform,
+middle) and how (short_side, quality); any of it can be set here, as in
+--config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file: {"id", "path",
+"start", "end", "captions": [], "qa": [], "split"} in each line.
 
 Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
 config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -44,6 +46,7 @@ def prepare(
     *,
     workers: int = 0,
     tokenizer_size: int = 0,
+    wordpiece_size: int = 0,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes the records directory `output`; returns the content of its `prepare.json`.
@@ -54,20 +57,24 @@ def prepare(
       input_path: directory with annotations and media, or the manifest.
       workers: decoding processes; 0 decodes in this one.
       tokenizer_size: entries of a byte-level BPE to train on the train captions, 0 for none.
+      wordpiece_size: entries of a WordPiece vocabulary to train on the captions, questions and
+        answers of train, [DEC] and [ENC] not counted; 0 for none.
       overwrite: whether records of another input or with other settings may be replaced.
     """
     output = os.path.abspath(output)
     source = read_source(settings.source, input_path)
     facts = {"protocol": source.protocol, "input": _input_hash(source)}
     finished = _finished(output, settings, facts, overwrite)
+    wanted = {"tokenizer": tokenizer_size, "wordpiece": wordpiece_size}
+    sizes = {folder: size for folder, size in wanted.items() if size}
     if finished is None:
         with _work_directory(f"{output}.work") as work:
-            _make(source, settings, facts, output, work, workers, tokenizer_size)
+            _make(source, settings, facts, output, work, workers, sizes)
     else:
         print(f"{output} is up to date")
-    if tokenizer_size and finished is not None:
+    if sizes and finished is not None:
         with _work_directory(f"{output}.work") as work:
-            _add_tokenizer(output, work, tokenizer_size)
+            _add_tokenizers(output, work, sizes)
     content = read_prepare_json(output)
     assert content is not None
     return content
@@ -139,7 +146,7 @@ def _make(
     output: str,
     work: str,
     workers: int,
-    tokenizer_size: int,
+    sizes: Mapping[str, int],
 ) -> None:
     shards = plan_shards(source.items, source.root, settings, os.path.join(work, "shards"))
     _clean(work, shards)
@@ -161,8 +168,8 @@ def _make(
         )
     new = os.path.join(work, "new")
     builder.build(found, settings, facts, new)
-    if tokenizer_size:
-        _train_tokenizer(new, new, tokenizer_size)
+    for folder, size in sizes.items():
+        _train(new, os.path.join(new, folder), size)
     _publish(new, output, work)
     _print_report(output, found.coverage)
 
@@ -189,21 +196,30 @@ def _publish(new: str, output: str, work: str) -> None:
         shutil.rmtree(work)
 
 
-def _train_tokenizer(records: str, directory: str, size: int) -> None:
+def _train(records: str, target: str, size: int) -> None:
+    """The tokenizer that `target` is named after: `tokenizer`, CLIP's, or `wordpiece`, BLIP's."""
     from uniadapter_jax.data.records import open_records
     from uniadapter_jax.data.text import train_tokenizer
+    from uniadapter_jax.data.wordpiece import train_wordpiece
 
-    captions = [caption for clip in open_records(records, "train").captions for caption in clip]
-    train_tokenizer(captions, size, os.path.join(directory, "tokenizer"))
+    train = open_records(records, "train")
+    texts = (caption for clip in train.captions for caption in clip)
+    if os.path.basename(target) == "tokenizer":
+        train_tokenizer(texts, size, target)
+    else:
+        asked = (question for several in train.questions for question in several)
+        of_questions = (text for q in asked for text in (q.text, *q.answers))
+        train_wordpiece(itertools.chain(texts, of_questions), size, target)
 
 
-def _add_tokenizer(output: str, work: str, size: int) -> None:
-    """Trains a tokenizer for finished records that have none."""
-    target = os.path.join(output, "tokenizer")
-    if not os.path.exists(target):
-        _train_tokenizer(output, work, size)
-        os.rename(os.path.join(work, "tokenizer"), target)
-        print(f"trained {target}")
+def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:
+    """Trains for finished records what they do not have."""
+    for folder, size in sizes.items():
+        target = os.path.join(output, folder)
+        if not os.path.exists(target):
+            _train(output, os.path.join(work, folder), size)
+            os.rename(os.path.join(work, folder), target)
+            print(f"trained {target}")
     shutil.rmtree(work)
 
 
@@ -280,6 +296,13 @@ def define_flags() -> dict[str, Any]:
             "OUTPUT/tokenizer.",
             0,
         ),
+        "wordpiece": flags.DEFINE_integer(
+            "train_wordpiece",
+            0,
+            "Also train a WordPiece vocabulary of this many entries, for BLIP, on the captions, "
+            "questions and answers of train, into OUTPUT/wordpiece.",
+            0,
+        ),
         "overwrite": flags.DEFINE_bool(
             "overwrite", False, "Replace records of another input or with other settings."
         ),
@@ -288,7 +311,7 @@ def define_flags() -> dict[str, Any]:
 
 def _arguments(argv: Sequence[str]) -> list[str]:
     """absl knows no dashes inside names; `--train-tokenizer` is accepted as well."""
-    return [arg.replace("--train-tokenizer", "--train_tokenizer", 1) for arg in argv]
+    return [re.sub("^(--?train)-(tokenizer|wordpiece)", r"\1_\2", arg) for arg in argv]
 
 
 def main() -> None:
@@ -310,6 +333,7 @@ def main() -> None:
             output,
             workers=values["workers"].value,
             tokenizer_size=values["tokenizer"].value,
+            wordpiece_size=values["wordpiece"].value,
             overwrite=values["overwrite"].value,
         )
 

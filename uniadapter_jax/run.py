@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -87,6 +88,8 @@ def _build_together(
             "mesh": dict(experiment.mesh.shape),
             "workdir's last checkpoint": last_step(workdir / "checkpoints"),
             **_versions(),
+            "code revision": _revision(),
+            "code": _code(),
         }
     except UserError as error:
         if jax.process_count() == 1:
@@ -208,6 +211,16 @@ def _revision() -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() or None
+
+
+def _code() -> str:
+    """SHA-256 of this package's source files; tells what no revision does, such as local edits."""
+    root = pathlib.Path(__file__).parent
+    whole = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        whole.update(f"{path.relative_to(root)}\n".encode())
+        whole.update(hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()
 
 
 def _describe(experiment: Experiment, trained: Fit, found: dict[str, Any]) -> dict[str, Any]:

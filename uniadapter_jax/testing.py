@@ -7,7 +7,10 @@ names, as float32 NumPy arrays:
     losses, grads = loss_and_grads(model, batch, "retrieval")
     after = recipe_steps(model, batches, {"lr": 1e-3, "total_steps": 20}, n=3)
 
-A batch has arrays or anything that becomes one:
+Tasks are those of a run, of CLIP `retrieval`, of BLIP `matching` and `vqa`. The two halves of
+matching's loss can be asked for alone: `itc` (contrastive) and `itm` (matching).
+
+A batch has arrays or anything that becomes one; those of BLIP are in `testing_batches`:
 
     frames      "b f H W 3"   normalised floats, or uint8
     frame_mask  "b f"         False where a clip has ended; left out: no clip has
@@ -19,6 +22,7 @@ A batch has arrays or anything that becomes one:
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -29,22 +33,40 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.config import base_config
 from uniadapter_jax.errors import UserError, unknown
+from uniadapter_jax.matching_losses import average
 from uniadapter_jax.model import AdaptedModel
 from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import flat_names
+from uniadapter_jax.partition import count, flat_names
 from uniadapter_jax.randomness import stream
 from uniadapter_jax.step import init_opt_state, make_step
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.base import Setting, place_state
+from uniadapter_jax.tasks.matching import Negatives
+from uniadapter_jax.testing_batches import device_batch, reference_batch
 from uniadapter_jax.types import Array, PyTree
-from uniadapter_jax.weights import cma_names
+from uniadapter_jax.weights import cma_names, uniadapter_names
+from uniadapter_jax.weights.families import FAMILIES, family_of
 
+__all__ = [
+    "loss_and_grads",
+    "momentum_update",
+    "official_names",
+    "rank_scores",
+    "recipe_steps",
+    "reference_batch",
+    "trained_counts",
+]
+
+Model = AdaptedModel | AdaptedBLIP
+_PARTS = ("itc", "itm")  # of the loss of matching
 Task = str | Mapping[str, Any]
 
 
 def loss_and_grads(
-    model: AdaptedModel,
+    model: Model,
     batch: Mapping[str, Any],
     task: Task = "retrieval",
     *,
@@ -53,37 +75,126 @@ def loss_and_grads(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """The losses of a batch, and the gradient of every trained tensor by its official name.
 
+    The gradient is that of `loss`; `matching` also has its parts `itc` and `itm`.
+
     Args:
       task: name of a task, or fields of `config.task` (such as {"similarity": "mean_pool"}); what
         is not said is the model's own, else the default.
-      deterministic: no dropout; otherwise `seed` draws it.
+      deterministic: no dropout; otherwise `seed` draws it, and negatives that are not given.
     """
     part = model.partition
-    gradient = _gradient(model, _task(model, task))
+    name, options = _task(model, task)
+    arrays = device_batch(batch, options.name)
+    if deterministic and name in ("matching", "itm") and arrays["negatives"] is None:
+        raise UserError(f"{name} without dropout draws nothing: give the batch its 'negatives'")
     key = None if deterministic else stream(seed, "dropout")
-    (value, _), grads = gradient(part.trainable, part.frozen, _device_batch(batch), key)
-    return {"loss": float(value)}, official_names(model.method, grads)
+    gradient = _gradient(model, name, options)
+    (_, found), grads = gradient(part.trainable, part.frozen, arrays, key)
+    losses = {name: float(value) for name, value in found.items()}
+    return losses, official_names(model.method, grads)
 
 
 # Compiled functions of the models that are alive, by task.
-_COMPILED: weakref.WeakKeyDictionary[AdaptedModel, dict[str, Any]] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[Model, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def _gradient(model: AdaptedModel, task: ConfigDict) -> Any:
+def _gradient(model: Model, name: str, options: ConfigDict) -> Any:
     known = _COMPILED.setdefault(model, {})
-    name = task.to_json(sort_keys=True)
-    if name not in known:
-        part, retrieval = model.partition, Retrieval(task, meshes.one_device())
+    called = f"{name} {options.to_json(sort_keys=True)}"
+    if called not in known:
+        part, made = model.partition, _make(model, options)
 
         def loss(trainable: PyTree, frozen: PyTree, batch: Any, key: Any) -> tuple[Array, Any]:
-            return retrieval.loss(part.merge(trainable, frozen), batch, key)
+            merged = part.merge(trainable, frozen)
+            if options.name != "matching":
+                value, _ = made.loss(merged, batch, key)
+                return value, {"loss": value}
+            pairs = dict(batch)
+            given, negatives = pairs.pop("given"), pairs.pop("negatives")
+            if name == "itc" and negatives is None:
+                # Of these nothing is computed: the compiler leaves out what no one reads.
+                first = jnp.zeros(len(pairs["item"]), jnp.int32)
+                negatives = Negatives(first, first == 0, first, first == 0)
+            value, metrics = made.loss(merged, pairs, key, given, negatives)
+            parts = {part: metrics[part] for part in _PARTS}
+            if name in _PARTS:
+                return parts[name], {"loss": parts[name], name: parts[name]}
+            return value, {"loss": value, **parts}
 
-        known[name] = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    return known[name]
+        known[called] = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return known[called]
+
+
+def _make(model: Model, options: ConfigDict, batch_size: int = 0, epoch_steps: int = 0) -> Any:
+    setting = Setting(options, meshes.one_device(), model.config, batch_size, epoch_steps)
+    return get_task(options.name).make(setting)
+
+
+def momentum_update(
+    model: Model, averaged: Mapping[str, Any], factor: float
+) -> dict[str, np.ndarray]:
+    """factor * averaged + (1 - factor) * the model's trained tensors, by official name.
+
+    One step of our average. The authors' code of UniAdapter does this twice a step to adapters of
+    layers, with the same `factor`, and once to the rest; there call it again for these.
+    """
+    now = official_names(model.method, model.partition.trainable)
+    if set(averaged) != set(now):
+        wrong = sorted(set(averaged) ^ set(now))
+        raise UserError(f"averaged tensors are not those that train: {', '.join(wrong)}")
+    old = {name: jnp.asarray(averaged[name], jnp.float32) for name in now}
+    new = average(old, {name: jnp.asarray(value) for name, value in now.items()}, factor)
+    return {name: np.asarray(value) for name, value in new.items()}
+
+
+def rank_scores(
+    model: AdaptedBLIP,
+    batch: Mapping[str, Any],
+    candidates: Any,
+    task: Task = "vqa",
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of `candidates`, their scores) for every question, best first: "b k" each.
+
+    Args:
+      batch: frames, question and, if clips end, frame_mask.
+      candidates: "n a", [DEC] first, [SEP] last, then 0.
+      task: fields of `config.task` such as {"name": "vqa", "rank_k": 3, "rank_smoothing": 0.0}.
+        All of the `rank_k` that are ranked come back.
+    """
+    _, options = _task(model, task)
+    options.top_answers = options.rank_k
+    rows = np.asarray(candidates, np.int32)
+    nothing = np.zeros((len(batch["question"]), 1, 2), np.int32)
+    answers = {"answer": nothing, "answer_weight": nothing[..., 0]}
+    arrays = device_batch({**batch, **answers}, "vqa")
+    part, made = model.partition, _make(model, options)
+
+    @jax.jit
+    def rank(trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
+        merged = part.merge(trainable, frozen)
+        clips = made.encode_clips(merged, arrays)
+        return made.rank(merged, clips, arrays["question"][:, None], jnp.asarray(rows))
+
+    best, scores = rank(part.trainable, part.frozen)
+    return np.asarray(best), np.asarray(scores)
+
+
+def trained_counts(model: Model) -> dict[str, int]:
+    """{trained, as_released}: how many numbers train here, and in the authors' code.
+
+    They differ for questions: there UniAdapter has a second set of adapters for the decoder, which
+    trains in name only, since nothing calls it.
+    """
+    ours = flat_names(model.partition.trainable)
+    trained = count(model.partition.trainable)
+    unused = 0
+    if model.method == "uniadapter" and any(name.startswith("decoder.") for name in ours):
+        unused = sum(leaf.size for name, leaf in ours.items() if uniadapter_names.of_layers(name))
+    return {"trained": trained, "as_released": trained + unused}
 
 
 def recipe_steps(
-    model: AdaptedModel,
+    model: Model,
     batches: Iterable[Mapping[str, Any]],
     recipe: Mapping[str, Any],
     n: int,
@@ -97,7 +208,7 @@ def recipe_steps(
       batches: at least `n` of them; one step each.
       recipe: fields of `config.optimizer` over its defaults (recipe, lr, weight_decay, warmup,
         clip_norm), and `total_steps` of the whole schedule (`n` if not said).
-      seed: of dropout, in methods that have it.
+      seed: of dropout, where there is one, and of negatives.
 
     `model` is left as it was.
     """
@@ -108,76 +219,62 @@ def recipe_steps(
         if name not in options:
             raise UserError(unknown("recipe", name, [*options, "total_steps"]))
         options[name] = value
+    kind = _task(model, task)[1]
+    arrays = [_of_step(batch, kind.name) for batch in itertools.islice(batches, n)]
+    if len(arrays) < n:
+        raise UserError(f"recipe_steps: {n} steps, but only {len(arrays)} batches")
     mesh = meshes.one_device()
     part = model.partition
+    made = _make(model, kind, len(arrays[0]["frames"]) if arrays else 0, n)
     optimizer = make_optimizer(options, total, part.trainable)
-    step_fn = make_step(Retrieval(_task(model, task), mesh), part, optimizer, mesh, seed)
+    step_fn = make_step(made, part, optimizer, mesh, seed)
     trainable = jax.tree.map(jnp.copy, part.trainable)  # the step takes its arguments' memory
     state = init_opt_state(optimizer, trainable, mesh)
-    task_state: PyTree = {}
-    given = iter(batches)
-    for step in range(n):
-        batch = next(given, None)
-        if batch is None:
-            raise UserError(f"recipe_steps: {n} steps, but only {step} batches")
+    task_state = place_state(made, trainable, mesh)
+    for step, batch in enumerate(arrays):
         trainable, state, task_state, _ = step_fn(
-            trainable, state, task_state, part.frozen, _device_batch(batch), np.int32(step)
+            trainable, state, task_state, part.frozen, batch, np.int32(step)
         )
     return official_names(model.method, trainable)
+
+
+def _of_step(batch: Mapping[str, Any], kind: str) -> dict[str, Array]:
+    """What a training step reads: it makes what momentum gives, and draws negatives, itself."""
+    found = device_batch(batch, kind)
+    for name in ("given", "negatives"):
+        if found.pop(name, None) is not None:
+            raise UserError(f"recipe_steps: a step makes its own {name}; leave them out of batches")
+    return found
 
 
 def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
     """A tree like a method's trainables (values, gradients) under the tensor names of its authors.
 
-    Cross-Modal Adapter: those of the released checkpoints, `clip.` in front. A method without a
+    Cross-Modal Adapter: those of the released checkpoints, `clip.` in front. UniAdapter in BLIP:
+    those of the released checkpoints, each adapter once, as `adapters.{i}`. A method without a
     reference keeps our dotted paths.
     """
     ours = {name: np.asarray(leaf, np.float32) for name, leaf in flat_names(tree).items()}
     if method == "cross_modal_adapter":
         official = cma_names.to_official(ours)
         return {f"{cma_names.PREFIX}{name}": tensor for name, tensor in official.items()}
+    if method == "uniadapter" and uniadapter_names.is_known(ours):
+        return uniadapter_names.to_official(ours)
     return ours
 
 
-def reference_batch(pixels: Any, mask: Any, text: Any) -> dict[str, np.ndarray]:
-    """PyTorch's "b f 3 H W", "b f" and "b l" as a batch."""
-    return {
-        "frames": np.moveaxis(np.asarray(pixels, np.float32), 2, -1),
-        "frame_mask": np.asarray(mask, bool),
-        "text": np.asarray(text, np.int32),
-    }
-
-
-def _task(model: AdaptedModel, task: Task) -> ConfigDict:
+def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
+    """(the name that was said, `config.task`); the halves of matching's loss are no tasks."""
     given = {"name": task} if isinstance(task, str) else dict(task)
-    options = base_config().task
-    for name in set(options) & set(model.task):
-        options[name] = model.task[name]
-    for name, value in given.items():
-        if name not in options:
-            raise UserError(unknown("task", name, options))
-        options[name] = value
-    if options.name != "retrieval":
-        raise UserError(f"task {options.name!r} is not known; known: retrieval")
-    return options
-
-
-def _device_batch(batch: Mapping[str, Any]) -> dict[str, Array]:
-    known = ("frames", "frame_mask", "text", "item")
-    for name in batch:
-        if name not in known:
-            raise UserError(unknown("the batch", name, known))
-    frames, text = np.asarray(batch["frames"]), np.asarray(batch["text"], np.int32)
-    if frames.ndim != 5 or text.ndim != 2 or len(frames) != len(text):
-        raise UserError(
-            f"frames {frames.shape} and text {text.shape} are not (b, f, H, W, 3) and (b, l)"
-        )
-    frames = frames if frames.dtype == np.uint8 else frames.astype(np.float32)
-    mask = batch.get("frame_mask", np.ones(frames.shape[:2], bool))
-    item = batch.get("item", np.arange(len(text)))
-    return {
-        "frames": jnp.asarray(frames),
-        "frame_mask": jnp.asarray(np.asarray(mask, bool)),
-        "text": jnp.asarray(text),
-        "item": jnp.asarray(np.asarray(item, np.int32)),
-    }
+    name = given.pop("name", "retrieval" if isinstance(model, AdaptedModel) else "matching")
+    kind = get_task("matching" if name in _PARTS else name)
+    if (family := family_of(model.config)) is not FAMILIES[kind.family]:
+        raise UserError(f"the task {name} needs a {kind.family}, the model is a {family.title}")
+    options = ConfigDict({"name": kind.name, **kind.options})
+    for field in set(kind.options) & set(model.task):
+        options[field] = model.task[field]
+    for field, value in given.items():
+        if field not in kind.options:
+            raise UserError(unknown("task", field, kind.options))
+        options[field] = value
+    return name, options

@@ -35,6 +35,14 @@ def test_center_crop_is_resize_then_crop(size, side):
     np.testing.assert_array_equal(out, np.asarray(expected))
 
 
+@pytest.mark.parametrize("size", [(64, 48), (33, 70), (24, 24)])
+def test_squash_keeps_no_aspect(size):
+    image, out = noise(*size), blank(24)
+    images.squash(image, out)
+    expected = image.resize((24, 24), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(out, np.asarray(expected))
+
+
 def test_stored_size_is_not_resampled():
     image, out = noise(40, 24), blank(24)
     images.center_crop(image, out)

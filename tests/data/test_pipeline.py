@@ -16,7 +16,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from uniadapter_jax.data import images, pipeline
-from uniadapter_jax.data.pipeline import FrameReader, clip_batches, steps_per_epoch, train_batches
+from uniadapter_jax.data.frames import FrameReader
+from uniadapter_jax.data.pipeline import clip_batches, steps_per_epoch, train_batches
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
@@ -56,7 +57,8 @@ def records(tmp_path_factory):
 
 def config(**changes):
     values = {"frames": 3, "words": 24, "captions": "all", "augment": "none", "workers": 0,
-              "threads": 1, "prefetch_mb": 1}  # fmt: skip
+              "threads": 1, "prefetch_mb": 1, "resize": "crop", "sampling": "evenly",
+              "preprocess": "none", "max_words": 0}  # fmt: skip
     return ConfigDict({**values, **changes})
 
 
@@ -108,6 +110,29 @@ def test_frames_are_spread_over_the_clip_and_padded(records):
                 np.testing.assert_array_equal(batch["frames"][row, place], expected)
 
 
+def test_random_frames_vary_in_training_and_not_in_evaluation(records):
+    data, alone = config(sampling="random"), config(sampling="evenly")
+    whole = take(records, 6, data=data)
+    assert_equal(whole[4:], take(records, 2, data=data, start_step=4))
+    evenly = take(records, 6, data=alone)
+    assert any((a["frames"] != b["frames"]).any() for a, b in zip(whole, evenly, strict=True))
+    for a, b in zip(whole, evenly, strict=True):
+        np.testing.assert_array_equal(a["text"], b["text"])
+        np.testing.assert_array_equal(a["frame_mask"], b["frame_mask"])
+    clips = [list(clip_batches(records, d, image_size=SIZE, global_batch=7)) for d in (data, alone)]
+    assert_equal(*clips)
+
+
+def test_squash_and_text_rules_reach_the_batch(records):
+    data = config(resize="squash", preprocess="blip", max_words=2)
+    (batch,) = take(records, 1, data=data)
+    for row, item in enumerate(batch["item"]):
+        assert Letters.decode(batch["text"][row]) == f"clip {item}"
+        frame = images.decode_jpeg(records.read(int(item)).frames[0])
+        expected = np.asarray(frame.resize((SIZE, SIZE), images.BICUBIC))
+        np.testing.assert_array_equal(batch["frames"][row, 0], expected)
+
+
 def test_text_belongs_to_the_clip_and_comes_once_in_an_epoch(records):
     assert steps_per_epoch(records, "all", 4) == CLIPS * CAPTIONS // 4
     texts = []
@@ -119,7 +144,7 @@ def test_text_belongs_to_the_clip_and_comes_once_in_an_epoch(records):
 
 
 @pytest.mark.parametrize("captions", ["all", "random"])
-@pytest.mark.parametrize("augment", ["none", "crop_flip", "crop_flip_color"])
+@pytest.mark.parametrize("augment", ["none", "crop_flip", "crop_flip_color", "blip"])
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_out_the_same_global_batch(records, captions, augment, hosts):
     data = config(captions=captions, augment=augment)
@@ -204,8 +229,7 @@ def test_unused_frames_are_not_decoded(records, monkeypatch):
 
     monkeypatch.setattr(images, "decode_jpeg", count)
     reader = FrameReader(records, frames=1, image_size=SIZE, threads=1)
-    everything = list(range(CLIPS))
-    reader.fill(reader.empty(CLIPS), everything, [images.center_crop] * CLIPS)
+    reader.fill(reader.empty(CLIPS), list(range(CLIPS)))
     assert calls.count(threading.get_ident()) == CLIPS
 
 
@@ -259,6 +283,9 @@ class TestRefusals:
             ({}, {"process_count": 2, "process_index": 2}, "process_index=2"),
             ({"augment": "mixup"}, {}, "augment='mixup' is not one of none, crop_flip, "),
             ({"captions": "best"}, {}, "captions='best'"),
+            ({"resize": "fit"}, {}, "resize='fit' is not one of crop, squash"),
+            ({"sampling": "fps"}, {}, "sampling='fps' is not one of evenly, uniform, middle, r"),
+            ({"preprocess": "clip"}, {}, "preprocess='clip' is not one of none, blip"),
             ({"frames": 0}, {}, "frames should be at least 1"),
         ],
     )

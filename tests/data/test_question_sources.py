@@ -389,3 +389,66 @@ def test_questions_left_out_are_listed_in_the_report(tmp_path):
     lines = (tmp_path / "records" / "report.jsonl").read_text().splitlines()
     listed = {(line["reason"], line["detail"]) for line in map(json.loads, lines)}
     assert ("no_question", "question 262148000") in listed
+
+
+class TestEasyVqa:
+    ROWS = (
+        ["what is the blue shape?", "rectangle", 1],
+        ["what color is the shape?", "blue", 1],
+        ["is there a circle? ", "no", 0],
+    )
+
+    def folder(self, root, train=ROWS, test=ROWS[2:]):
+        for split, rows in (("train", train), ("test", test)):
+            write(root / "data" / split / "questions.json", rows)
+            for number in range(2):
+                grey = 100 * number + (50 if split == "test" else 0)
+                media.write_picture(root / "data" / split / "images" / f"{number}.png", grey)
+        return root
+
+    def test_both_splits(self, tmp_path):
+        source = read_source("easy_vqa", str(self.folder(tmp_path)))
+        assert [(item.id, item.path, item.split) for item in source.items] == [
+            ("1", "data/train/images/1.png", "train"),
+            ("0", "data/train/images/0.png", "train"),
+            ("0", "data/test/images/0.png", "test"),
+        ]
+        train = questions_of(source, "train")
+        assert train["1"] == [
+            Question(0, "what is the blue shape?", ("rectangle",), "shape"),
+            Question(1, "what color is the shape?", ("blue",), "color"),
+        ]
+        assert train["0"] == [Question(2, "is there a circle?", ("no",), "yes/no")]
+        assert source.protocol == "easy-VQA: train, test"
+
+    def test_to_records(self, tmp_path):
+        root = self.folder(tmp_path) / "data"
+        prepare(media.settings(source="easy_vqa"), str(root), str(tmp_path / "out"))
+        test = open_records(str(tmp_path / "out"), "test")
+        assert [question.answers for question in test.questions[0]] == [("no",)]
+        train = open_records(str(tmp_path / "out"), "train")
+        assert train.question_counts == [2, 1]
+
+    @pytest.mark.parametrize(
+        ("train", "message"),
+        [
+            ({}, "expected a list of records"),
+            ([["q", "a"]], "record 0: expected \\[question, answer, number"),
+            ([["q", "a", 0], ["q", 3, 0]], "record 1: the answer should be str, is 3"),
+            ([["q", "a", "0"]], "record 0: the picture should be int, is '0'"),
+        ],
+    )
+    def test_defects_name_file_and_record(self, tmp_path, train, message):
+        write(tmp_path / "train" / "questions.json", train)
+        with pytest.raises(UserError, match=rf"questions\.json: {message}"):
+            read_source("easy_vqa", str(tmp_path))
+
+    def test_without_picture_and_without_files(self, tmp_path):
+        root = self.folder(tmp_path)
+        (root / "data" / "test" / "images" / "0.png").unlink()
+        prepare(media.settings(source="easy_vqa"), str(root), str(tmp_path / "out"))
+        report = (tmp_path / "out" / "report.jsonl").read_text()
+        assert "data/test/images/0.png" in report and '"missing"' in report
+        with pytest.raises(UserError, match=r"holds no train/questions\.json or test/"):
+            (tmp_path / "empty").mkdir()
+            read_source("easy_vqa", str(tmp_path / "empty"))

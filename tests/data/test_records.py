@@ -57,6 +57,67 @@ def test_pickles_small_and_reads_elsewhere(records):
     assert again.fingerprint == records.subset([4]).fingerprint
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("asked")
+    media.write_picture(folder / "p.png")
+    lines = [
+        {"id": name, "path": "p.png", "split": split, "captions": ["x"] if not count else [],
+         "qa": [{"question": f"{split} {name} {j}", "answer": "é"} for j in range(count)]}
+        for name, split, count in (("a", "train", 2), ("b", "train", 0), ("a", "val", 1))
+    ]  # fmt: skip
+    lines[0]["qa"][1]["answer"] = " "
+    manifest = media.write_manifest(folder / "m.jsonl", lines)
+    prepare(media.settings(), str(manifest), str(folder / "out"))
+    return str(folder / "out")
+
+
+class TestQuestions:
+    def test_are_read_when_asked_for(self, asked):
+        records = open_records(asked, "train")
+        assert records.question_counts == [2, 0]
+        assert records.unanswered_counts == [1, 0]
+        assert [q.text for q in records.questions[0]] == ["train a 0", "train a 1"]
+        assert [len(several) for several in records.questions] == [2, 0]
+        assert records.questions[-1] == [] and records.questions[:1] == [records.questions[0]]
+        assert records.subset([1, 0]).questions[1][0].answers == ("é",)
+        with pytest.raises(IndexError):
+            records.questions[2]
+
+    def test_a_changed_index_is_noticed(self, asked, tmp_path):
+        copy = shutil.copytree(asked, tmp_path / "copy")
+        records = open_records(str(copy), "train")
+        path = copy / "index-train.jsonl"
+        path.write_text(path.read_text().replace("train a 0", "other a 0"))
+        with pytest.raises(UserError, match=r"index-train\.jsonl has changed"):
+            records.read_questions(0)
+
+    def test_several_splits_are_one(self, asked):
+        both = open_records(asked, "train,val")
+        again = pickle.loads(pickle.dumps(both.subset([2, 0])))
+        assert both.ids == ["train/a", "train/b", "val/a"]
+        assert [both.read(i).id for i in range(3)] == ["a", "b", "a"]
+        assert [q.text for q in both.questions[2]] == ["val a 0"]
+        assert both.questions[2][0].id == "val/a#0"
+        assert again.ids == ["val/a", "train/a"] and again.read(0).qa[0]["question"] == "val a 0"
+        assert both.coverage == {"expected": 3, "found": 3, "reasons": {}, "empty_captions": 0}
+        assert both.index_path(2).endswith("index-val.jsonl")
+
+    def test_fingerprint_covers_every_split(self, asked):
+        names = ("train", "val", "train,val", "val,train")
+        assert len({open_records(asked, name).fingerprint for name in names}) == 4
+
+    def test_validation_is_carved_out_of_all(self, asked):
+        train, val = carve_validation(open_records(asked, "train,val"), 2)
+        assert sorted(train.ids + val.ids) == ["train/a", "train/b", "val/a"]
+
+    def test_wrong_splits(self, asked):
+        with pytest.raises(UserError, match="has no split 'vg'; it has train, val"):
+            open_records(asked, "train,vg")
+        with pytest.raises(UserError, match="name 'val' twice"):
+            open_records(asked, "val, val")
+
+
 class TestFingerprint:
     def test_is_of_the_content_not_the_place(self, records, copy):
         assert open_records(str(copy), "train").fingerprint == records.fingerprint

@@ -57,3 +57,21 @@ def test_middle_of_segments(count, num, expected):
 )
 def test_evenly_is_clip4clips_slice_framepos_2(count, num, expected):
     assert sampling.evenly(count, num).tolist() == expected
+
+
+def test_random_is_a_sorted_sample():
+    rng = np.random.default_rng(0)
+    drawn = np.stack([sampling.choose("random", 10, 4, rng) for _ in range(500)])
+    assert (np.diff(drawn, axis=1) > 0).all()
+    assert np.bincount(drawn.ravel(), minlength=10).min() > 150
+    assert sampling.choose("random", 3, 4, rng).tolist() == [0, 1, 2]
+
+
+def test_choose_by_name():
+    chosen = {name: sampling.choose(name, 10, 4).tolist() for name in sampling.LOADING}
+    assert chosen == {
+        "evenly": [0, 3, 6, 9],
+        "uniform": [0, 2, 4, 6],
+        "middle": [0, 3, 5, 8],
+        "random": [0, 3, 6, 9],  # of an evaluation, which has no randomness
+    }

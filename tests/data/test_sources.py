@@ -217,6 +217,36 @@ class TestKarpathy:
             ("b", "test", ("p", "q")),
         ]
 
+    def test_blip_flickr_with_all_splits(self, tmp_path):
+        """A picture is one record, with all its captions, however the file lists them."""
+        folder = tmp_path / "flickr30k-images"
+        folder.mkdir()
+        (folder / "7.jpg").touch()
+        train = [
+            {"image": f"flickr30k-images/{i}.jpg", "caption": f"{i} {j}", "image_id": i}
+            for j in range(2)
+            for i in (7, 8)
+        ]
+        lists = {"val": [{"image": "flickr30k-images/9.jpg", "caption": list("abcde")}]}
+        lists["test"] = [{"image": "flickr30k-images/5.jpg", "caption": list("vwxyzz")}]
+        for split, content in {"train": train, **lists}.items():
+            (tmp_path / f"flickr30k_{split}.json").write_text(json.dumps(content))
+        source = read_source("karpathy", str(tmp_path))
+        assert [(i.id, i.split, i.captions) for i in source.items] == [
+            ("7", "train", ("7 0", "7 1")),
+            ("8", "train", ("8 0", "8 1")),
+            ("9", "val", tuple("abcde")),
+            ("5", "test", tuple("vwxyzz")),  # a sixth is kept
+        ]
+        assert source.items[0].path == "flickr30k-images/7.jpg"
+
+    @pytest.mark.parametrize("caption", [None, 3, ["a", 3]])
+    def test_blip_captions_of_a_wrong_type(self, tmp_path, caption):
+        record = {"image": "a.jpg", "caption": caption}
+        (tmp_path / "flickr30k_val.json").write_text(json.dumps([record]))
+        with pytest.raises(UserError, match=r"flickr30k_val\.json: record 0: 'caption' should"):
+            read_source("karpathy", str(tmp_path))
+
     def test_two_sets_in_one_directory(self, tmp_path):
         self.write(tmp_path)
         self.write(tmp_path, "dataset_coco.json")

@@ -1,13 +1,18 @@
 """BERT's WordPiece by hand-made vocabularies; BERT's own code is in tests/parity."""
 
+import hashlib
 import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
 from uniadapter_jax.data.text import MissingTokenizer
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer, load_wordpiece
+from uniadapter_jax.data.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
 from uniadapter_jax.errors import UserError
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s", "##nap", "run", "!"]
@@ -51,6 +56,15 @@ def test_special_ids_and_truncation(directory):
     assert rows.tolist() == [[2, 5, 6, 5, 3], [2, size + 1, 5, size, 3]]
     with pytest.raises(ValueError, match="length=1"):
         tokenizer.encode(["a"], 1)
+
+
+def test_ids_become_texts_again(directory):
+    tokenizer = load_wordpiece(directory)
+    texts = ["a cat", "cats running!", "don't, a cat", "", "的 cafe"]
+    rows = tokenizer.encode(texts, 9)
+    rows[:, 0] = tokenizer.dec_id
+    assert tokenizer.decode(rows) == texts
+    assert tokenizer.decode([[1, 6, 8, 4, 0, 0]]) == ["catnap"]
 
 
 def test_both_files_are_one_tokenizer(directory, tmp_path):
@@ -109,3 +123,40 @@ def test_a_directory_without_files(tmp_path):
     assert isinstance(tokenizer, MissingTokenizer) and tokenizer.vocab_size == 0
     with pytest.raises(UserError, match=r"vocab\.txt"):
         tokenizer.encode(["a cat"], 8)
+
+
+class TestTraining:
+    TEXTS = ("What color is the Triangle?", "is there a triangle", "café colors", "is there a cat")
+
+    def test_learns_words_and_reads_them_back(self, tmp_path):
+        trained = train_wordpiece(self.TEXTS, 80, tmp_path)
+        again = load_wordpiece(tmp_path)
+        assert (trained.vocab_size, trained.dec_id, trained.enc_id) == (82, 80, 81)
+        assert again.fingerprint == trained.fingerprint
+        lines = (tmp_path / "vocab.txt").read_text().splitlines()
+        assert lines[:6] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?"]
+        assert len(lines) == 80 and lines[-1] == "[unused27]"
+        row = again.encode(["THE triangle is there?"], 16)[0].tolist()
+        pieces = [lines[i] for i in row if i]
+        assert pieces == ["[CLS]", "the", "triangle", "is", "there", "?", "[SEP]"]
+        assert 1 not in again.encode(list(self.TEXTS), 40)
+
+    def test_no_room_for_the_letters(self, tmp_path):
+        with pytest.raises(UserError, match=r"at least 35 entries .* 15 letters.* got 30"):
+            train_wordpiece(self.TEXTS, 30, tmp_path)
+
+    def test_bytes_depend_on_the_texts_alone(self, tmp_path):
+        """Two processes, whose hash maps are seeded anew."""
+        root = pathlib.Path(__file__).parents[2]
+        code = f"""
+import sys
+from uniadapter_jax.data.wordpiece import train_wordpiece
+train_wordpiece({self.TEXTS!r}, 70, sys.argv[1])
+"""
+        digests = set()
+        for seed in ("0", "1", "2"):
+            environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)}
+            folder = tmp_path / seed
+            subprocess.run([sys.executable, "-c", code, folder], check=True, env=environment)
+            digests.add(hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest())
+        assert len(digests) == 1

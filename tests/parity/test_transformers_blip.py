@@ -10,6 +10,7 @@ from flax import nnx
 from references import apart
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
+from uniadapter_jax.answering import generate_answers
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
 
@@ -114,6 +115,46 @@ def test_answers(tmp_path, smoothing):
     again = BlipForQuestionAnswering.from_pretrained(tmp_path / "ours").eval()
     np.testing.assert_array_equal(their_scores(again, *inputs)[0], expected)
     assert load_backbone(str(tmp_path / "ours")).fingerprint == backbone.fingerprint
+
+
+@pytest.mark.parametrize("beams, length", [(3, 10), (1, 4), (5, 6)])
+def test_generated_answers(tmp_path, beams, length):
+    """What `generate` returns with beams, and its scores; it attends to questions' padding."""
+    reference = random_vqa(odd_config())
+    bias = reference.text_decoder.cls.predictions.bias.data
+    bias[3] = bias.max() + 2  # [SEP], so that texts of several lengths come
+    reference.save_pretrained(tmp_path / "theirs")
+    pixels, ids, mask = batch(reference, rows=6, length=14)
+    with torch.no_grad():
+        expected = reference.generate(
+            ids,
+            pixels,
+            attention_mask=mask.long(),
+            num_beams=beams,
+            num_return_sequences=beams,
+            max_length=length,
+            min_length=1,
+            do_sample=False,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    model = load_backbone(str(tmp_path / "theirs")).model
+
+    @jax.jit
+    def ours(pixels, ids, mask):
+        memory = Memory(model.encode_images(pixels))
+        question = model.fuse(ids[:, None], mask[:, None], memory)[:, 0]
+        return generate_answers(model, Memory(question), beams=beams, length=length)
+
+    words, scores = ours(*arrays(pixels, ids, mask))
+    theirs = np.zeros((len(pixels) * beams, length), int)
+    theirs[:, : expected.sequences.shape[1]] = expected.sequences
+    ended = np.cumsum(theirs == 3, axis=1) - (theirs == 3) > 0
+    theirs[ended] = 0  # there [SEP] fills the rest, where the id of padding is 0
+    np.testing.assert_array_equal(words.reshape(-1, length), theirs)
+    if beams > 1:  # greedy search has no scores there
+        np.testing.assert_allclose(scores.reshape(-1), expected.sequences_scores, rtol=1e-4)
+        assert len({(row != 0).sum() for row in theirs}) > 1
 
 
 def test_the_padding_of_questions_is_not_seen(tmp_path):

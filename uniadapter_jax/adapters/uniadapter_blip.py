@@ -151,11 +151,12 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
 def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator) -> None:
     """Fills the places of the vision tower, the text transformer and, if there is one, the decoder.
 
-    With `train_heads`, the projections and the matching head train, too.
+    With `train_heads`, the projections and the matching head train, too. A `key_value_bottleneck`
+    of 0 leaves keys and values as they are.
     """
     check(options)
-    if options.key_value_bottleneck < 1:
-        raise UserError(f"method.key_value_bottleneck={options.key_value_bottleneck}: at least 1")
+    if options.key_value_bottleneck < 0:
+        raise UserError(f"method.key_value_bottleneck={options.key_value_bottleneck}: at least 0")
     config = backbone.config
     vision, text = config.vision, config.text
     width = min(vision.width, text.width)
@@ -178,7 +179,7 @@ def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator) -> No
     for tower, attended in towers:
         fill_place(tower.blocks, "beside_text", TextBranch(options.dropout))
         fill_place(tower.blocks, "beside_fusion", FusionBranch(options.dropout))
-        for place in ("cross_key", "cross_value"):
+        for place in ("cross_key", "cross_value") if options.key_value_bottleneck else ():
             adapter = StatesAdapter(attended, text.width, options.key_value_bottleneck, paper, rng)
             fill_place(tower, place, adapter)
     if options.train_heads:
@@ -197,6 +198,6 @@ METHOD = Method(
         "train_projections": False,  # CLIP: its two projections
         "train_heads": True,  # BLIP: its two projections and the matching head
         "train_cross_norm": False,  # BLIP: LN_x
-        "key_value_bottleneck": 64,  # BLIP: of the adapters of keys and values
+        "key_value_bottleneck": 64,  # BLIP: of the adapters of keys and values; 0: none
     },
 )

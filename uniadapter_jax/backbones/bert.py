@@ -13,7 +13,8 @@ there is a memory). Two more are at the transformer, for all layers at once: `cr
 keys, respectively values, of every layer's cross-attention, "m t d".
 
 Several texts may look at one medium: their queries stand side by side, and its keys and values are
-made once per layer and are never repeated.
+made once per layer and are never repeated. `attend_to` makes them for all layers beforehand, for
+texts that come one batch, or one word (`step`), after another.
 """
 
 from __future__ import annotations
@@ -74,6 +75,25 @@ class _Seen(NamedTuple):
     bias: Array | None  # added to scores, "q 1 1 t"
 
 
+class KeysValues(NamedTuple):
+    """What there is to attend to; of one layer, or of all with a leading axis "z"."""
+
+    keys: Float[Array, "*z m h t k"]
+    values: Float[Array, "*z m h t k"]
+
+
+class Attended(NamedTuple):
+    """A `Memory` of which all layers' keys and values are made."""
+
+    made: KeysValues
+    seen: _Seen
+
+    @property
+    def memory(self) -> Memory:
+        """What it was made of."""
+        return self.seen.memory
+
+
 def attend(
     q: Float[Array, "q h p l k"],
     k: Float[Array, "q h t k"],
@@ -118,7 +138,7 @@ class Attention(nnx.Module):
 
     def keys_and_values(
         self, states: Float[Array, "m t e"], layer: layers.LayerInputs, seen: _Seen | None = None
-    ) -> tuple[Float[Array, "m h t k"], Float[Array, "m h t k"]]:
+    ) -> KeysValues:
         """What there is to attend to, once per row of `states`."""
         k, v = self.k(states, layer), self.v(states, layer)
         if seen is not None and seen.keys is not None:
@@ -126,7 +146,7 @@ class Attention(nnx.Module):
         if seen is not None and seen.values is not None:
             v = v + seen.values
         k, v = (y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2) for y in (k, v))
-        return k, v
+        return KeysValues(k, v)
 
     def __call__(
         self,
@@ -168,14 +188,28 @@ class BertLayer(nnx.Module):
         bias: Float[Array, "b 1 #l l"] | None,
         seen: _Seen | None,
         layer: layers.LayerInputs,
+        made: KeysValues | None = None,
     ) -> Float[Array, "b l d"]:
-        h = self.attn(x, *self.attn.keys_and_values(x, layer), layer, bias=bias)
+        """`made` are the keys and values of what is seen, where there are any already."""
+        if seen is not None and made is None:
+            made = self.cross.keys_and_values(seen.memory.states, layer, seen)
+        return self.combine(x, self.attn.keys_and_values(x, layer), made, bias, seen, layer)
+
+    def combine(
+        self,
+        x: Float[Array, "b l d"],
+        own: KeysValues,
+        made: KeysValues | None,
+        bias: Float[Array, "..."] | None,
+        seen: _Seen | None,
+        layer: layers.LayerInputs,
+    ) -> Float[Array, "b l d"]:
+        """The layer with given keys and values: of the texts themselves, and of what they see."""
+        h = self.attn(x, *own, layer, bias=bias)
         c = h
-        if seen is not None:
-            memory = seen.memory
-            k, v = self.cross.keys_and_values(memory.states, layer, seen)
-            k, v = memory.of_groups(k), memory.of_groups(v)
-            c = self.cross(h, k, v, layer, bias=seen.bias, factor=memory.factor)
+        if seen is not None and made is not None:
+            k, v = (seen.memory.of_groups(y) for y in made)
+            c = self.cross(h, k, v, layer, bias=seen.bias, factor=seen.memory.factor)
         z = self.fc2(layers.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
         y = self.ln_out(c + layers.dropout(z, self.dropout, layer.key_of("mlp.out")))
         if self.beside_text is not None:
@@ -220,7 +254,7 @@ class Bert(nnx.Module):
         mask: Bool[Array, "b l"] | None,
         *,
         dtype: jnp.dtype,
-        memory: Memory | None = None,
+        memory: Memory | Attended | None = None,
         causal: bool = False,
         shared: PyTree | None = None,
         key: Array | None = None,
@@ -229,48 +263,133 @@ class Bert(nnx.Module):
 
         Args:
           mask: False where a text has padding; None if none has.
-          memory: what cross-attention reads; None leaves it out.
+          memory: what cross-attention reads, possibly made already (`attend_to`); None leaves it
+            out.
           causal: whether a word sees only itself and what stands before it.
           key: for dropout; None is deterministic.
 
         Raises:
           UserError: texts are longer than there are positions, or do not fill the groups.
         """
-        length, positions = ids.shape[1], self.position_embedding.shape[0]
+        length = ids.shape[1]
+        self._check_length(length)
+        made, seen = memory if isinstance(memory, Attended) else (None, self._seen(memory))
+        _check_groups(seen, ids.shape[0])
+        bias = _self_bias(mask, length, causal)
+        x = self._embed(ids, self.position_embedding[...][:length], dtype)
+        if key is not None:
+            x = layers.dropout(x, self.dropout, fold_name(key, "embedding"))
+
+        def call(
+            block: BertLayer, x: Array, layer: layers.LayerInputs, made: KeysValues | None
+        ) -> tuple[Array, None]:
+            return block(x, bias, seen, layer, made), None
+
+        return layers.collect_layers(
+            call,
+            self.blocks,
+            x,
+            made,
+            self.config.layers,
+            remat=self.remat,
+            shared=shared,
+            key=key,
+        )[0]
+
+    def attend_to(self, memory: Memory, *, shared: PyTree | None = None) -> Attended:
+        """A memory with its keys and values, for many calls that attend to it; no dropout."""
+        seen = self._seen(memory)
+        assert seen is not None
+
+        def call(
+            block: BertLayer, x: Array, layer: layers.LayerInputs, own: None
+        ) -> tuple[Array, KeysValues]:
+            return x, block.cross.keys_and_values(memory.states, layer, seen)
+
+        start = jnp.zeros((), jnp.float32)
+        _, made = layers.collect_layers(
+            call, self.blocks, start, None, self.config.layers, shared=shared
+        )
+        return Attended(made, seen)
+
+    def no_past(self, rows: int, length: int, *, dtype: jnp.dtype) -> KeysValues:
+        """Room for the keys and values of texts that `step` will make, of at most `length` tokens.
+
+        Raises:
+          UserError: there are fewer positions.
+        """
+        self._check_length(length)
+        config = self.config
+        width = config.width // config.heads
+        empty = jnp.zeros((config.layers, rows, config.heads, length, width), dtype)
+        return KeysValues(empty, empty)
+
+    def step(
+        self,
+        ids: Int[Array, " b"],
+        at: Int[Array, ""],
+        past: KeysValues,
+        attended: Attended,
+        *,
+        dtype: jnp.dtype,
+        shared: PyTree | None = None,
+    ) -> tuple[Float[Array, "b d"], KeysValues]:
+        """The states of the words at position `at` of causal texts, and the past with them in it.
+
+        `past` holds what earlier steps made of the words before; no text has padding.
+        """
+        _check_groups(attended.seen, len(ids))
+        position = self.position_embedding[...][at][None]
+        x = self._embed(ids[:, None], position, dtype)
+        length = past.keys.shape[3]
+        bias = jnp.where(jnp.arange(length) <= at, 0.0, _UNSEEN)[None, None, None]
+
+        def call(
+            block: BertLayer,
+            x: Array,
+            layer: layers.LayerInputs,
+            own: tuple[KeysValues, KeysValues],
+        ) -> tuple[Array, KeysValues]:
+            past, made = own
+            new = block.attn.keys_and_values(x, layer)
+            put = jax.lax.dynamic_update_slice_in_dim
+            past = KeysValues(*(put(old, y, at, 2) for old, y in zip(past, new, strict=True)))
+            return block.combine(x, past, made, bias, attended.seen, layer), past
+
+        x, past = layers.collect_layers(
+            call, self.blocks, x, (past, attended.made), self.config.layers, shared=shared
+        )
+        return x[:, 0], past
+
+    def _embed(self, ids: Array, positions: Array, dtype: jnp.dtype) -> Float[Array, "b l d"]:
+        x = self.token_embedding[...][ids].astype(dtype)
+        return self.ln_embed(x + positions.astype(dtype)[None])
+
+    def _check_length(self, length: int) -> None:
+        positions = self.position_embedding.shape[0]
         if length > positions:
             raise UserError(
                 f"texts of {length} tokens, but this backbone has {positions} positions"
             )
-        seen = None if memory is None else self._seen(memory, ids.shape[0])
-        bias = _self_bias(mask, length, causal)
-        x = self.token_embedding[...][ids].astype(dtype)
-        x = self.ln_embed(x + self.position_embedding[...][:length].astype(dtype)[None])
-        if key is not None:
-            x = layers.dropout(x, self.dropout, fold_name(key, "embedding"))
 
-        def call(block: BertLayer, x: Array, layer: layers.LayerInputs) -> Array:
-            return block(x, bias, seen, layer)
-
-        return layers.scan_layers(
-            call,
-            self.blocks,
-            x,
-            layers=self.config.layers,
-            remat=self.remat,
-            shared=shared,
-            key=key,
-        )
-
-    def _seen(self, memory: Memory, rows: int) -> _Seen:
-        groups = memory.states.shape[0] if memory.medium is None else memory.medium.shape[0]
-        if not groups or rows % groups:
-            raise UserError(f"{rows} texts do not fill {groups} groups that attend to one medium")
+    def _seen(self, memory: Memory | None) -> _Seen | None:
+        if memory is None:
+            return None
         keys = None if self.cross_key is None else self.cross_key(memory.states)
         values = None if self.cross_value is None else self.cross_value(memory.states)
         bias = None
         if memory.mask is not None:
             bias = jnp.where(memory.of_groups(memory.mask), 0.0, _UNSEEN_CROSS)[:, None, None]
         return _Seen(memory, keys, values, bias)
+
+
+def _check_groups(seen: _Seen | None, rows: int) -> None:
+    if seen is None:
+        return
+    states, medium = seen.memory.states, seen.memory.medium
+    groups = states.shape[0] if medium is None else medium.shape[0]
+    if not groups or rows % groups:
+        raise UserError(f"{rows} texts do not fill {groups} groups that attend to one medium")
 
 
 def _self_bias(

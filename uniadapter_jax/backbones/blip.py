@@ -19,7 +19,7 @@ from flax import nnx
 from jax import lax
 
 from uniadapter_jax.backbones import layers
-from uniadapter_jax.backbones.bert import Bert, LanguageHead, Memory
+from uniadapter_jax.backbones.bert import Attended, Bert, KeysValues, LanguageHead, Memory
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
 from uniadapter_jax.backbones.clip import normalize_pixels
 from uniadapter_jax.errors import UserError
@@ -189,21 +189,21 @@ class BLIP(nnx.Module):
         self,
         ids: Int[Array, "q p l"],
         mask: Bool[Array, "q p l"] | None,
-        memory: Memory,
+        memory: Memory | Attended,
         *,
         key: Array | None = None,
     ) -> Float[Array, "q p l v"]:
         """Scores of the word after each word of p answers to each of q questions.
 
-        `memory` holds the questions' states as fused with their pictures, and their mask.
+        `memory` holds the questions' states as fused with their pictures, and their mask; or it is
+        what `attend_to_questions` made of that.
 
         Raises:
           UserError: this BLIP has no decoder.
         """
-        if self.decoder is None or self.decoder_head is None:
-            raise UserError(f"this BLIP has no decoder of answers, being no {ANSWERING}")
+        decoder, head = self._decoder()
         rows, row_mask = _rows(ids, mask)
-        states = self.decoder(
+        states = decoder(
             rows,
             row_mask,
             dtype=self.dtype,
@@ -212,8 +212,45 @@ class BLIP(nnx.Module):
             shared=self._shared("decoder", self.config.text.layers),
             key=_fold(key, "decoder"),
         )
-        scores = self.decoder_head(states, self.decoder.token_embedding[...])
+        scores = head(states, decoder.token_embedding[...])
         return scores.reshape(*ids.shape, -1)
+
+    def attend_to_questions(self, memory: Memory) -> Attended:
+        """The decoder's keys and values of questions, for many answers one after the other."""
+        shared = self._shared("decoder", self.config.text.layers)
+        return self._decoder()[0].attend_to(memory, shared=shared)
+
+    def no_answers(self, rows: int, length: int) -> KeysValues:
+        """What `decode_next` starts from, for answers of at most `length` tokens, [DEC] included.
+
+        Raises:
+          UserError: no decoder, or one with fewer positions.
+        """
+        return self._decoder()[0].no_past(rows, length, dtype=self.dtype)
+
+    def decode_next(
+        self,
+        ids: Int[Array, "q p"],
+        at: Int[Array, ""],
+        past: KeysValues,
+        attended: Attended,
+    ) -> tuple[Float[Array, "q p v"], KeysValues]:
+        """`decode` one word at a time: scores of what follows the words `ids` at position `at`.
+
+        `past` has the words before; what is returned has these, too.
+        """
+        decoder, head = self._decoder()
+        shared = self._shared("decoder", self.config.text.layers)
+        states, past = decoder.step(
+            ids.reshape(-1), at, past, attended, dtype=self.dtype, shared=shared
+        )
+        scores = head(states, decoder.token_embedding[...])
+        return scores.reshape(*ids.shape, -1), past
+
+    def _decoder(self) -> tuple[Bert, LanguageHead]:
+        if self.decoder is None or self.decoder_head is None:
+            raise UserError(f"this BLIP has no decoder of answers, being no {ANSWERING}")
+        return self.decoder, self.decoder_head
 
 
 def _rows(ids: Array, mask: Array | None) -> tuple[Array, Array | None]:

@@ -348,18 +348,43 @@ def scan_layers(
 
     What all layers use alike may be closed over by `call`. The rest is as in `run_stack`.
     """
+
+    def passing(block: Any, x: Array, layer: LayerInputs, own: None) -> tuple[Array, None]:
+        return call(block, x, layer), None
+
+    return collect_layers(
+        passing, stacked, x, None, layers, remat=remat, shared=shared, key=key, drop_path=drop_path
+    )[0]
+
+
+def collect_layers(
+    call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
+    stacked: nnx.Module,
+    x: Float[Array, "..."],
+    own: PyTree,
+    layers: int,
+    *,
+    remat: str = "none",
+    shared: PyTree | None = None,
+    key: Array | None = None,
+    drop_path: Float[Array, " z"] | None = None,
+) -> tuple[Float[Array, "..."], PyTree]:
+    """`scan_layers` where a layer is also handed something of its own, and gives something back.
+
+    `x, found = call(layer i, x, its inputs, slice i of own)`; returns the last x and all that was
+    found, with a leading axis of layers.
+    """
     graphdef, state = nnx.split(stacked)
     keys = None if key is None else split(key, layers)
 
-    def body(carry: Array, xs: Any) -> tuple[Array, None]:
-        state, layer = xs
-        return call(nnx.merge(graphdef, state, copy=True), carry, layer), None
+    def body(carry: Array, xs: Any) -> tuple[Array, Any]:
+        state, layer, own = xs
+        return call(nnx.merge(graphdef, state, copy=True), carry, layer, own)
 
     policy = REMAT[remat]
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    out, _ = lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path)))
-    return out
+    return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)
 
 
 def tiles(pixels: Float[Array, "b H W 3"], patch: int) -> Float[Array, "b s i"]:

@@ -69,6 +69,12 @@ def center_crop(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
     out[...] = np.asarray(image)[upper : upper + side, left : left + side]
 
 
+def squash(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Resizes both sides to those of `out`, whatever the aspect ratio, as BLIP's test does."""
+    size = (out.shape[1], out.shape[0])
+    out[...] = np.asarray(image if image.size == size else image.resize(size, BICUBIC))
+
+
 @dataclasses.dataclass(frozen=True)
 class CropFlip:
     """A random resized crop and a mirror image, drawn once and applied to every frame of a clip.

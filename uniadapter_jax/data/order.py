@@ -62,8 +62,8 @@ class SampleOrder:
         self.steps = len(self.clips) // batch
         if not self.steps:
             raise UserError(
-                f"{len(self.clips)} samples (captions={captions!r}, {len(counts)} clips) do not "
-                f"fill one global batch of {batch}"
+                f"{len(self.clips)} samples (captions={captions!r}) do not fill one global batch "
+                f"of {batch}"
             )
         self.avoid = avoid_duplicates and captions == "all"
         if self.avoid:

@@ -1,10 +1,11 @@
-"""One split of prepared records: texts in memory, frames read by index.
+"""Splits of prepared records: captions in memory, frames and questions read by index.
 
 `prepare` writes them; `docs/data.md` describes the files.
 """
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import hashlib
@@ -12,12 +13,13 @@ import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
 from uniadapter_jax.errors import UserError
 
 PREPARE_COMMAND = (
@@ -38,24 +40,35 @@ class Record:
     qa: list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """What the index says of a record."""
+    """What the index says of a record, and where it says it.
+
+    The questions of a large set would fill gigabytes, so only their number is kept.
+    """
 
     id: str
     captions: list[str]
     frames: int
+    questions: int
+    unanswered: int  # of the questions
     digest: bytes  # SHA-256 of the index line
+    split: str
+    number: int  # of the record within the split
+    start: int  # bytes into the index file
+    size: int
 
 
 class Records:
-    """A split, or a part of one, in a fixed order. Picklable: files are opened where it is read.
+    """One or several splits, or a part, in a fixed order. Picklable: files open where it is read.
 
     Attributes:
-      root, split: where it was opened.
-      ids, captions: of every clip.
+      root, split: where it was opened; several splits are joined by commas.
+      ids, captions: of every clip. Of several splits, an id begins with its split: `val/ID`.
       frame_counts: stored frames of every clip.
-      coverage: what `prepare` found of the split: expected, found, reasons, empty_captions.
+      question_counts, questions: of every clip; none in a set of captions.
+      unanswered_counts: questions of every clip that have no answer.
+      coverage: what `prepare` found of the splits: expected, found, reasons, empty_captions.
       fingerprint: SHA-256 over the prepare settings and the index lines, which hold hashes of the
         frames: equal where every byte of texts, order and pixels is.
     """
@@ -64,14 +77,14 @@ class Records:
         self.root = root
         self.split = split
         self.prepared = prepared
-        self.coverage: dict[str, Any] = prepared["coverage"][split]
+        self.coverage: dict[str, Any] = _coverage(prepared, split)
         self._lines = list(lines)
-        self._places = np.arange(len(self._lines))
-        self._source: Any = None
+        self._several = "," in split
+        self._sources: dict[str, Any] = {}
 
     @property
     def ids(self) -> list[str]:
-        return [line.id for line in self._lines]
+        return [self._name(line) for line in self._lines]
 
     @property
     def captions(self) -> list[list[str]]:
@@ -80,6 +93,19 @@ class Records:
     @property
     def frame_counts(self) -> list[int]:
         return [line.frames for line in self._lines]
+
+    @property
+    def question_counts(self) -> list[int]:
+        return [line.questions for line in self._lines]
+
+    @property
+    def unanswered_counts(self) -> list[int]:
+        return [line.unanswered for line in self._lines]
+
+    @property
+    def questions(self) -> Sequence[list[Question]]:
+        """Of every clip; an entry is read from the index each time it is asked for."""
+        return _Questions(self)
 
     @property
     def fingerprint(self) -> str:
@@ -93,30 +119,32 @@ class Records:
         return len(self._lines)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}
+        return self.__dict__ | {"_sources": {}}
+
+    def index_path(self, i: int) -> str:
+        """The index file that names clip i."""
+        return _index_path(self.root, self._lines[i].split)
 
     def subset(self, indices: Iterable[int]) -> Records:
         """These clips in this order; indices count in this object."""
-        chosen = np.asarray(list(indices), dtype=int)
         part = copy.copy(self)
-        part._lines = [self._lines[i] for i in chosen]
-        part._places = self._places[chosen]
+        part._lines = [self._lines[i] for i in np.asarray(list(indices), dtype=int)]
         return part
 
     def read(self, i: int) -> Record:
         """Reads clip i. Raises UserError where the files do not match their index."""
         line = self._lines[i]
         try:
-            data = self._open()[int(self._places[i])]
+            data = self._open(line.split)[line.number]
             features = tf_example_pb2.Example.FromString(data).features.feature
         except Exception as error:  # ArrayRecord and protobuf have no error type of their own
             raise UserError(
-                f"{self.root}: record {self._places[i]} of {self.split} is damaged: {error}"
+                f"{self.root}: record {line.number} of {line.split} is damaged: {error}"
             ) from error
         if features["id"].bytes_list.value[0].decode() != line.id:
             raise UserError(
-                f"{self.root}: record {self._places[i]} of {self.split} is not {line.id!r}, which "
-                f"index-{self.split}.jsonl names; prepare the records again"
+                f"{self.root}: record {line.number} of {line.split} is not {line.id!r}, which "
+                f"index-{line.split}.jsonl names; prepare the records again"
             )
         return Record(
             id=line.id,
@@ -126,43 +154,118 @@ class Records:
             qa=[json.loads(text) for text in features["qa"].bytes_list.value],
         )
 
-    def _open(self) -> Any:
+    def read_questions(self, i: int) -> list[Question]:
+        """The questions about clip i. Raises UserError where one is no question."""
+        line = self._lines[i]
+        if not line.questions:
+            return []
+        with open(self.index_path(i), "rb") as file:
+            file.seek(line.start)
+            text = file.read(line.size)
+        if _digest(text) != line.digest:
+            raise UserError(f"{self.index_path(i)} has changed since it was opened")
+        return read_questions(json.loads(text)["qa"], self._name(line))
+
+    def _name(self, line: Line) -> str:
+        return f"{line.split}/{line.id}" if self._several else line.id
+
+    def _open(self, split: str) -> Any:
         """TFDS's random access source of serialised examples.
 
         Opened and read once under a lock: TFDS imports what it needs at first use, and its way of
         importing lazily hangs when two threads do it at once.
         """
-        if self._source is None:
+        if split not in self._sources:
             with _OPENING:
                 builder = tfds.builder_from_directory(self.root)
                 raw = tfds.decode.DeserializeMethod.RAW_BYTES
-                source = builder.as_data_source(split=self.split, deserialize_method=raw)
+                source = builder.as_data_source(split=split, deserialize_method=raw)
                 source[0]
-                self._source = source
-        return self._source
+                self._sources[split] = source
+        return self._sources[split]
+
+
+class _Questions(Sequence[list[Question]]):
+    """The questions of every clip, read when asked for."""
+
+    def __init__(self, records: Records):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, i: int) -> list[Question]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[list[Question]]: ...
+
+    def __getitem__(self, i: int | slice) -> list[Question] | list[list[Question]]:
+        if isinstance(i, slice):
+            return [self._records.read_questions(j) for j in range(len(self))[i]]
+        return self._records.read_questions(range(len(self))[i])
 
 
 def open_records(root: str, split: str) -> Records:
-    """Opens a split of a records directory; UserError says how to make one."""
+    """Opens a split of a records directory, or several, named `train,val`, one after the other.
+
+    UserError says how to make one, which splits there are, or that one is named twice.
+    """
     root = os.path.abspath(root)
     prepared = _read_prepared(root)
-    path = os.path.join(root, f"index-{split}.jsonl")
+    names = [name.strip() for name in split.split(",")]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"the splits {split!r} name {twice[0]!r} twice")
+    lines = [line for name in names for line in _read_index(root, name, prepared)]
+    return Records(root, ",".join(names), prepared, lines)
+
+
+def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
+    path = _index_path(root, split)
     if not os.path.exists(path):
         there = [name for name, counts in prepared["coverage"].items() if counts["found"]]
         raise UserError(f"{root} has no split {split!r}; it has {', '.join(there)}")
-    lines = []
+    lines: list[Line] = []
+    start = 0
     with open(path, "rb") as file:
-        for number, text in enumerate(file, 1):
+        for number, text in enumerate(file):
             try:
                 value = json.loads(text)
-                line = Line(value["id"], value["captions"], value["frames"], _digest(text))
+                line = Line(
+                    id=value["id"],
+                    captions=value["captions"],
+                    frames=value["frames"],
+                    questions=len(value["qa"]),
+                    unanswered=sum(not has_answer(record) for record in value["qa"]),
+                    digest=_digest(text),
+                    split=split,
+                    number=number,
+                    start=start,
+                    size=len(text),
+                )
             except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number}: not an index line: {error}") from error
+                raise UserError(f"{path}, line {number + 1}: not an index line: {error}") from error
             lines.append(line)
+            start += len(text)
     found = prepared["coverage"].get(split, {}).get("found")
     if len(lines) != found:
         raise UserError(f"{path} has {len(lines)} lines, prepare.json counts {found}")
-    return Records(root, split, prepared, lines)
+    return lines
+
+
+def _index_path(root: str, split: str) -> str:
+    return os.path.join(root, f"index-{split}.jsonl")
+
+
+def _coverage(prepared: dict[str, Any], split: str) -> dict[str, Any]:
+    """Of several splits, the sums."""
+    first, *others = (prepared["coverage"][name] for name in split.split(","))
+    total = dict(first)
+    for other in others:
+        reasons = collections.Counter(total["reasons"]) + collections.Counter(other["reasons"])
+        total = {key: total[key] + other[key] for key in total if key != "reasons"}
+        total["reasons"] = dict(sorted(reasons.items()))
+    return total
 
 
 def carve_validation(records: Records, count: int) -> tuple[Records, Records]:

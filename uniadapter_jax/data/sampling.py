@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 from jaxtyping import Int
 
@@ -42,3 +44,28 @@ def evenly(count: int, num: int) -> Int[np.ndarray, "f"]:
     if count <= num:
         return np.arange(count)
     return np.linspace(0, count - 1, num, dtype=int)
+
+
+def random(count: int, num: int, rng: np.random.Generator) -> Int[np.ndarray, "f"]:
+    """`num` of `count` frames by chance, in their order; a shorter clip gives all."""
+    return np.sort(rng.permutation(count)[:num])
+
+
+_FIXED: Mapping[str, Callable[[int, int], Int[np.ndarray, "f"]]] = {
+    "evenly": evenly,
+    "uniform": uniform,
+    "middle": middle,
+}
+LOADING = (*_FIXED, "random")  # of the stored frames
+
+
+def choose(
+    name: str, count: int, num: int, rng: np.random.Generator | None = None
+) -> Int[np.ndarray, "f"]:
+    """At most `num` of `count` stored frames by a rule of `LOADING`.
+
+    Without `rng`, as in evaluation, 'random' is 'evenly'.
+    """
+    if name == "random" and rng is not None:
+        return random(count, num, rng)
+    return _FIXED["evenly" if name == "random" else name](count, num)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from uniadapter_jax.data.text import PAD_ID, MissingTokenizer, Tokenizer, read_json
 from uniadapter_jax.errors import UserError
@@ -23,6 +24,7 @@ from uniadapter_jax.errors import UserError
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DEC, ENC = "[DEC]", "[ENC]"
 FILES = "tokenizer.json, or vocab.txt"
+_BLANKS = re.compile(r" (?:(?P<apostrophe>') |(?=[.,!?]))")
 _LONGEST_WORD = 100  # letters; BERT gives a longer word up as unknown
 # How BERT cleans text: bert-base-uncased, of which BLIP's vocabulary is.
 _CLEANING: Mapping[str, Any] = {
@@ -61,6 +63,7 @@ class WordPieceTokenizer(Tokenizer):
         self._pipeline = tokenizers.Tokenizer(model)
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._pipeline.decoder = decoders.WordPiece(cleanup=False)
         named = [token for token in (PAD, UNKNOWN, CLS, SEP, MASK) if token in own]
         self._pipeline.add_special_tokens([*named, DEC, ENC])  # in a text they mean themselves
 
@@ -75,6 +78,14 @@ class WordPieceTokenizer(Tokenizer):
             row[1 : 1 + len(ids)] = ids
             row[1 + len(ids)] = self.eos_id
         return rows
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Rows of ids as texts, as BERT's tokenizer writes them.
+
+        Special tokens are left out, and the blanks around an apostrophe and before . , ! ?
+        """
+        texts = self._pipeline.decode_batch([list(map(int, row)) for row in rows])
+        return [_BLANKS.sub(r"\g<apostrophe>", text) for text in texts]
 
 
 def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
@@ -95,6 +106,51 @@ def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
         return WordPieceTokenizer(vocab, cleaning)
     except UserError as error:
         raise UserError(f"the tokenizer in {root}: {error}") from error
+
+
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, directory: str | os.PathLike[str]
+) -> WordPieceTokenizer:
+    """Learns a vocabulary in BERT's form from texts and writes `vocab.txt`.
+
+    It has exactly `vocab_size` entries: five special tokens, the letters alone and inside a word
+    by code point, what is worth a merge (comes twice), and [unused...] for the rest, as in BERT's.
+    So [DEC] and [ENC] get the ids `vocab_size` and `vocab_size + 1`. The same texts give the same
+    bytes.
+
+    Raises:
+      UserError: `vocab_size` has no room for the letters.
+    """
+    texts = list(texts)
+    special = [PAD, UNKNOWN, CLS, SEP, MASK]
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner.normalizer = normalizers.BertNormalizer(**_CLEANING)
+    learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    letters = sorted({letter for text in texts for letter in _letters(learner, text)})
+    base = [*special, *letters, *(f"##{letter}" for letter in letters)]
+    if vocab_size < len(base):
+        raise UserError(
+            f"a WordPiece vocabulary needs at least {len(base)} entries for these texts (special "
+            f"tokens and {len(letters)} letters, alone and inside a word), got {vocab_size}"
+        )
+    # Special tokens get the first ids in this order. Left to itself the trainer numbers letters
+    # in the order of a randomly seeded hash map, and breaks ties between merges by number.
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=base, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    vocab = learner.get_vocab()
+    tokens = sorted(vocab, key=lambda token: vocab[token])
+    tokens += [f"[unused{i}]" for i in range(vocab_size - len(tokens))]
+    root = Path(directory)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+    return WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
+
+
+def _letters(learner: tokenizers.Tokenizer, text: str) -> str:
+    words = learner.pre_tokenizer.pre_tokenize_str(learner.normalizer.normalize_str(text))
+    return "".join(word for word, _ in words)
 
 
 def write_wordpiece(vocab: Path, directory: str | os.PathLike[str]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.tasks import matching, retrieval
+from uniadapter_jax.tasks import matching, retrieval, vqa
 from uniadapter_jax.tasks.base import Kind
 
-TASKS: dict[str, Kind] = {kind.name: kind for kind in (retrieval.KIND, matching.KIND)}
+TASKS: dict[str, Kind] = {kind.name: kind for kind in (retrieval.KIND, matching.KIND, vqa.KIND)}
 
 __all__ = ["TASKS", "Kind", "get_task"]
 

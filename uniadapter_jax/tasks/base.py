@@ -99,9 +99,11 @@ class Kind:
       options: its knobs with their defaults, their only home.
       choices: {option: the values it may have}.
       protocol: options that say how a result was measured.
+      kept: options that an exported adapter remembers.
       groups: {group of metrics: their names}, as its evaluation gives them.
       selection_metric: what chooses a checkpoint unless the config says otherwise.
       shown: the metric of a training batch that progress lines show.
+      asks: whether its samples are questions, not captions.
     """
 
     name: str
@@ -110,9 +112,11 @@ class Kind:
     options: Mapping[str, Any]
     choices: Mapping[str, tuple[str, ...]]
     protocol: tuple[str, ...]
+    kept: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     selection_metric: str
     shown: str
+    asks: bool = False
 
 
 def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:

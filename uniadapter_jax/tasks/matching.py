@@ -34,7 +34,7 @@ from uniadapter_jax.matching_losses import Momentum, Queue
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 from uniadapter_jax.randomness import fold_name
 from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting
-from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 
 
 class Given(NamedTuple):
@@ -145,12 +145,13 @@ class Matching:
             beside_queue=self._beside_queue,
         )
         if negatives is None:
-            negatives = draw_negatives(key, clip, text, item, temperature)
+            hard = self.options.negatives == "hard"
+            like = (clip, text) if hard else (jnp.zeros_like(clip), jnp.zeros_like(text))
+            negatives = draw_negatives(key, *like, item, temperature)
         logits = self._match(model, clips, text, batch["text"], mask, negatives, key)
         pairs = len(item)
-        matching = jnp.arange(3 * pairs) < pairs
-        exist = (jnp.ones(pairs, bool), negatives.clip_exists, negatives.text_exists)
-        counts = jnp.concatenate(exist)
+        matching = jnp.arange(3 * pairs) % 3 == 0
+        counts = _rows(jnp.ones(pairs, bool), negatives.clip_exists, negatives.text_exists)
         itm = losses.itm_loss(logits, matching, counts)
         right = jnp.where(counts, (logits[:, 1] > logits[:, 0]) == matching, False)
         accuracy = right.sum(dtype=jnp.float32) / counts.sum(dtype=jnp.float32)
@@ -180,39 +181,32 @@ class Matching:
         negatives: Negatives,
         key: Array | None,
     ) -> Float[Array, "p 2"]:
-        """Logits of all own pairs, then of all texts with a negative clip, then of the rest.
+        """For each pair i the logits of rows 3i, its own, 3i + 1, its text with the negative clip,
+        and 3i + 2, its clip with the negative text.
 
-        Every device fuses the pairs of its own texts and clips: rows are cut into as many parts as
-        there are devices, and media into the parts' own clips and the negatives that they fetch.
+        In this order the rows of a pair lie on its device, and what is drawn for a row does not
+        depend on how many devices there are. Media are the clips of all pairs, in one part; cut
+        over devices, every pair's own clip and the negative one that its device fetches.
         """
-        parts = meshes.batch_shards(self.mesh)
-        own = jnp.arange(len(ids) // parts, dtype=jnp.int32)
-
-        def rows(*thirds: Array) -> Array:
-            """Three arrays "n ..." as rows of each part one behind the other: "3n ..."."""
-            cut = [x.reshape(parts, -1, *x.shape[1:]) for x in thirds]
-            return jnp.concatenate(cut, axis=1).reshape(-1, *thirds[0].shape[1:])
-
+        pairs, parts = len(ids), meshes.batch_shards(self.mesh)
+        own = jnp.arange(pairs // parts, dtype=jnp.int32)
         if parts == 1:  # all clips are here already
-            media, medium = clips, jnp.concatenate([own, negatives.clip, own])
+            media, medium = clips, _rows(own, negatives.clip.astype(jnp.int32), own)
         else:
-            media = jax.tree.map(lambda x: rows(x, x[negatives.clip]), clips)
-            here = jnp.concatenate([own, own + len(own), own])
-            medium = jnp.tile(here, parts)
+            media = jax.tree.map(lambda x: _rows(x, x[negatives.clip]), clips)
+            medium = jnp.tile(_rows(2 * own, 2 * own + 1, 2 * own), parts)
         media, medium = meshes.constrain((media, medium), self.mesh, meshes.BATCH_AXES)
-        texts = rows(ids, ids, ids[negatives.text])
-        texts, seen = model.fusion_ids(texts), rows(mask, mask, mask[negatives.text])
+        texts = model.fusion_ids(_rows(ids, ids, ids[negatives.text]))
+        seen = _rows(mask, mask, mask[negatives.text])
         memory = Memory(media.states, media.mask, medium, shards=parts)
         if self.options.frame_weights:
             frames = memory.of_groups(frame_features(model, media))
             there = memory.of_groups(media.frame_mask)
-            about = rows(text, text, text[negatives.text])
+            about = _rows(text, text, text[negatives.text])
             factor = frame_factor(about[:, None], frames, there, media.tokens)
             memory = memory._replace(factor=factor)
         fused = model.fuse(texts[:, None], seen[:, None], memory, key=key)
-        logits = model.match_logits(fused[:, 0, 0])
-        thirds = logits.reshape(parts, 3, -1, 2).swapaxes(0, 1)
-        return thirds.reshape(-1, 2)
+        return model.match_logits(fused[:, 0, 0])
 
     # -- what evaluation compares ---------------------------------------------------------------
 
@@ -234,6 +228,11 @@ class Matching:
     ) -> Float[np.ndarray, "n m"]:
         """Cosines of all texts and clips, from their features: the first stage."""
         return text @ clips["clip"].T
+
+
+def _rows(*of_pairs: Shaped[Array, "n ..."]) -> Shaped[Array, "p ..."]:
+    """Rows of one pair next to each other."""
+    return jnp.stack(of_pairs, axis=1).reshape(-1, *of_pairs[0].shape[1:])
 
 
 def draw_negatives(
@@ -289,20 +288,24 @@ KIND = Kind(
         "queue_sharding": "replicated",
         "loss": "dense",  # ring is refused
         "alpha": 0.4,  # weight of momentum's targets after the first epoch
+        # For training from scratch, which learns nothing from hard ones at first: uniform.
+        "negatives": "hard",
         "frame_weights": False,  # frame-aware attention, for clips of several frames
         "rerank_k": 128,  # best candidates of the first stage that are matched; 0: none
-        "rerank_rows": 256,  # pairs that are matched at once: bounds the memory
-        "beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
+        "rerank_rows": 256,  # pairs that a device matches at once: bounds the memory
+        "rerank_beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
         "v2t": "best_caption",
         "ties": "optimistic",
     },
     choices={
         "queue_sharding": ("replicated", "sharded"),
         "loss": ("dense", "ring"),
+        "negatives": ("hard", "uniform"),
         "v2t": V2T_RULES,
         "ties": TIES,
     },
-    protocol=("rerank_k", "beta", "frame_weights", "v2t", "ties"),
+    protocol=("rerank_k", "rerank_beta", "frame_weights", "v2t", "ties"),
+    kept=("frame_weights",),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",
     shown="itm_accuracy",

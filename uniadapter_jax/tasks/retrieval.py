@@ -116,6 +116,7 @@ KIND = Kind(
         "ties": TIES,
     },
     protocol=("similarity", "v2t", "ties"),
+    kept=("similarity", "temperature"),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",
     shown="t2v_accuracy",

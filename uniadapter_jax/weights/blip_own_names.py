@@ -33,7 +33,7 @@ _VISION = (
 )
 # Momentum copies, and the queue of features that they fill.
 _MOMENTUM = re.compile(
-    r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\..*"
+    r"(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj|adapters)_m\..*"
     r"|(image|text|idx)_queue|ptr_queue|queue_ptr"
 )
 _SEP, _PAD = 102, 0  # BERT's

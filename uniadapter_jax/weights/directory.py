@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -24,15 +24,13 @@ from uniadapter_jax.weights.families import (
     Config,
     Family,
     Model,
-    Table,
     family_of,
 )
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
-from uniadapter_jax.weights.names import TRANSFORMS, parts
+from uniadapter_jax.weights.names import TRANSFORMS, parts, write_rows
 from uniadapter_jax.weights.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
 
-TOKENIZER_FILES = FAMILIES["clip"].tokenizer_files
 FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
 _STRIP = 64
 
@@ -133,7 +131,7 @@ def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
     # An array of one number that claims the shape, so that nothing is allocated.
     hollow = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in targets.items()}
-    return {name: tensor.shape for name, tensor in _to_huggingface(family.table(config), hollow)}
+    return {name: tensor.shape for name, tensor in write_rows(family.table(config), hollow)}
 
 
 def raise_problems(where: object, problems: list[str]) -> None:
@@ -209,26 +207,7 @@ def huggingface_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     Many of the arrays are transposed views.
     """
     table = family_of(model.config).table(model.config)
-    return _to_huggingface(table, flat_names(nnx.to_pure_dict(nnx.state(model))))
-
-
-def _to_huggingface(
-    table: Table, ours_to_value: Mapping[str, Any]
-) -> Iterator[tuple[str, np.ndarray]]:
-    for ours, theirs, how in table:
-        values = [
-            np.asarray(jax.device_get(ours_to_value[name]), np.float32) for name in parts(ours)
-        ]
-        if "{i}" not in theirs:
-            yield theirs, _joined(values, how)
-            continue
-        for i, layer in enumerate(zip(*values, strict=True)):
-            yield theirs.format(i=i), _joined(layer, how)
-
-
-def _joined(values: Sequence[np.ndarray], how: str) -> np.ndarray:
-    pieces = [TRANSFORMS[how].write(value) for value in values]
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return write_rows(table, flat_names(nnx.to_pure_dict(nnx.state(model))))
 
 
 def save_backbone(
@@ -242,7 +221,7 @@ def save_backbone(
     tensors = dict(huggingface_tensors(model))
     with new_directory(directory) as made:
         write_backbone(made, model.config, tensors)
-        copy_tokenizer(tokenizer, made, family_of(model.config).tokenizer_files)
+        copy_tokenizer(tokenizer, made, family_of(model.config))
 
 
 def write_backbone(
@@ -275,9 +254,10 @@ def _stored(dtype: np.dtype) -> np.dtype:
 def copy_tokenizer(
     source: str | os.PathLike | None,
     directory: pathlib.Path,
-    files: Sequence[str] = TOKENIZER_FILES,
+    family: Family,
 ) -> list[str]:
-    """Copies those of `files` that the directory `source` has; returns their names."""
+    """Copies what of a tokenizer the directory `source` has; returns the files' names."""
+    files = family.tokenizer_files
     found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
     for name in found:
         shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]

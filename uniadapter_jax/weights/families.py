@@ -41,6 +41,7 @@ class Family:
       canonical: a file's tensors with each weight exactly once, for a config.
       tokenizer_files: what a directory's tokenizer may consist of.
       load_tokenizer: the tokenizer of a directory.
+      records_tokenizer: where prepared records hold one that was trained on them.
       whole_vocabulary: whether it must know every id of the weights, because the last have roles.
       options: fields of `config.compute` that the model takes.
     """
@@ -54,6 +55,7 @@ class Family:
     canonical: Callable[[Tensors, Any], Tensors]
     tokenizer_files: tuple[str, ...]
     load_tokenizer: Callable[[str | os.PathLike[str]], Tokenizer]
+    records_tokenizer: str
     whole_vocabulary: bool = False
     options: tuple[str, ...] = ("dtype", "remat")
 
@@ -70,6 +72,7 @@ FAMILIES: Mapping[str, Family] = {
         canonical=lambda tensors, config: tensors,
         tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
         load_tokenizer=load_tokenizer,
+        records_tokenizer="tokenizer",
         options=("dtype", "remat", "frame_chunks"),
     ),
     "blip": Family(
@@ -82,6 +85,7 @@ FAMILIES: Mapping[str, Family] = {
         canonical=blip_names.canonical,
         tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
         load_tokenizer=load_wordpiece,
+        records_tokenizer="wordpiece",
         whole_vocabulary=True,
         options=("dtype", "remat", "dropout", "drop_path"),
     ),

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from uniadapter_jax.weights.rules import Rule
@@ -50,6 +52,26 @@ TRANSFORMS = {
 
 
 Row = tuple[str, str, str]
+
+
+def write_rows(
+    table: Iterable[Row], ours_to_value: Mapping[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(their name, float32 array) of all tensors of a table; many are transposed views."""
+    for ours, theirs, how in table:
+        values = [
+            np.asarray(jax.device_get(ours_to_value[name]), np.float32) for name in parts(ours)
+        ]
+        if "{i}" not in theirs:
+            yield theirs, _joined(values, how)
+            continue
+        for i, layer in enumerate(zip(*values, strict=True)):
+            yield theirs.format(i=i), _joined(layer, how)
+
+
+def _joined(values: Sequence[np.ndarray], how: str) -> np.ndarray:
+    pieces = [TRANSFORMS[how].write(value) for value in values]
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def norm_rows(ours: str, theirs: str) -> list[Row]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
+from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights import blip_own_names, cma_names, openai_names
+from uniadapter_jax.weights import blip_own_names, cma_names, openai_names, uniadapter_names
 from uniadapter_jax.weights.directory import read_config, read_json
 from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.open_clip_config import check_pixels, clip_config
@@ -46,13 +48,29 @@ NO_HINTS = Hints()
 
 
 @dataclasses.dataclass(frozen=True)
+class ForeignAdapter:
+    """An adapter as found.
+
+    Attributes:
+      options: of the method, as far as the tensors tell them.
+      tensors: by our paths; empty if there are problems.
+      problems: what does not fit, one line each.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    tensors: Tensors
+    problems: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """Weights as found.
 
     Attributes:
       kind: the format, for people.
       tensors: backbone tensors by the format's own names, as views of the files.
-      adapter: tensors of Cross-Modal Adapter by official name, without prefix.
+      adapter: None if the file has none.
       folder: where its other files (config, tokenizer) are.
     """
 
@@ -62,7 +80,7 @@ class Source:
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
     folder: pathlib.Path
-    adapter: Tensors = dataclasses.field(default_factory=dict)
+    adapter: ForeignAdapter | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +170,7 @@ def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hin
     clip = {name: tensor for name, tensor in tensors.items() if name not in own}
     plain = {name.removeprefix(prefix): tensor for name, tensor in clip.items()}
     config = openai_names.config_of_shapes(plain, heads=hints.heads)
+    own = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
     return Source(
         "Cross-Modal Adapter" if own else "CLIP4Clip",
         clip,
@@ -159,17 +178,51 @@ def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hin
         tuple(dataclasses.replace(r, source=prefix + r.source) for r in openai_names.RULES),
         tuple(prefix + name for name in openai_names.IGNORED),
         folder,
-        {name.removeprefix(prefix): tensor for name, tensor in own.items()},
+        _cross_modal_adapter(own, config) if own else None,
     )
+
+
+def _cross_modal_adapter(own: Tensors, config: Config) -> ForeignAdapter:
+    options = cma_names.options(own)
+    vision, text = config.vision, config.text
+    problems = cma_names.misfits(
+        own,
+        layers=(vision.layers, text.layers),
+        widths=(vision.width, text.width),
+        **options,
+    )
+    tensors = {} if problems else dict(cma_names.from_official(own))
+    return ForeignAdapter("cross_modal_adapter", options, tensors, tuple(problems))
 
 
 def _open_blip(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
     config = blip_own_names.config_of_shapes(
         tensors, activation=hints.activation or "gelu", heads=hints.heads
     )
-    family, own = family_of(config), blip_own_names.of_model(tensors, config)
-    rules = blip_own_names.rules(config)
-    return Source("BLIP", family.canonical(own, config), config, rules, family.ignored, folder)
+    adapter, rest, copies = uniadapter_names.split(blip_own_names.of_model(tensors, config))
+    family = family_of(config)
+    return Source(
+        "UniAdapter" if adapter else "BLIP",
+        family.canonical(rest, config),
+        config,
+        blip_own_names.rules(config),
+        family.ignored,
+        folder,
+        _uniadapter(adapter, config, copies) if adapter else None,
+    )
+
+
+def _uniadapter(own: Tensors, config: BLIPConfig, copies: list[str]) -> ForeignAdapter:
+    options = uniadapter_names.options(own)
+    problems = copies + uniadapter_names.misfits(
+        own,
+        config,
+        bottleneck=options["bottleneck"],
+        key_value_bottleneck=options["key_value_bottleneck"],
+    )
+    keep = {"train_cross_norm": options["train_cross_norm"]}
+    tensors = {} if problems else uniadapter_names.trained(own, **keep)
+    return ForeignAdapter("uniadapter", options, tensors, tuple(problems))
 
 
 def _any_starts(*prefixes: str) -> Callable[[Iterable[str]], bool]:
@@ -186,7 +239,7 @@ FORMATS: tuple[Format, ...] = (
         _any_starts("vision_model.", "text_model."),
         _open_huggingface,
     ),
-    Format("BLIP", _any_starts("visual_encoder."), _open_blip),
+    Format("BLIP or UniAdapter", _any_starts("visual_encoder."), _open_blip),
     Format(
         "Cross-Modal Adapter",
         _any_starts("clip.visual.", *(cma_names.PREFIX + name for name in cma_names.NAMES)),

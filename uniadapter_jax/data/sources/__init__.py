@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uniadapter_jax.data.sources import (
+    easy_vqa,
     karpathy,
     manifest,
     msrvtt,
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "msrvtt_qa": msrvtt_qa.read,
     "vqav2": vqav2.read,
     "vqa_blip": vqa_blip.read,
+    "easy_vqa": easy_vqa.read,
     "manifest": manifest.read,
 }
 

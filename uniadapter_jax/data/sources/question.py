@@ -92,6 +92,13 @@ def read_questions(qa: Sequence[Any], where: str) -> list[Question]:
     return questions
 
 
+def has_answer(record: Any) -> bool:
+    """Whether an object of `qa`, which may be malformed, holds an answer with text in it."""
+    value = record.get("answers", record.get("answer", ())) if isinstance(record, dict) else ()
+    value = [value] if isinstance(value, str) else value
+    return isinstance(value, list) and any(isinstance(a, str) and clean_text(a) for a in value)
+
+
 def read_id(fields: Fields, record: Any, index: int, key: str = "question_id") -> QuestionId:
     """A whole number or a string, as annotated."""
     value = fields.get(record, key, object, index)

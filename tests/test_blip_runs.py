@@ -1,0 +1,112 @@
+"""Matching and answering from end to end: any mesh, resumed, exported and loaded again."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import small_run
+from test_processes import start_two
+
+import uniadapter_jax
+from uniadapter_jax.export import export
+
+STEPS = 6
+TASKS = ("matching", "vqa")
+FLAGS = (
+    f"--config.train.steps={STEPS}",
+    "--config.train.checkpoint_every=3",
+    "--config.method.bottleneck=4",
+)
+
+
+def arguments(small, task, workdir, *flags):
+    return small.arguments(*FLAGS, f"--workdir={workdir}", *flags, method="uniadapter", task=task)
+
+
+@pytest.fixture(scope="module")
+def runs(small):
+    """{(devices, task): workdir}, all at once."""
+    workdirs = {(d, t): small.root / f"{t}-on-{d}" for t in TASKS for d in (1, 8)}
+    jobs = {
+        key: small.fork(*arguments(small, key[1], place), devices=key[0])
+        for key, place in workdirs.items()
+    }
+    for job in jobs.values():
+        job.end(0, seconds=400)
+    return workdirs
+
+
+def assert_same_numbers(workdir, expected):
+    np.testing.assert_allclose(small_run.losses(workdir), small_run.losses(expected), rtol=3e-5)
+    here, there = small_run.result(workdir), small_run.result(expected)
+    assert here["metrics"] == there["metrics"]
+    assert here.get("ranks") == there.get("ranks")
+
+
+def test_eight_devices_count_as_one(runs):
+    for task in TASKS:
+        assert_same_numbers(runs[8, task], runs[1, task])
+        found = small_run.lines(runs[1, task])[-1]
+        assert {"matching": "itm_accuracy", "vqa": "answer_accuracy"}[task] in found
+
+
+def test_two_processes_count_as_one(small, runs):
+    for task in TASKS:
+        jobs = start_two(small, *arguments(small, task, f"two-{task}"))
+        for job in jobs:
+            job.end(0, seconds=300)
+        assert_same_numbers(small.root / f"two-{task}", runs[1, task])
+
+
+def test_momentum_and_queue_survive_a_kill(small, runs):
+    place = small.root / "killed"
+    job = small.fork(*arguments(small, "matching", place, "--config.train.log_every=1"))
+    job.await_(lambda: place.is_dir() and 3 in _steps(place), seconds=200)
+    job.signal(9)
+    job.end()
+    small.fork(*arguments(small, "matching", place)).end(0, seconds=200)
+    ours, theirs = (small_run.checkpoint(w) for w in (place, runs[1, "matching"]))
+    assert ours.keys() == theirs.keys() and any("queue" in name for name in ours)
+    for name, expected in theirs.items():
+        np.testing.assert_array_equal(ours[name], expected, err_msg=name)
+
+
+def _steps(place):
+    return small_run.checkpoint_steps(place) if (place / "checkpoints").is_dir() else []
+
+
+def test_answers_are_written_for_people_and_for_the_server(runs):
+    found = small_run.result(runs[1, "vqa"])
+    assert found["questions"] == 13 and found["clips"] == 9
+    assert set(found["metrics"]["per_question_type"]) == {"colour", "shape"}
+    lines = (runs[1, "vqa"] / found["predictions"]).read_text().splitlines()
+    first = json.loads(lines[0])
+    scores = [answer["score"] for answer in first["answers"]]
+    assert len(lines) == 13 and first["question"] and scores == sorted(scores, reverse=True)
+
+
+def test_an_exported_adapter_gives_the_ranks_of_its_run(small, runs):
+    workdir, to = runs[1, "matching"], small.root / "exported"
+    export(workdir, to)
+    assert "on BLIP" in (to / "README.md").read_text()
+    model = uniadapter_jax.load_model(f"random:{small.blip}", to)
+    assert model.task["frame_weights"] is True
+    text = model.encode_text(["a red disc number 1", "box in blue"])
+    np.testing.assert_allclose(np.linalg.norm(text, axis=1), 1.0, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(small):
+    said = small.refused(
+        *small.arguments(
+            "--workdir=none", f"--config.backbone=random:{small.backbone}", task="matching"
+        )
+    )
+    assert "is a task for a BLIP" in said and "is a CLIP" in said
+    said = small.refused(*arguments(small, "matching", "none", "--config.task.queue=20"))
+    assert "config.task.queue=20 does not divide by the batch of 8" in said
+    said = small.refused(
+        *small.arguments("--workdir=none", method="cross_modal_adapter", task="matching")
+    )
+    assert "does not fit this backbone" in said

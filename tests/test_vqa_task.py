@@ -1,0 +1,303 @@
+"""The VQA task: its loss question by question, and answers to a split on any mesh."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import media
+import numpy as np
+import pytest
+import tiny
+from test_uniadapter_blip import adapted
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters import AdapterParam
+from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
+from uniadapter_jax.config import base_config
+from uniadapter_jax.data.records import open_records
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.experiment import build
+from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.prepare import prepare
+from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.base import Setting
+from uniadapter_jax.vqa_evaluation import VqaEvaluator
+
+PAD, SEP, DEC, VOCAB = 0, 5, 58, 60
+B, P, A, WORDS, FRAMES = 8, 3, 5, 6, 2
+
+
+def task(mesh=None, parts=(MATCHING, ANSWERING), **changes):
+    given = base_config(task="vqa").task
+    given.update(changes)
+    config = BLIPConfig.from_huggingface(tiny.blip_config(parts))
+    return get_task("vqa").make(Setting(given, mesh or meshes.one_device(), config, B, 1))
+
+
+def draw(seed=0):
+    """A batch of clips, of which some have one frame, with one to three answers."""
+    rng = np.random.default_rng(seed)
+    place = np.arange(A)
+    length = rng.choice([3, A], (B, P, 1))
+    frames = rng.integers(1, FRAMES + 1, (B, 1))
+    answer = rng.integers(6, 58, (B, P, A))
+    answer = np.where(place == length - 1, SEP, np.where(place < length, answer, PAD))
+    answer[..., 0] = DEC
+    there = np.arange(P) < rng.integers(1, P + 1, (B, 1))
+    answer[~there] = PAD
+    question = rng.integers(6, 58, (B, WORDS))
+    question[np.arange(WORDS) >= 3 * frames] = PAD
+    return {
+        "frames": rng.integers(0, 256, (B, FRAMES, 32, 32, 3)).astype(np.uint8),
+        "frame_mask": np.arange(FRAMES) < frames,
+        "question": question.astype(np.int32),
+        "answer": answer.astype(np.int32),
+        "answer_weight": np.where(there, rng.random((B, P)), 0.0).astype(np.float32),
+    }
+
+
+def naive_loss(model, batch, smoothing):
+    """Question by question, answer by answer, without padding or absent frames."""
+
+    @jax.jit
+    def read(frames, words):
+        states = model.encode_images(frames).reshape(1, -1, 24)
+        return model.fuse(model.fusion_ids(words), None, Memory(states))[:, 0]
+
+    @jax.jit
+    def decode(question, ids):
+        return jax.nn.log_softmax(model.decode(ids[None, None], None, Memory(question))[0, 0])
+
+    total = 0.0
+    for b in range(B):
+        words = batch["question"][b][batch["question"][b] != PAD]
+        question = read(batch["frames"][b][batch["frame_mask"][b]], words[None, None])
+        for p in np.flatnonzero(batch["answer_weight"][b]):
+            ids = batch["answer"][b, p][batch["answer"][b, p] != PAD]
+            log = np.asarray(decode(question, ids), np.float64)
+            for at, token in enumerate(ids[1:]):
+                smooth = np.full(VOCAB, smoothing / VOCAB)
+                smooth[token] += 1 - smoothing
+                total -= batch["answer_weight"][b, p] * smooth @ log[at]
+    return total / B
+
+
+def test_the_loss_is_that_of_every_answer_alone_and_of_any_mesh():
+    """Divided by questions, not by frames; the same with its gradient on 1 and on 8 devices."""
+    part, batch = partition(adapted(noise=0.3), AdapterParam), draw()
+    found = []
+    for mesh in (meshes.one_device(), meshes.make_mesh({"data": -1, "fsdp": 2, "tensor": 1})):
+        vqa = task(mesh)
+
+        def loss(trainable, frozen, batch, vqa=vqa):
+            return vqa.loss(part.merge(trainable, frozen), batch, None)
+
+        arrays = meshes.put_replicated((part.trainable, part.frozen), mesh)
+        gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        found.append(gradient(*arrays, meshes.put_batch(batch, mesh)))
+    (value, metrics), grads = found[0]
+    (value_of_8, metrics_of_8), grads_of_8 = found[1]
+    wanted = naive_loss(part.merge(part.trainable, part.frozen), batch, 0.1)
+    assert float(value) == pytest.approx(wanted, rel=1e-5)
+    assert float(value_of_8) == pytest.approx(float(value), rel=1e-5)
+    assert float(metrics["answer_accuracy"]) == float(metrics_of_8["answer_accuracy"])
+    one, eight = flat_names(grads), flat_names(grads_of_8)
+    for name, grad in one.items():
+        np.testing.assert_allclose(eight[name], grad, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert np.abs(one["decoder.cross_value.up_kernel"]).max() > 1e-5
+
+
+def test_frame_weights_and_dropout_change_the_loss():
+    model, batch = adapted(noise=0.3), {k: jnp.asarray(v) for k, v in draw().items()}
+
+    @jax.jit
+    def losses():
+        key = jax.random.key(0)
+        return [
+            task(**changes).loss(model, batch, chosen)[0]
+            for changes, chosen in (
+                ({}, None),
+                ({"frame_weights": True}, None),
+                ({"smoothing": 0.3}, None),
+                ({}, key),
+            )
+        ]
+
+    plain, *others = map(float, losses())
+    assert all(abs(other - plain) > 1e-4 for other in others)
+
+
+def test_answers_that_the_decoder_says_itself_are_counted():
+    scores = jnp.zeros((1, 2, A - 1, VOCAB)).at[0, 0, 0, 7].set(1.0).at[0, 0, 1, SEP].set(1.0)
+    scores = scores.at[0, 1, 0, 7].set(1.0)
+    answer = jnp.array([[[DEC, 7, SEP, PAD, PAD], [DEC, 7, SEP, PAD, PAD]]])
+    assert task()._said(scores, answer).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"parts": (MATCHING,)}, "needs a decoder"),
+        ({"parts": (ANSWERING,), "frame_weights": True}, "no projections"),
+        ({"rank_k": 0}, "rank_k=0"),
+        ({"beams": 0}, "beams=0"),
+        ({"top_answers": 0}, "top_answers=0"),
+        ({"smoothing": 1.0}, r"smoothing=1\.0"),
+        ({"rank_smoothing": -0.1}, r"rank_smoothing=-0\.1"),
+    ],
+)
+def test_what_cannot_be_is_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        task(**changes)
+
+
+# -- a split --------------------------------------------------------------------------------------
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "what", "[SEP]", "yes", "no", "##s", "is", "grey"]
+TOKENS += [f"w{i}" for i in range(VOCAB - 2 - len(TOKENS))]
+COUNTS = (3, 0, 1, 6, 2)  # questions about each clip
+ANSWERS = ("yes", "no", "w1 w2", "w3", "w1", "greys")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Films of one and two frames; `test` has no answers, `exact` one to each question."""
+    folder = tmp_path_factory.mktemp("vqa")
+    (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n")
+    (folder / "config.json").write_text(json.dumps(tiny.blip_config()))
+    (folder / "list.json").write_text(json.dumps(ANSWERS))
+    lines, rng = [], np.random.default_rng(0)
+    for split in ("train", "test", "exact"):
+        for i, count in enumerate(COUNTS):
+            media.write_video(folder / f"c{i}.mp4", frames=9 + 10 * (i % 2), start=7 * i)
+            qa = [question(split, 100 * i + j, rng) for j in range(count)]
+            texts = [] if qa else ["a caption only"]
+            lines.append({"id": f"c{i}", "path": f"c{i}.mp4", "qa": qa, "captions": texts})
+            lines[-1]["split"] = split
+    manifest = media.write_manifest(folder / "manifest.jsonl", lines)
+    prepare(media.settings(short_side=32), str(manifest), str(folder / "out"))
+    return folder
+
+
+def question(split, number, rng):
+    words = " ".join(rng.choice(TOKENS[9:], rng.integers(1, 5)))
+    asked = {"question_id": number, "question": f"what {words}", "question_type": "what"}
+    asked["answer_type"] = ("yes/no", "other")[number % 2]
+    if split == "train":
+        asked["answers"] = [str(a) for a in rng.choice(ANSWERS, 4)]
+    if split == "exact":
+        asked |= {"answers": [ANSWERS[number % len(ANSWERS)]], "answer_type": ""}
+    return asked
+
+
+def configure(root, **task):
+    config = base_config("full", "vqa")
+    config.backbone, config.tokenizer = f"random:{root / 'config.json'}", str(root)
+    config.data.update({"records": str(root / "out"), "frames": 2, "words": 8, "threads": 1})
+    config.data.update({"answer_words": 5, "preprocess": "blip"})
+    config.train.update({"batch_size": 8, "steps": 1})
+    config.eval.batch_size = 2
+    config.task.update(task)
+    return config
+
+
+def experiment(root, devices=1, **task):
+    """On the first of the eight devices, or on all."""
+    with pytest.MonkeyPatch.context() as patch:
+        make = meshes.make_mesh
+        patch.setattr(meshes, "make_mesh", lambda sizes: make(sizes, jax.devices()[:devices]))
+        return build(configure(root, **task))
+
+
+def answers(experiment, split="test", workdir=None):
+    records = open_records(experiment.config.data.records, split)
+    return VqaEvaluator(experiment, workdir)(experiment.partition.trainable, records)
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("inference", ["rank", "generate"])
+def test_a_split_is_answered_alike_one_by_one_and_on_eight_devices(root, tmp_path, inference):
+    """Each question once, although clips have 0 to 6 and batches are padded."""
+    changes = {"inference": inference, "top_answers": 3, "rank_k": 4}
+    ours = experiment(root, answers=str(root / "list.json"), **changes)
+    found = answers(ours, workdir=tmp_path)
+    assert found["metrics"] == {} and (found["questions"], found["clips"]) == (12, 5)
+    written = lines(tmp_path / found["predictions"])
+    records = open_records(str(root / "out"), "test")
+    asked = [(clip, q) for clip, several in enumerate(records.questions) for q in several]
+    assert [line["question_id"] for line in written] == [q.id for _, q in asked]
+    server = json.loads((tmp_path / "predictions-test.json").read_text())
+    assert server == [
+        {"question_id": line["question_id"], "answer": line["answers"][0]["answer"]}
+        for line in written
+    ]
+
+    evaluator, frozen = VqaEvaluator(ours), ours.partition.frozen
+    batches = list(ours.clip_batches(records))
+    for line, (clip, q) in list(zip(written, asked, strict=True))[::4]:
+        own = batches[clip // 2]
+        one = {k: jnp.asarray(own[k][clip % 2][None]) for k in ("frames", "frame_mask")}
+        states = evaluator._encode(ours.partition.trainable, frozen, one)
+        ids = jnp.asarray(ours.tokenizer.encode([q.text], 8)[None])
+        best, scores = evaluator._answer(
+            ours.partition.trainable, frozen, states, {"questions": ids}, evaluator.candidates
+        )
+        assert [a["answer"] for a in line["answers"]] == evaluator._said(np.asarray(best[0]))
+        np.testing.assert_allclose([a["score"] for a in line["answers"]], scores[0], atol=1e-4)
+
+    (tmp_path / "8").mkdir()
+    eight = experiment(root, 8, answers=str(root / "list.json"), **changes)
+    answers(eight, workdir=tmp_path / "8")
+    for line, other in zip(written, lines(tmp_path / "8" / "answers-test.jsonl"), strict=True):
+        for a, b in zip(line.pop("answers"), other.pop("answers"), strict=True):
+            assert a["answer"] == b["answer"] and abs(a["score"] - b["score"]) < 1e-4
+        assert line == other
+
+
+def test_accuracy_is_that_of_the_written_answers(root):
+    ours = experiment(root)
+    found = answers(ours, "train")
+    assert set(found["metrics"]) == {"accuracy", "per_answer_type", "per_question_type"}
+    given = {p["question_id"]: p["answer"] for p in found["predictions"]}
+    scores = []
+    for several in open_records(str(root / "out"), "train").questions:
+        for q in several:
+            m = q.answers.count(given[q.id])
+            scores.append(sum(min(1, (m - (a == given[q.id])) / 3) for a in q.answers) / 4)
+    assert found["metrics"]["accuracy"]["overall"] == round(100 * np.mean(scores), 2)
+    assert found["metrics"]["per_question_type"] == {"what": round(100 * np.mean(scores), 2)}
+    assert set(given.values()) <= set(ANSWERS)
+
+    exact = answers(experiment(root, metric="exact"), "exact")
+    given = {p["question_id"]: p["answer"] for p in exact["predictions"]}
+    hits = [given[number] == ANSWERS[number % len(ANSWERS)] for number in given]
+    assert exact["metrics"]["accuracy"] == {"overall": 100 * sum(hits) / len(hits)}
+    assert set(exact["metrics"]) == {"accuracy", "per_question_type"}
+
+
+def test_answers_that_cannot_be_given_are_refused(root, tmp_path):
+    def evaluator(content=None, **data):
+        path = ""
+        if content is not None:
+            path = str(tmp_path / "answers.json")
+            (tmp_path / "answers.json").write_text(json.dumps(content))
+        ours = experiment(root, answers=path)
+        ours.config.data.update(data)
+        return VqaEvaluator(ours)
+
+    with pytest.raises(UserError, match=r"'w1 w2 w3 w4' is longer"):
+        evaluator(["yes", "w1 w2 w3 w4"])
+    with pytest.raises(UserError, match="expected a list"):
+        evaluator([])
+    with pytest.raises(UserError, match=r"answer_words=13.*12 tokens"):
+        evaluator(answer_words=13)
+    ours = experiment(root)
+    with pytest.raises(UserError, match=r"has 1 answers"):
+        answers(ours, "exact")
+    broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), ours.partition.trainable)
+    with pytest.raises(UserError, match="not numbers"):
+        VqaEvaluator(ours)(broken, open_records(str(root / "out"), "test"))

@@ -1,0 +1,142 @@
+"""Answers of a question set: their list, their tokens, and which of a question's are trained on."""
+
+from __future__ import annotations
+
+import collections
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float, Int
+
+from uniadapter_jax.data.records import Records
+from uniadapter_jax.data.sources.item import clean_text
+from uniadapter_jax.data.sources.question import Question
+from uniadapter_jax.data.text import PAD_ID
+from uniadapter_jax.errors import UserError
+
+SHOWN = 10  # entries of a list that an error names
+
+
+def read_answer_list(path: str) -> list[str]:
+    """The candidates of rank mode: a JSON list of strings, such as BLIP's `answer_list.json`.
+
+    Raises:
+      UserError: no such list, or entries that are empty or stand there twice; they are named.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.task.answers={path}: not readable as JSON: {error}") from error
+    if not isinstance(content, list) or not content:
+        raise UserError(f"config.task.answers={path}: expected a list of strings")
+    first: dict[str, int] = {}
+    problems = []
+    for i, answer in enumerate(content):
+        if not isinstance(answer, str):
+            problems.append(f"entry {i} is no string: {answer!r}")
+        elif not clean_text(answer):
+            problems.append(f"entry {i} is empty")
+        elif (taken := first.setdefault(clean_text(answer), i)) != i:
+            problems.append(f"entry {i} repeats entry {taken}: {answer!r}")
+    if problems:
+        raise UserError("\n  ".join([f"config.task.answers={path}:", *_shown(problems)]))
+    return list(first)
+
+
+def training_answers(records: Records) -> list[str]:
+    """The distinct answers of a split, the most frequent first, ties by first mention."""
+    counts = collections.Counter(
+        answer
+        for questions in records.questions
+        for question in questions
+        for answer in question.answers
+        if answer
+    )
+    if not counts:
+        raise UserError(f"{records.root}: split {records.split!r} has no answers")
+    return [answer for answer, _ in counts.most_common()]
+
+
+def check_answers(
+    tokenizer: Any, answers: Sequence[str], answer_words: int
+) -> Int[np.ndarray, "n a"]:
+    """The tokens of a list of answers, as the decoder reads them.
+
+    Raises:
+      UserError: an answer has more than `answer_words` tokens, [DEC] and [SEP] included, or none
+        of its own.
+    """
+    ids, long = encode_answers(tokenizer, answers, answer_words)
+    problems = [f"{answers[i]!r} is longer" for i in _where(long)]
+    if problems:
+        raise UserError(
+            "\n  ".join(
+                [
+                    f"{len(problems)} of {len(answers)} answers do not fit into config.data."
+                    f"answer_words={answer_words} tokens, [DEC] and [SEP] included; raise it or "
+                    "leave them out:",
+                    *_shown(problems),
+                ]
+            )
+        )
+    if empty := [f"{answers[i]!r}" for i in _where(ids[:, 1] == tokenizer.eos_id)]:
+        raise UserError(f"answers without a token: {', '.join(empty[:SHOWN])}")
+    return ids
+
+
+def encode_answers(
+    tokenizer: Any, answers: Sequence[str], answer_words: int
+) -> tuple[Int[np.ndarray, "n a"], Bool[np.ndarray, "n"]]:
+    """(tokens, which did not fit): [DEC], the answer, [SEP], then padding.
+
+    What does not fit is cut, and still ends with [SEP].
+    """
+    ids = np.asarray(tokenizer.encode(answers, answer_words + 1), np.int32)
+    long = ids[:, answer_words] != PAD_ID
+    ids = ids[:, :answer_words].copy()
+    ids[long, -1] = tokenizer.eos_id
+    ids[:, 0] = tokenizer.dec_id
+    return ids, long
+
+
+def training_targets(
+    tokenizer: Any, questions: Sequence[Question], answers: int, answer_words: int
+) -> tuple[Int[np.ndarray, "b p a"], Float[np.ndarray, "b p"]]:
+    """(tokens, weights) of the answers to train on.
+
+    A question's `answers` heaviest distinct ones, ties by first mention; the others are dropped and
+    the weights of those that stay are not raised. Where there are fewer, the weight is 0 and the
+    tokens are all padding. An answer longer than `answer_words` is cut; the first is warned of.
+    """
+    chosen = [_heaviest(question, answers) for question in questions]
+    flat = [answer for several in chosen for answer in several]
+    encoded, long = encode_answers(tokenizer, flat, answer_words)
+    for i in _where(long):
+        message = "the answer %r is longer than config.data.answer_words=%d tokens and is cut"
+        logging.log_first_n(logging.WARNING, message, 1, flat[i], answer_words)
+    ids = np.full((len(questions), answers, answer_words), PAD_ID, np.int32)
+    weights = np.zeros((len(questions), answers), np.float32)
+    place = 0
+    for row, several in enumerate(chosen):
+        ids[row, : len(several)] = encoded[place : place + len(several)]
+        weights[row, : len(several)] = list(several.values())
+        place += len(several)
+    return ids, weights
+
+
+def _heaviest(question: Question, most: int) -> dict[str, float]:
+    weights = question.answer_weights
+    return dict(sorted(weights.items(), key=lambda entry: -entry[1])[:most])
+
+
+def _where(chosen: Bool[np.ndarray, "n"]) -> list[int]:
+    return np.flatnonzero(chosen).tolist()
+
+
+def _shown(problems: Sequence[str]) -> list[str]:
+    more = len(problems) - SHOWN
+    return [*problems[:SHOWN], *([f"and {more} more"] if more > 0 else [])]

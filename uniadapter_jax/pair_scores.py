@@ -1,0 +1,129 @@
+"""Matching logits of pairs (text, item), as the text transformer gives them in fusion mode.
+
+The states of one batch of items are on every device. A call scores groups of texts, each group with
+one item, and devices work on different groups; within a layer keys and values are made once for a
+group, and no layer keeps them. So memory is bounded by the batch and by the pairs of a call.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax import reranking_plan as plan
+from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.frame_weights import frame_factor, token_mask
+from uniadapter_jax.partition import Partition
+from uniadapter_jax.types import Array, Bool, Float, Float32, Int32, PyTree
+
+AHEAD = 2  # calls that wait on the devices while the host prepares the next
+
+
+class Texts(NamedTuple):
+    """All texts: ids, mask (False on padding), and their unit features."""
+
+    ids: Int32[np.ndarray, "n l"]
+    mask: Bool[np.ndarray, "n l"]
+    features: Float32[np.ndarray, "n c"]
+
+
+class Media(NamedTuple):
+    """A batch of encoded items; `features` of frames only where texts weigh them."""
+
+    states: Float[Array, "m f s d"]
+    features: Float[Array, "m f c"] | None
+    mask: Bool[Array, "m f"]
+
+
+class PairScorer:
+    """The two compiled functions of a matching model: items to states, groups of pairs to logits.
+
+    `frame_weights`: whether texts weigh the frames of a clip (UniAdapter's frame-aware attention).
+    """
+
+    def __init__(self, part: Partition, mesh: Mesh, *, frame_weights: bool):
+        self.part, self.mesh, self.frame_weights = part, mesh, frame_weights
+        everywhere = meshes.replicated(mesh)
+        self.encode_program = jax.jit(self._media, out_shardings=everywhere)
+        self.score_program = jax.jit(self._logits, out_shardings=everywhere)
+
+    def _media(self, trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Media:
+        model, frames = self.part.merge(trainable, frozen), batch["frames"]
+        states = model.encode_images(frames.reshape(-1, *frames.shape[2:]))
+        states = states.reshape(*frames.shape[:2], *states.shape[1:])
+        weigh = self.frame_weights and frames.shape[1] > 1
+        features = model.image_features(states[:, :, 0]) if weigh else None
+        return Media(states, features, batch["frame_mask"])
+
+    def _logits(
+        self, trainable: PyTree, frozen: PyTree, media: Media, group: Mapping[str, Array]
+    ) -> Float32[Array, "q p"]:
+        model = self.part.merge(trainable, frozen)
+        sharded = meshes.batch_sharding(self.mesh)
+        # Each device takes the items of its groups from its own copy.
+        states, features, present = jax.tree.map(
+            lambda x: jax.lax.with_sharding_constraint(x[group["place"]], sharded), media
+        )
+        _, frames, tokens, width = states.shape
+        mask = factor = None
+        if frames > 1:  # a clip of one frame has it
+            mask = token_mask(present, tokens)
+        if features is not None:
+            factor = frame_factor(group["features"], features, present, tokens)
+        memory = Memory(states.reshape(-1, frames * tokens, width), mask=mask, factor=factor)
+        fused = model.fuse(model.fusion_ids(group["ids"]), group["mask"], memory)
+        return model.match_logits(fused[:, :, 0])[..., 1]
+
+    def encode(self, trainable: PyTree, host: Mapping[str, np.ndarray]) -> Media:
+        """All states of a batch of items, of which `host` has this process' rows."""
+        batch = {name: host[name] for name in ("frames", "frame_mask")}
+        return self.encode_program(trainable, self.part.frozen, meshes.put_batch(batch, self.mesh))
+
+    def shape(self, pairs: plan.Pairs, texts: Texts, media: Media, rows: int) -> plan.Shape:
+        """Of calls with at most `rows` pairs on a device, for batches like this one."""
+        items, frames, tokens, _ = media.states.shape
+        return plan.choose_shape(
+            pairs,
+            plan.used_lengths(texts.mask),
+            tokens=frames * tokens,
+            rows=rows,
+            devices=meshes.batch_shards(self.mesh),
+            batch=items,
+        )
+
+    def score(
+        self, trainable: PyTree, texts: Texts, media: Media, calls: Iterator[plan.Call]
+    ) -> Iterator[tuple[Int32[np.ndarray, " w"], Float32[np.ndarray, " w"]]]:
+        """(places in `Pairs`, their logits) of each call, on every process."""
+        under_way: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
+
+        def settle() -> tuple[np.ndarray, np.ndarray]:
+            pair, found = under_way.popleft()
+            return pair[pair >= 0], meshes.fetch(found)[pair >= 0]
+
+        for call in calls:
+            group = meshes.put_batch(self._group(texts, call), self.mesh)
+            found = self.score_program(trainable, self.part.frozen, media, group)
+            under_way.append((call.pair, found))
+            if len(under_way) > AHEAD:
+                yield settle()
+        while under_way:
+            yield settle()
+
+    def _group(self, texts: Texts, call: plan.Call) -> dict[str, np.ndarray]:
+        """This process' groups of a call."""
+        share = len(call.place) // jax.process_count()
+        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        chosen = call.text[own]
+        group = {
+            "place": call.place[own],
+            "ids": texts.ids[chosen, : call.length],
+            "mask": texts.mask[chosen, : call.length],
+        }
+        return group | ({"features": texts.features[chosen]} if self.frame_weights else {})

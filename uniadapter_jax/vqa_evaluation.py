@@ -1,0 +1,236 @@
+"""Answers to all questions of a split: accuracy, the server's file, and the best few with scores.
+
+A clip is encoded once, whatever is asked about it; questions about it are read together.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import jax
+import numpy as np
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax import vqa_metrics
+from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.clip_states import ClipStates
+from uniadapter_jax.data.answers import check_answers, read_answer_list, training_answers
+from uniadapter_jax.data.caption_text import TextRule
+from uniadapter_jax.data.records import Records, open_records
+from uniadapter_jax.data.shards import writing
+from uniadapter_jax.data.sources.question import Question, QuestionId
+from uniadapter_jax.errors import UserError
+from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.progress import Progress, say
+from uniadapter_jax.tasks.base import Batch
+from uniadapter_jax.tasks.vqa import Vqa
+from uniadapter_jax.types import Array, PyTree
+
+# Questions about one clip that are read at once; a clip with fewer leaves places empty.
+TOGETHER = 4
+
+
+class Answer(NamedTuple):
+    """One of a question's best; the score is minus the loss (rank) or log p per word (generate)."""
+
+    text: str
+    score: float
+
+
+class VqaEvaluator:
+    """Answers of the `vqa` task; compiled once for all calls.
+
+    Args:
+      workdir: where `answers-SPLIT.jsonl` and `predictions-SPLIT.json` go; None writes nothing.
+
+    Raises:
+      UserError: the list of answers is empty, or holds one that the decoder cannot say.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path | None = None):
+        self.e = experiment
+        self.workdir = workdir
+        self.task = cast(Vqa, experiment.task)
+        self.answers: list[str] = []
+        self.candidates: Array | None = None
+        _check_length(experiment)
+        if self.task.options.inference == "rank":
+            self._list_answers()
+        rows, everywhere = meshes.batch_sharding(self.e.mesh), meshes.replicated(self.e.mesh)
+        self._encode = jax.jit(self._encode_fn, out_shardings=rows)
+        self._answer = jax.jit(self._answer_fn, out_shardings=everywhere)
+
+    def _list_answers(self) -> None:
+        self.answers = _answer_list(self.e)
+        words = self.e.config.data.answer_words
+        ids = check_answers(self.e.tokenizer, self.answers, words)
+        longest = int((ids != self.task.pad_id).sum(axis=1).max())
+        self.candidates = meshes.put_replicated(ids[:, :longest], self.e.mesh)
+        count, k = len(self.answers), self.task.options.rank_k
+        kept = "all are ranked" if k >= count else f"the likeliest {k} of a question are ranked"
+        say(f"{count} answers of up to {longest} tokens; {kept}")
+
+    def _encode_fn(self, trainable: PyTree, frozen: PyTree, batch: Batch) -> ClipStates:
+        return self.task.encode_clips(self._merge(trainable, frozen), batch)
+
+    def _answer_fn(
+        self,
+        trainable: PyTree,
+        frozen: PyTree,
+        clips: ClipStates,
+        batch: Batch,
+        candidates: Array | None,
+    ) -> tuple[Array, Array]:
+        model, ids = self._merge(trainable, frozen), batch["questions"]
+        if candidates is None:
+            return self.task.generate(model, clips, ids, self.e.config.data.answer_words)
+        return self.task.rank(model, clips, ids, candidates)
+
+    def _merge(self, trainable: PyTree, frozen: PyTree) -> BLIP:
+        return self.e.partition.merge(trainable, frozen)
+
+    def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
+        """{"metrics", "predictions", "questions", "clips"} of a split.
+
+        metrics: {"accuracy": {"overall": percent}, "per_answer_type": {name: percent},
+          "per_question_type": ...}; {} for a split whose answers are withheld.
+        predictions: the name of the file, or [{"question_id", "answer"}] without a workdir.
+
+        Raises:
+          UserError: a question is asked twice by id, has too few answers for the metric, or its
+            scores are not numbers.
+        """
+        questions = [question for several in records.questions for question in several]
+        if not questions:
+            raise UserError(f"{records.root}: split {records.split!r} has no questions")
+        best: dict[QuestionId, list[Answer]] = {}
+        for question, answers in self._best(trainable, records, len(questions)):
+            if question.id in best:
+                raise UserError(f"{records.root}: question {question.id!r} stands there twice")
+            best[question.id] = answers
+        predictions = {name: answers[0].text for name, answers in best.items()}
+        return {
+            "metrics": vqa_metrics.accuracy_groups(
+                self.task.options.metric, predictions, questions
+            ),
+            "predictions": self._keep(records.split, questions, best, predictions),
+            "questions": len(questions),
+            "clips": len(records),
+        }
+
+    def _best(
+        self, trainable: PyTree, records: Records, total: int
+    ) -> Iterator[tuple[Question, list[Answer]]]:
+        """Every question once, those of clips with many questions first."""
+        counts = np.asarray(records.question_counts)
+        order = np.argsort(-counts, kind="stable")  # clips of one batch have about as many
+        view = records.subset(order[: np.count_nonzero(counts)])
+        frozen, size, first = self.e.partition.frozen, self.e.eval_batch, 0
+        share = size // jax.process_count()
+        progress = Progress("answering", total, "questions")
+        for host in self.e.clip_batches(view):
+            asked = [view.questions[i] for i in range(first, min(first + size, len(view)))]
+            asked += [[]] * (size - len(asked))
+            frames = {name: host[name] for name in ("frames", "frame_mask")}
+            clips = self._encode(trainable, frozen, meshes.put_batch(frames, self.e.mesh))
+            together = min(TOGETHER, int(counts.max()))
+            for start in range(0, len(asked[0]), together):
+                now = [several[start : start + together] for several in asked]
+                own = now[jax.process_index() * share :][:share]
+                batch = meshes.put_batch({"questions": self._ids(own, together)}, self.e.mesh)
+                found = self._answer(trainable, frozen, clips, batch, self.candidates)
+                yield from self._texts(now, together, *meshes.fetch(found))
+                progress.advance(sum(map(len, now)))
+            first += size
+
+    def _ids(self, asked: list[list[Question]], together: int) -> np.ndarray:
+        """Ids "m p l"; empty questions fill the places that are left."""
+        data = self.e.config.data
+        texts = [q.text for several in asked for q in several]
+        ids = self.e.tokenizer.encode(
+            [*TextRule(data.preprocess, data.max_words).questions(texts), ""], data.words
+        )
+        placed = np.repeat(ids[-1:], len(asked) * together, axis=0)
+        counts = [len(several) for several in asked]
+        placed[np.flatnonzero(np.arange(together) < np.array(counts)[:, None])] = ids[:-1]
+        return placed.reshape(len(asked), together, -1)
+
+    def _texts(
+        self, asked: list[list[Question]], together: int, found: np.ndarray, scores: np.ndarray
+    ) -> Iterator[tuple[Question, list[Answer]]]:
+        for clip, several in enumerate(asked):
+            for place, question in enumerate(several):
+                row = clip * together + place
+                if np.isnan(scores[row]).any():
+                    raise UserError(
+                        f"the answers' scores of question {question.id!r} are not numbers. Look "
+                        "for NaN in the weights"
+                    )
+                there = np.isfinite(scores[row])  # fewer texts than beams
+                texts = self._said(found[row][there])
+                own = scores[row][there].tolist()
+                yield question, [Answer(*pair) for pair in zip(texts, own, strict=True)]
+
+    def _said(self, found: np.ndarray) -> list[str]:
+        """Places in the list, or rows of ids, as texts."""
+        if self.candidates is None:
+            return cast(Any, self.e.tokenizer).decode(found)
+        return [self.answers[i] for i in found]
+
+    def _keep(
+        self,
+        split: str,
+        questions: list[Question],
+        best: dict[QuestionId, list[Answer]],
+        predictions: dict[QuestionId, str],
+    ) -> Any:
+        if self.workdir is None:
+            return [{"question_id": q.id, "answer": predictions[q.id]} for q in questions]
+        name = split.replace(",", "+")
+        path = self.workdir / f"answers-{name}.jsonl"
+        if jax.process_index() == 0:
+            _write_best(path, questions, best)
+            if all(isinstance(question.id, int) for question in questions):
+                server = self.workdir / f"predictions-{name}.json"
+                vqa_metrics.write_results(server, predictions, questions)
+        return path.name
+
+
+def _answer_list(experiment: Experiment) -> list[str]:
+    if path := experiment.config.task.answers:
+        return read_answer_list(path)
+    records, data = experiment.data.train, experiment.config.data
+    return training_answers(records or open_records(data.records, data.train_split))
+
+
+def _check_length(experiment: Experiment) -> None:
+    config = experiment.model_config
+    assert isinstance(config, BLIPConfig)
+    words, positions = experiment.config.data.answer_words, config.positions
+    if words > positions:
+        raise UserError(
+            f"config.data.answer_words={words}: the decoder has positions for {positions} tokens"
+        )
+
+
+def _write_best(
+    path: pathlib.Path, questions: list[Question], best: dict[QuestionId, list[Answer]]
+) -> None:
+    """One line a question: {"question_id", "question", "answers": [{"answer", "score"}]}."""
+    scratch = path.with_name(f"{path.name}.tmp")
+    with writing(str(path)):
+        with scratch.open("w", encoding="utf-8") as file:
+            for question in questions:
+                line = {
+                    "question_id": question.id,
+                    "question": question.text,
+                    "answers": [
+                        {"answer": a.text, "score": round(a.score, 6)} for a in best[question.id]
+                    ],
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        scratch.replace(path)
