@@ -6,15 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_similarity import data, f32
 
 from uniadapter_jax import ring_loss
+from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.config import base_config
+from uniadapter_jax.errors import UserError
 from uniadapter_jax.losses import retrieval_loss
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import collectives
 from uniadapter_jax.ring_loss import ring_retrieval_loss
+from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.base import Setting
 
 MB = 10**6
 
@@ -131,3 +137,11 @@ def test_memory_of_a_large_batch_under_q_score():
     compiled = compile_for(mesh_of(8, 1, 1), "q_score", 32_768, 12, 512, "bfloat16")
     features = 32_768 // 8 * (12 + 1) * 512 * 2
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * features + 100 * MB
+
+
+def test_it_is_refused_where_candidates_stand_in_a_queue():
+    options = base_config("uniadapter", "matching").task
+    options.loss = "ring"
+    model = BLIPConfig.from_huggingface(tiny.blip_config())
+    with pytest.raises(UserError, match=r"loss=.ring. is for task retrieval.* a queue of 57600"):
+        get_task("matching").make(Setting(options, mesh_of(1, 1, 1), model, 8, 10))

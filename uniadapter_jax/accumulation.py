@@ -30,15 +30,17 @@ _Tree = TypeVar("_Tree")
 
 @runtime_checkable
 class InHalves(Protocol):
-    """A task whose loss is `loss_of_features(model, features(model, batch, keys), batch, given)`.
+    """A task whose loss is that of its features: `features(model, batch, keys of the rows)`.
 
-    Features are a tree of arrays that lead with the batch's axis. Those of a row depend on this row
-    and its key alone.
+    Features are a tree of float arrays that lead with the batch's axis. Those of a row depend on
+    this row and its key alone. What `loss_of_features` does beside is not cut into parts.
     """
 
     def features(self, model: Any, batch: Batch, keys: Array | None) -> PyTree: ...
 
-    def loss_of_features(self, model: Any, features: PyTree, batch: Batch, given: Any) -> Loss: ...
+    def loss_of_features(
+        self, model: Any, features: PyTree, batch: Batch, key: Array | None, given: Any
+    ) -> Loss: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ def value_and_grad(
         )
 
     def loss(trainable: PyTree, whole: PyTree) -> Loss:
-        return task.loss_of_features(merge(trainable), whole, batch, given)
+        return task.loss_of_features(merge(trainable), whole, batch, key, given)
 
     whole = parts.join(jax.lax.map(lambda i: features(trainable, i), jnp.arange(count)))
     # The loss may need trainables beside features: a temperature.

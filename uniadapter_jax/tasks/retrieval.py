@@ -42,7 +42,7 @@ class Retrieval(Stateless):
     def loss(self, model: CLIP, batch: Batch, key: Array | None, given: Any = None) -> Loss:
         """The loss of a global batch {frames, frame_mask, text, item} and its metrics."""
         keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
-        return self.loss_of_features(model, self.features(model, batch, keys), batch, given)
+        return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
 
     def features(self, model: CLIP, batch: Batch, keys: Array | None) -> Features:
         """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
@@ -53,9 +53,14 @@ class Retrieval(Stateless):
         )
 
     def loss_of_features(
-        self, model: CLIP, features: Features, batch: Batch, given: Any = None
+        self,
+        model: CLIP,
+        features: Features,
+        batch: Batch,
+        key: Array | None = None,
+        given: Any = None,
     ) -> Loss:
-        """The loss of a global batch whose features are known."""
+        """The loss of a global batch whose features are known; nothing more is drawn."""
         return LOSSES[self.options.loss](
             features.text,
             features.frames,
