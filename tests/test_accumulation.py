@@ -78,10 +78,11 @@ def assert_equal(found, wanted):
     assert float(loss) == pytest.approx(float(whole), rel=1e-6)
     for name, value in whole_metrics.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5)
-    for ours, dense in zip(
-        jax.tree.leaves(gradients), jax.tree.leaves(whole_gradients), strict=True
-    ):
-        np.testing.assert_allclose(ours, dense, atol=1e-5 * np.abs(dense).max())
+    pairs = list(zip(*map(jax.tree.leaves, (gradients, whole_gradients)), strict=True))
+    # What cancels by design, such as a bias of all keys, leaves rounding of what is large.
+    floor = 1e-2 * max(np.abs(dense).max() for _, dense in pairs)
+    for ours, dense in pairs:
+        np.testing.assert_allclose(ours, dense, atol=1e-5 * max(floor, np.abs(dense).max()))
 
 
 def test_four_parts_equal_the_whole_on_one_and_eight_devices():
