@@ -50,8 +50,8 @@ from uniadapter_jax.weights.directory import (
 from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
 
-# Of `config.data`, what an adapter remembers: how a text becomes ids.
-_DATA = ("words", "preprocess", "max_words")
+# Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
+_DATA = ("words", "preprocess", "max_words", "resize")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,17 +70,6 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     return Backbone(model, source, found)
 
 
-def load_clip(source: str, *, seed: int = 0, **options: object) -> Backbone:
-    """`load_backbone` for commands that know no other family.
-
-    Raises:
-      UserError: also if it is not a CLIP.
-    """
-    if (found := backbone_family(source)) is not FAMILIES["clip"]:
-        raise UserError(f"{source} is a {found.title}; this command takes a CLIP")
-    return load_backbone(source, seed=seed, **options)
-
-
 def backbone_family(source: str) -> Family:
     """The family of what `load_backbone` would load; only its config is read."""
     return family_of(_config_of(source))
