@@ -75,6 +75,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # pairs of the global batch
+    # Parts whose activations are held one after another; loss and gradients are the whole batch's.
+    config.train.accumulation = 1
     config.train.epochs = 5
     config.train.steps = 0  # 0: epochs decides
     config.train.log_every = 10  # steps
@@ -127,6 +129,7 @@ _HINTS = {
 }
 _POSITIVE = (
     "train.batch_size",
+    "train.accumulation",
     "train.log_every",
     "train.keep",
     "eval.batch_size",

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import Method, get_method
@@ -156,6 +157,8 @@ def build(config: ConfigDict) -> Experiment:
         optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
     setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
+    task = kind.make(setting)
+    accumulation.check(task, mesh, batch_size, config.train.accumulation)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -163,7 +166,7 @@ def build(config: ConfigDict) -> Experiment:
         backbone=backbone,
         partition=part,
         kind=kind,
-        task=kind.make(setting),
+        task=task,
         data=data,
         tokenizer=tokenizer,
         tokenizer_directory=tokenizer_directory,

@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from uniadapter_jax.randomness import fold_name, normal
+from uniadapter_jax.randomness import bernoulli, fold_name, normal, split
 from uniadapter_jax.types import Array, Bool, Float, PyTree
 
 # Where initial weights come from; None makes zeros, for weights that a file will fill.
@@ -36,7 +36,7 @@ class LayerInputs(NamedTuple):
     """What a layer is handed beside its own parameters.
 
     shared: this layer's slice of what the towers of a model share (None without such a method).
-    key: this layer's key for dropout; None means deterministic.
+    key: this layer's key for dropout, or keys of the rows; None means deterministic.
     drop_path: the probability of leaving out what a sub-layer adds; None means never.
     """
 
@@ -135,7 +135,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
     """Inverted dropout; the identity where `key` is None or the rate is 0."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -148,7 +148,7 @@ def drop_path(
     """
     if key is None or rate is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (len(x), 1, 1))
+    keep = bernoulli(key, 1.0 - rate, (len(x), 1, 1))
     return x * jnp.where(keep, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
 
 
@@ -375,7 +375,7 @@ def collect_layers(
     found, with a leading axis of layers.
     """
     graphdef, state = nnx.split(stacked)
-    keys = None if key is None else jax.random.split(key, layers)
+    keys = None if key is None else split(key, layers)
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:
         state, layer, own = xs

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import fastest_chunks
@@ -111,7 +112,14 @@ class AbstractRun:
         arguments = self.arguments(program).values()
         if program == TRAIN:
             assert self.optimizer is not None
-            step = make_step(self.task, self.part, self.optimizer, self.mesh, self.config.seed)
+            step = make_step(
+                self.task,
+                self.part,
+                self.optimizer,
+                self.mesh,
+                self.config.seed,
+                self.config.train.accumulation,
+            )
             number = jax.ShapeDtypeStruct((), jnp.int32)
             return step.lower(*arguments, number)  # type: ignore[attr-defined]
         encode = make_encoders(self.task, self.part, self.mesh)[(FRAMES, TEXT).index(program)]
@@ -122,7 +130,8 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
     """The run that `config` describes, as shapes.
 
     Raises:
-      UserError: the method does not fit the backbone, or texts are longer than it reads.
+      UserError: the method does not fit the backbone, texts are longer than it reads, or the batch
+        cannot be accumulated so.
     """
     if config.data.words > backbone.positions:
         raise UserError(
@@ -133,7 +142,9 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
     optimizer = None
     if get_method(config.method.name).trainable is not None:
         optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)
-    return AbstractRun(config, backbone, mesh, part, optimizer)
+    run = AbstractRun(config, backbone, mesh, part, optimizer)
+    accumulation.check(run.task, mesh, config.train.batch_size, config.train.accumulation)
+    return run
 
 
 def abstract_partition(config: ConfigDict, backbone: Config, platform: str) -> Partition:
