@@ -144,9 +144,10 @@ def build(config: ConfigDict) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = _open_data(config, trains=method.trainable is not None)
-    backbone = _load_backbone(config, kind)
+    with meshes.on_host():  # whole weights need not fit on a device
+        backbone = _load_backbone(config, kind)
+        part = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    part = attach_method(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.weights = Weights.of(config.mesh, mesh, backbone.model.config)
     part.frozen = part.weights.put(part.frozen)
