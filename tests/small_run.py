@@ -112,13 +112,13 @@ class Small:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
 
-    def start(self, *arguments: str, devices: int = 1) -> Job:
-        """`python -m uniadapter_jax.main ARGUMENTS` as a user starts it."""
+    def start(self, *arguments: str, devices: int = 1, code: pathlib.Path | str = ROOT) -> Job:
+        """`python -m uniadapter_jax.main ARGUMENTS` as a user starts it, with the code there."""
         log = self._log()
         with log.open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "uniadapter_jax.main", *arguments],
-                env=os.environ | self.environment(devices),
+                env=os.environ | self.environment(devices) | {"PYTHONPATH": str(code)},
                 cwd=self.root,
                 stdout=output,
                 stderr=output,

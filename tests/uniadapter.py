@@ -103,7 +103,18 @@ def _matching(model, given, case, frames):
         found = _states(part.merge(trainable, part.frozen), batch, weighted=frames > 1)
         return {name: value for name, value in found.items() if name in case}
 
-    return result | states(part.trainable)
+    result |= states(part.trainable)
+    if "itc.loss" not in case:  # the same by the library's own door
+        result["match"] = _matched(model, batch, weighted=frames > 1)
+    return result
+
+
+def _matched(model, batch, weighted):
+    """Logits of the pairs, in the authors' order."""
+    model.task["frame_weights"] = weighted
+    logits = model.match(batch["frames"], np.asarray(batch["text"]))
+    own, clip, text = np.arange(len(logits)), *map(np.asarray, NEGATIVES.values())
+    return np.concatenate([logits[own, own], logits[own, clip], logits[text, own]])
 
 
 def _states(model, batch, weighted):
@@ -126,7 +137,7 @@ def _states(model, batch, weighted):
         "text": words,
         "fused": fused,
         "match": model.match_logits(fused[:, 0]),
-        "frame_features": single.reshape(-1, single.shape[-1]),
+        "frame_features": single,
         "clip_features": clip_features(model, clips),
         "text_features": text,
     }

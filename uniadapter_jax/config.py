@@ -58,7 +58,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
 
     config.data.prepare = ConfigDict()
-    config.data.prepare.source = "manifest"  # msrvtt | karpathy | manifest
+    config.data.prepare.source = "manifest"  # a name of data/sources
     config.data.prepare.sampling = "fps"  # fps | uniform | middle
     config.data.prepare.fps = 1.0  # for sampling=fps
     config.data.prepare.frames = 12  # for sampling=uniform and middle

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from jax._src.clusters import ClusterEnv  # JAX finds clusters, but does not say so in public
 from jax.experimental import multihost_utils
 
 from uniadapter_jax.errors import UserError
@@ -88,6 +87,8 @@ def _start() -> Peers | None:
 
 def _detect() -> tuple[str, int, int, Any]:
     """Coordinator, processes, this one and its devices, where JAX knows the kind of cluster."""
+    from jax._src.clusters import ClusterEnv  # private: in public JAX finds them and keeps it
+
     address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, None, None, _TIMEOUT.value
     )

@@ -57,9 +57,15 @@ class AbstractRun:
         return jax.eval_shape(self.optimizer.init, self.part.trainable)
 
     @property
+    def asks(self) -> bool:
+        """Whether the task is about questions."""
+        return get_task(self.config.task.name).asks
+
+    @property
     def programs(self) -> tuple[str, ...]:
-        """Names of what a run compiles."""
-        return (FRAMES, TEXT) if self.optimizer is None else (TRAIN, FRAMES, TEXT)
+        """Names of what a run compiles; of a task about questions, the training step alone."""
+        train = () if self.optimizer is None else (TRAIN,)
+        return train if self.asks else (*train, FRAMES, TEXT)
 
     def batch(self, program: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The global batch that a program is given."""
@@ -77,6 +83,13 @@ class AbstractRun:
             return text
         mask = jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_)
         item = jax.ShapeDtypeStruct((clips,), jnp.int32)
+        if self.asks:
+            answers = (clips, data.answers)
+            text = {
+                "question": jax.ShapeDtypeStruct((clips, data.words), jnp.int32),
+                "answer": jax.ShapeDtypeStruct((*answers, data.answer_words), jnp.int32),
+                "answer_weight": jax.ShapeDtypeStruct(answers, jnp.float32),
+            }
         return {**frames, "frame_mask": mask, **text, "item": item}
 
     def arguments(self, program: str) -> dict[str, PyTree]:
