@@ -402,17 +402,17 @@ def collect_layers(
     found, with a leading axis of layers.
     """
     graphdef, state = nnx.split(stacked)
-    weights, policy = stacked.weights, REMAT[remat]
-    if policy is None and weights is not None and weights.gathers:
-        policy = _all_but_weights
     keys = None if key is None else jax.random.split(key, layers)
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:
         state, layer, own = xs
-        if weights is not None:
-            state = weights(state)
+        if stacked.weights is not None:
+            state = stacked.weights(state)
         return call(nnx.merge(graphdef, state, copy=True), carry, layer, own)
 
+    policy = REMAT[remat]
+    if policy is None and stacked.weights is not None and stacked.weights.gathers:
+        policy = _all_but_weights
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)
