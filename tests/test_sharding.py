@@ -242,7 +242,7 @@ def test_a_run_on_a_cut_backbone_leaves_what_one_device_leaves(small, whole):
     flags = ("data=1", "fsdp=2", "tensor=2", "weights=sharded")
     small.run("--workdir=cut", *(f"--config.mesh.{flag}" for flag in flags), devices=4)
     cut = small.root / "cut"
-    np.testing.assert_allclose(small_run.losses(cut), small_run.losses(whole), rtol=1e-5)
+    np.testing.assert_allclose(small_run.losses(cut), small_run.losses(whole), rtol=3e-5)
     assert small_run.result(cut)["metrics"] == small_run.result(whole)["metrics"]
     here, there = small_run.checkpoint(cut), small_run.checkpoint(whole)
     assert here.keys() == there.keys()
@@ -254,4 +254,4 @@ def test_a_run_on_a_cut_backbone_leaves_what_one_device_leaves(small, whole):
     assert exported["cut"].keys() == exported["one"].keys()
     for name, x in there.items():
         if "trainable" in name:
-            np.testing.assert_allclose(here[name], x, atol=1e-4 * np.abs(x).max(), err_msg=name)
+            np.testing.assert_allclose(here[name], x, atol=1e-3 * np.abs(x).max(), err_msg=name)
