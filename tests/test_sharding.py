@@ -111,7 +111,6 @@ def test_rules_by_hand():
 
 def test_an_axis_that_does_not_divide_stays_whole():
     weights = Weights.of({"weights": "sharded"}, make_mesh(fsdp=3), adapted("retrieval")[1])
-    q = {"q": {"kernel": jax.ShapeDtypeStruct((2, 48, 48), jnp.float32)}}
     for width, expected in ((48, P(None, "fsdp", None)), (32, P())):
         q = {"attn": {"q": {"kernel": jax.ShapeDtypeStruct((2, width, width), jnp.float32)}}}
         assert weights.shardings(q)["attn"]["q"]["kernel"].spec == expected
@@ -202,9 +201,9 @@ def test_ten_steps_are_those_of_one_device(task, axes):
 
 
 def moved(task, axes=None):
-    """[(kind, shape, how often)] of the step's collectives in loops, and its text."""
-    sizes, weights = MESHES[axes] if axes else (dict.fromkeys("abc", 1), "sharded")
-    text = prepared(task, tuple(sizes.values()), weights)[-1].as_text()
+    """[(kind, shape, how often)] of the step's collectives, and its text; no axes: one device."""
+    sizes, weights = MESHES[axes] if axes else ({}, "replicated")
+    text = prepared(task, tuple(sizes.values()) or (1, 1, 1), weights)[-1].as_text()
     found = []
     for _, line, times in Module(text):
         kind = line.opcode.removesuffix("-start")
