@@ -25,6 +25,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.sharding import Weights
 from uniadapter_jax.tasks import Kind, get_task
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.weights.directory import (
@@ -144,11 +145,13 @@ def build(config: ConfigDict) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = _open_data(config, trains=method.trainable is not None)
-    backbone = _load_backbone(config, kind)
+    with meshes.on_host():  # whole weights need not fit on a device
+        backbone = _load_backbone(config, kind)
+        part = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    part = attach_method(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
-    part.frozen = meshes.put_replicated(part.frozen, mesh)
+    part.weights = Weights.of(config.mesh, mesh, backbone.model.config)
+    part.frozen = part.weights.put(part.frozen)
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")

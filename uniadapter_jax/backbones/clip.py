@@ -241,7 +241,9 @@ class TextTower(nnx.Module):
             shared=shared,
             key=key,
         )
-        at_eos = x[jnp.arange(x.shape[0]), eos_position(ids, self.config.eos_id)]
+        # Row by row: an index into rows and words at once would sum over all devices of a batch.
+        eos = eos_position(ids, self.config.eos_id)
+        at_eos = jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
         return self.projection(self.ln_final(at_eos))
 
 

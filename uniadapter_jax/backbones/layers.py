@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -257,7 +257,29 @@ class MLP(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x, layer)), layer)
 
 
-class Block(nnx.Module):
+class Stack(nnx.Module):
+    """Layers of one kind, stacked: what `collect_layers` runs.
+
+    `weights` is the place for what the parameters of a layer go through on their way to it, where
+    they are not whole before (`sharding.Weights`); None in the bare backbone.
+    """
+
+    weights: LayerWeights | None = None
+
+
+class LayerWeights(Protocol):
+    """Parameters of a layer as they are kept, to parameters as they are used.
+
+    gathers: whether that makes something larger, not to be kept for the backward pass.
+    """
+
+    @property
+    def gathers(self) -> bool: ...
+
+    def __call__(self, state: PyTree) -> PyTree: ...
+
+
+class Block(Stack):
     """A pre-LayerNorm block; `layers` of them stacked."""
 
     def __init__(
@@ -304,6 +326,11 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 }
 
 
+def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Of `remat=none` where weights are gathered: all else is kept."""
+    return primitive.name != "sharding_constraint"
+
+
 def run_stack(
     blocks: Block,
     x: Float[Array, "b s d"],
@@ -335,7 +362,7 @@ def run_stack(
 
 def scan_layers(
     call: Callable[[Any, Array, LayerInputs], Array],
-    stacked: nnx.Module,
+    stacked: Stack,
     x: Float[Array, "..."],
     *,
     layers: int,
@@ -359,7 +386,7 @@ def scan_layers(
 
 def collect_layers(
     call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
-    stacked: nnx.Module,
+    stacked: Stack,
     x: Float[Array, "..."],
     own: PyTree,
     layers: int,
@@ -379,9 +406,13 @@ def collect_layers(
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:
         state, layer, own = xs
+        if stacked.weights is not None:
+            state = stacked.weights(state)
         return call(nnx.merge(graphdef, state, copy=True), carry, layer, own)
 
     policy = REMAT[remat]
+    if policy is None and stacked.weights is not None and stacked.weights.gathers:
+        policy = _all_but_weights
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)

@@ -20,6 +20,7 @@ from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
 from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.sharding import Weights
 from uniadapter_jax.step import make_step
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting
@@ -95,7 +96,9 @@ class AbstractRun:
     def arguments(self, program: str) -> dict[str, PyTree]:
         """What the program is given, by kind and in order, with its place on the mesh."""
         everywhere = meshes.replicated(self.mesh)
-        trained, frozen = (_placed(x, everywhere) for x in (self.part.trainable, self.part.frozen))
+        trained, frozen = _placed(self.part.trainable, everywhere), self.part.frozen
+        assert self.part.weights is not None
+        frozen = jax.tree.map(_placed, frozen, self.part.weights.shardings(frozen))
         batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
         parts = {"trained weights": trained, "frozen weights": frozen, "batch": batch}
         if program != TRAIN:
@@ -139,6 +142,7 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
             "positions"
         )
     part = abstract_partition(config, backbone, platform)
+    part.weights = Weights.of(config.mesh, mesh, backbone)
     optimizer = None
     if get_method(config.method.name).trainable is not None:
         optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)

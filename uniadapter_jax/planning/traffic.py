@@ -85,7 +85,7 @@ def _group(instruction: Instruction, devices: int) -> int:
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'[^']*'", found[2]))
     return devices
