@@ -6,6 +6,7 @@
 The step is a run's: contrast and match with hard negatives, dropout, AdamW; by default r = 512, 4
 pictures of 224 pixels and 4 texts of 35 tokens, float32, momentum with a queue of 57,600. The
 reference runs in a process of its own and takes turns with ours: while one works, the other waits.
+`ratio` is of seconds; `cpu_ratio`, of processor seconds, holds where others use the machine, too.
 
 Memory: ours alone, of this process; `momentum_over_trainables` is by how much the weights on the
 device grow with momentum, queue apart, over the bytes of what trains.
@@ -49,7 +50,19 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def our_step(args: argparse.Namespace) -> tuple[Callable[[], float], dict[str, Any]]:
+Seconds = tuple[float, float]  # on the clock, and of all threads of the process
+
+
+def clocks() -> Seconds:
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: Seconds) -> Seconds:
+    wall, cpu = clocks()
+    return wall - start[0], cpu - start[1]
+
+
+def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str, Any]]:
     """(a step that returns its seconds, what is known before the first)."""
     import jax
     import numpy as np
@@ -107,13 +120,13 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], float], dict[str, A
     gc.collect()
     done = 0
 
-    def one() -> float:
+    def one() -> Seconds:
         nonlocal done
-        start = time.perf_counter()
+        start = clocks()
         *state[:], metrics = compiled(*state, part.frozen, batch, np.int32(done))
         known["loss"] = float(metrics["loss"])
         done += 1
-        return time.perf_counter() - start
+        return since(start)
 
     return one, known
 
@@ -157,12 +170,12 @@ def be_the_reference(args: argparse.Namespace) -> None:
     item = torch.arange(args.pictures)
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
+        start = clocks()
         loss = sum(model(pictures, texts, 0.4, item))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(time.perf_counter() - start, flush=True)
+        print(*since(start), flush=True)
 
 
 class Reference:
@@ -184,16 +197,26 @@ class Reference:
             raise SystemExit("the reference's process ended; see above")
         return line
 
-    def step(self) -> float:
+    def step(self) -> Seconds:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self._answer())
+        wall, cpu = self._answer().split()
+        return float(wall), float(cpu)
 
     def end(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def summary(name: str, steps: list[Seconds]) -> dict[str, Any]:
+    wall, cpu = zip(*steps, strict=True)
+    return {
+        f"{name}_seconds": statistics.median(wall),
+        f"{name}_seconds_min_max": [min(wall), max(wall)],
+        f"{name}_cpu_seconds": statistics.median(cpu),
+    }
 
 
 def main() -> None:
@@ -209,22 +232,15 @@ def main() -> None:
         if reference:
             theirs.append(reference.step())
     ours, theirs = ours[args.warm :], theirs[args.warm :]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    report = {
-        **known,
-        "step_seconds": statistics.median(ours),
-        "step_seconds_min_max": [min(ours), max(ours)],
-        "peak_rss_gb": peak,
-    }
+    report = {**known, **summary("step", ours)}
+    report["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if reference:
         reference.end()
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-        report |= {
-            "reference_seconds": statistics.median(theirs),
-            "reference_min_max": [min(theirs), max(theirs)],
-            "ratio": statistics.median(a / b for a, b in zip(ours, theirs, strict=True)),
-            "reference_peak_rss_gb": children,
-        }
+        report |= {**summary("reference", theirs), "reference_peak_rss_gb": children}
+        for name, clock in (("ratio", 0), ("cpu_ratio", 1)):
+            pairs = zip(ours, theirs, strict=True)
+            report[name] = statistics.median(a[clock] / b[clock] for a, b in pairs)
     if args.json:
         print(json.dumps(report))
         return

@@ -68,12 +68,17 @@ def vanishing(name, key):
 
 
 def _losses(model, batch, name, case, **task):
-    """The loss of that name and, where the case has any, its gradients."""
+    """The loss of that name, its parts and, where the case has any, its gradients."""
     losses, grads = loss_and_grads(model, batch, {"name": name, **task})
-    found = {f"{name}.loss": losses["loss"]}
-    if any(key.startswith(f"{name}.grad.") for key in case):
+    found = {f"{name}.loss": losses.pop("loss")}
+    found |= {f"{part}.loss": value for part, value in losses.items()}
+    if _has_gradients(case, name):
         found |= {f"{name}.grad.{key}": gradient for key, gradient in grads.items()}
     return found
+
+
+def _has_gradients(case, name):
+    return any(key.startswith(f"{name}.grad.") for key in case)
 
 
 def _matching(model, given, case, frames):
@@ -93,8 +98,9 @@ def _matching(model, given, case, frames):
             "queue": {side: given[f"queue_{side}"] for side in (*sides, "item")},
             "alpha": ALPHA,
         }
-    for name in ("itc", "itm"):
-        if f"{name}.loss" in case:
+    for name in ("matching", "itc", "itm"):
+        new = f"{name}.loss" in case and f"{name}.loss" not in result
+        if new or _has_gradients(case, name):
             result |= _losses(model, batch, name, case, frame_weights=frames > 1)
     part = model.partition
 

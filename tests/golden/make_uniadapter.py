@@ -128,8 +128,8 @@ def set_averages(model):
     return averaged
 
 
-def retrieval_case(model, given, momentum):
-    """Everything of one training step; the loss is the model's own `forward`."""
+def retrieval_case(model, given, momentum, backward):
+    """Everything of one training step; gradients of the losses named in `backward`."""
     case = {}
     clips = given["clips"] if model.config["modality"] == "video" else given["clips"][:, 0]
     if momentum:
@@ -160,8 +160,10 @@ def retrieval_case(model, given, momentum):
         "text_features": unit(found["text_proj"][0], dim=-1),
         "itc.loss": itc,
         "itm.loss": itm,
+        "matching.loss": itc + itm,
     }
-    case |= gradients(model, itc, "itc") | gradients(model, itm, "itm")
+    for name in backward:
+        case |= gradients(model, case[f"{name}.loss"], name)
     if momentum:
         case["momentum_image"] = model.image_queue[:, :n].T
         case["momentum_text"] = model.text_queue[:, :n].T
@@ -196,6 +198,7 @@ def vqa_case(model, given, count):
 
 
 CASES = ("image", "alone", "bare", "video", "vqa")
+BACKWARD = {"image": ("matching",), "alone": ("itc",), "bare": (), "video": ("itm",)}
 
 
 def cases(theirs, sizes, given, names=CASES):
@@ -213,7 +216,7 @@ def cases(theirs, sizes, given, names=CASES):
         if name == "vqa":
             case = vqa_case(model, given, n - 1)
         else:
-            case = retrieval_case(model, given, name in ("image", "video"))
+            case = retrieval_case(model, given, name in ("image", "video"), BACKWARD[name])
         tensors = {key: value.detach().numpy() for key, value in named(model).items()}
         yield name, tensors, {k: v.detach().numpy().copy() for k, v in case.items()}
 
