@@ -10,6 +10,9 @@ Data: 4,000 + 1,000 pictures of one shape, 64 pixels wide, with 38,575 + 9,673 q
 one of 13 answers. Backbone: random weights, width 64, 3 + 2 layers
 (configs/backbones/small_blip.json), whose vocabulary is the 126 entries learned above, [DEC] and
 [ENC]. Everything trains. The recipe is ours; there is no published number.
+
+Beside it: 67.0 % is the most that questions alone give away (scripts/question_only.py), and 84.7 %
+what one gets who knows the colour but not the shape.
 """
 
 from uniadapter_jax.config import base_config
@@ -31,11 +34,13 @@ def get_config():
     config.data.prepare.source = "easy_vqa"
     config.data.prepare.short_side = 64
     config.optimizer.recipe = "adamw_warmup_cosine"
-    config.optimizer.lr = 1e-3
+    config.optimizer.lr = 2e-3
     config.optimizer.weight_decay = 0.05
-    config.train.batch_size = 256
+    config.optimizer.warmup = 0.05
+    config.train.batch_size = 128
     config.train.epochs = 0
-    config.train.steps = 750
-    config.train.checkpoint_every = 250
+    config.train.steps = 3500
+    config.train.log_every = 100
+    config.train.checkpoint_every = 500
     config.eval.batch_size = 100
     return config

@@ -1,6 +1,8 @@
 """The VQA task: its loss question by question, and answers to a split on any mesh."""
 
+import importlib.util
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from uniadapter_jax.adapters import AdapterParam
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.config import base_config
+from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import build
@@ -24,6 +27,7 @@ from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.vqa_evaluation import VqaEvaluator
 
+ROOT = pathlib.Path(__file__).parent.parent
 PAD, SEP, DEC, VOCAB = 0, 5, 58, 60
 B, P, A, WORDS, FRAMES = 8, 3, 5, 6, 2
 
@@ -291,6 +295,25 @@ def test_accuracy_is_that_of_the_answers(root):
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trainable)
     with pytest.raises(UserError, match="not numbers"):
         evaluator(broken, records["exact"])
+
+
+def test_what_questions_alone_give_away(root):
+    """The commonest answer of the same words; to words never seen, the commonest of all."""
+    path = ROOT / "scripts" / "question_only.py"
+    spec = importlib.util.spec_from_file_location("question_only", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    train, test = (open_records(str(root / "out"), split) for split in ("train", "test"))
+    rule = TextRule("blip", 0)
+    asked = [q for several in train.questions for q in several]
+    own = script.commonest(train, train, rule)
+    for q in asked:
+        weights = [w.answer_weights for w in asked if w.text == q.text]
+        totals = {a: sum(w.get(a, 0) for w in weights) for w in weights for a in w}
+        assert totals[own[q.id]] == max(totals.values())
+    totals = {a: sum(q.answer_weights.get(a, 0) for q in asked) for a in ANSWERS}
+    unseen = script.commonest(train, test, rule)
+    assert totals[unseen[0]] == max(totals.values())
 
 
 def test_answers_that_cannot_be_given_are_refused(root, tmp_path):
