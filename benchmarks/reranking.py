@@ -143,7 +143,7 @@ def speed(args: argparse.Namespace) -> None:
 
     def theirs(size: int, i: int) -> np.ndarray:
         own = texts.ids[i * args.texts : (i + 1) * args.texts]
-        return released[size].score(media[i].states[:, 0], own)
+        return released[size].score(media[i].clips.states, own)
 
     def encode(i: int) -> np.ndarray:
         jax.block_until_ready(scorer.encode(part.trainable, hosts[i]))
@@ -216,7 +216,7 @@ def _temporaries(
     weights = part.trainable, part.frozen
     lowered = {"ours": scorer.score_program.lower(*weights, media, group)}
     for size, scheme in released.items():
-        arguments = scheme.arguments(media.states[:, 0], texts.ids[: min(size, args.texts)])
+        arguments = scheme.arguments(media.clips.states, texts.ids[: min(size, args.texts)])
         lowered[f"released, {size} a call"] = scheme.program.lower(*arguments)
     return {
         name: program.compile().memory_analysis().temp_size_in_bytes

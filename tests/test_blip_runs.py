@@ -110,3 +110,17 @@ def test_what_does_not_fit_is_refused(small):
         *small.arguments("--workdir=none", method="cross_modal_adapter", task="matching")
     )
     assert "does not fit this backbone" in said
+
+
+def test_a_loaded_model_answers(small, runs):
+    to = small.root / "answering"
+    export(runs[1, "vqa"], to)
+    model = uniadapter_jax.load_model(f"random:{small.blip}", to)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 50, 3)).astype(np.uint8)
+    asked = ["What colour is it?", "Is it a disc?"]
+    ranked = model.answer(pixels, asked, answers=["red", "blue", "yes"], top=2)
+    assert [len(best) for best in ranked] == [2, 2]
+    assert all(best[0][1] >= best[1][1] for best in ranked)
+    assert {text for best in ranked for text, _ in best} <= {"red", "blue", "yes"}
+    written = model.answer(pixels[:1], asked[:1])
+    assert len(written) == 1 and np.isfinite(written[0][0][1])

@@ -15,14 +15,23 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import METHODS
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.data.wordpiece import train_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import count
 from uniadapter_jax.planning.abstract import TRAIN, abstract_partition, build
 from uniadapter_jax.planning.sizes import known_config
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.directory import read_config
+from uniadapter_jax.weights.families import check_tokenizer
 
 FILES = sorted((small_run.ROOT / "configs").glob("*.py"))
+OF_BLIP = {
+    "coco": "uniadapter",
+    "flickr30k": "zero_shot",
+    "msrvtt_uniadapter": "uniadapter",
+    "msrvtt_qa": "uniadapter",
+    "vqav2": "lora",
+}
 VIT_B32 = CLIPConfig.from_huggingface({})  # transformers' defaults
 
 
@@ -34,10 +43,14 @@ def module_of(file):
 
 
 def cases():
-    """(file, argument) of every method that a config can be asked for."""
+    """(file, argument) of every method that a config can be asked for.
+
+    A step of a whole BLIP takes seconds to trace, so one method does for each such config.
+    """
     for file in FILES:
         takes_argument = inspect.signature(module_of(file).get_config).parameters
-        for method in METHODS if takes_argument else (None,):
+        methods = [OF_BLIP[file.stem]] if file.stem in OF_BLIP else METHODS
+        for method in methods if takes_argument else (None,):
             yield pytest.param(file, method, id=f"{file.stem}-{method or 'as it is'}")
 
 
@@ -63,10 +76,10 @@ def shapes(tree):
 @pytest.mark.parametrize(("file", "method"), list(cases()))
 def test_a_step_of_every_config_has_the_right_shapes(file, method):
     config = built(file, method)
-    clip = backbone_config(config)
-    assert config.data.words <= clip.positions
+    backbone = backbone_config(config)
+    assert config.data.words <= backbone.positions
     mesh = meshes.make_mesh(config.mesh)
-    run = build(config, clip, mesh, "cpu")
+    run = build(config, backbone, mesh, "cpu")
     if run.part.trainable == {}:
         assert config.method.name == "zero_shot" and TRAIN not in run.programs
         return
@@ -83,6 +96,53 @@ def test_the_docstring_holds_the_commands(file):
     for command in ("prepare", "main"):
         asked = rf"python -m uniadapter_jax\.{command} --config=configs/{file.stem}\.py\b"
         assert re.search(asked, text), f"{file} does not say how to {command}"
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "trainable"),
+    [
+        ("coco", "uniadapter", 19_520_132),
+        ("msrvtt_uniadapter", "uniadapter", 5_359_748),
+        ("flickr30k", "projection", 393_216 + 512 + 1538),
+        ("coco", "lora", None),
+        ("coco", "full", None),
+    ],
+)
+def test_methods_on_blip_train_what_they_should(name, method, trainable):
+    config = built(small_run.ROOT / "configs" / f"{name}.py", method)
+    part = abstract_partition(config, known_config("blip-base"), "cpu")
+    assert trainable in (None, count(part.trainable)) and part.trainable
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_fields_of_one_recipe_fit(file):
+    """What is read elsewhere, and would fail only at the end of a long run."""
+    config = module_of(file).get_config()
+    task = config.task
+    if task.name == "matching":
+        assert task.queue % config.train.batch_size == 0
+    if task.name == "vqa":
+        assert config.data.answer_words >= 3
+        assert config.data.answers == 10 or task.metric == "exact"
+    if config.optimizer.recipe == "adamw_cosine_per_epoch":
+        assert (config.optimizer.warmup, config.optimizer.clip_norm) == (0, 0)
+
+
+def test_the_official_vqa_files_have_no_visual_genome():
+    get_config = module_of(small_run.ROOT / "configs" / "vqav2.py").get_config
+    assert get_config().data.train_split == "train,val,vg"
+    official = get_config("source=vqav2").data
+    assert (official.prepare.source, official.train_split) == ("vqav2", "train,val")
+
+
+def test_the_small_blip_has_the_ids_of_a_learned_vocabulary(tmp_path):
+    """`prepare --train-wordpiece=126`, as configs/easy_vqa.py says."""
+    config = module_of(small_run.ROOT / "configs" / "easy_vqa.py").get_config()
+    backbone = backbone_config(config)
+    assert "--train-wordpiece=126" in module_of(FILES[0].with_name("easy_vqa.py")).__doc__
+    tokenizer = train_wordpiece(["is it red", "yes"], 126, tmp_path)
+    check_tokenizer(tokenizer, backbone, str(tmp_path), config.backbone)
+    assert tokenizer.vocab_size == backbone.vocab_size
 
 
 def test_the_paper_counts_our_adapter():

@@ -1,6 +1,6 @@
 """`uniadapter_jax.testing`: what it computes is the real task and the real step.
 
-Agreement with the authors' code is in test_cross_modal_golden.py.
+Agreement with the authors' code is in test_cross_modal_golden.py and test_uniadapter_golden.py.
 """
 
 import cma
@@ -8,12 +8,22 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
+from uniadapter_jax.adapters import get_method
+from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.data.text import MissingTokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.model import AdaptedModel
-from uniadapter_jax.partition import flat_names
-from uniadapter_jax.testing import loss_and_grads, official_names, recipe_steps, reference_batch
+from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.testing import (
+    loss_and_grads,
+    momentum_update,
+    official_names,
+    recipe_steps,
+    reference_batch,
+    trained_counts,
+)
 
 
 def adapted(method, **options):
@@ -101,8 +111,10 @@ def test_wrong_words_are_named(lora, batch):
         recipe_steps(lora, [batch], {}, 2)
     with pytest.raises(UserError, match="the batch has no field 'mask'"):
         loss_and_grads(lora, {**batch, "mask": 1})
-    with pytest.raises(UserError, match="task 'matching' is not known"):
-        loss_and_grads(lora, batch, "matching")
+    with pytest.raises(UserError, match="task 'matcing' is not known"):
+        loss_and_grads(lora, batch, "matcing")
+    with pytest.raises(UserError, match="the task itc needs a blip, the model is a CLIP"):
+        loss_and_grads(lora, batch, "itc")
     with pytest.raises(UserError, match="task has no field 'pooling'"):
         loss_and_grads(lora, batch, {"pooling": "mean"})
     with pytest.raises(UserError, match=r"are not \(b, f, H, W, 3\)"):
@@ -113,3 +125,58 @@ def test_reference_batches_are_turned():
     pixels = np.zeros((2, 3, 3, 8, 6))
     found = reference_batch(pixels, np.ones((2, 3)), np.ones((2, 5)))
     assert found["frames"].shape == (2, 3, 8, 6, 3) and found["frame_mask"].dtype == bool
+
+
+@pytest.fixture(scope="module")
+def blip():
+    """A tiny BLIP with UniAdapter for questions, and for matching."""
+    model, method = tiny.blip(), get_method("uniadapter")
+    options = ConfigDict({**method.options, "bottleneck": 3, "key_value_bottleneck": 2})
+    method.attach(model, options, np.random.default_rng(0))
+    part = partition(model, method.trainable)
+    return AdaptedBLIP(
+        part,
+        model.config,
+        MissingTokenizer("nowhere"),
+        method="uniadapter",
+        fingerprint="",
+        task={},
+        batch_size=4,
+    )
+
+
+def test_wrong_words_of_blips_tasks_are_named(blip):
+    rng = np.random.default_rng(0)
+    pairs = {"frames": rng.random((2, 1, 32, 32, 3)), "text": rng.integers(6, 58, (2, 5))}
+    with pytest.raises(UserError, match="the task retrieval needs a clip, the model is a BLIP"):
+        loss_and_grads(blip, pairs)
+    for name in ("matching", "itm"):
+        with pytest.raises(
+            UserError, match=rf"{name} without dropout draws nothing: .*'negatives'"
+        ):
+            loss_and_grads(blip, pairs, name)
+    with pytest.raises(UserError, match=r"negatives\['clip'\] are \[2, 0\]: 2 rows"):
+        loss_and_grads(blip, {**pairs, "negatives": {"clip": [2, 0], "text": [1, 0]}}, "itm")
+    queue = {"image": np.ones((4, 16)), "text": np.ones((4, 16)), "item": np.arange(4)}
+    with pytest.raises(UserError, match="a queue, but no momentum features"):
+        loss_and_grads(blip, {**pairs, "queue": queue}, "itc")
+    with pytest.raises(UserError, match="the batch has no 'question'"):
+        loss_and_grads(blip, {"frames": pairs["frames"]}, "vqa")
+    with pytest.raises(UserError, match="a step makes its own negatives"):
+        negatives = {"clip": [1, 0], "text": [1, 0]}
+        recipe_steps(blip, [{**pairs, "negatives": negatives}], {}, 1, "matching")
+    with pytest.raises(UserError, match=r"averaged tensors are not those that train: itm_head"):
+        named = official_names("uniadapter", blip.partition.trainable)
+        named.pop("itm_head.bias")
+        momentum_update(blip, named, 0.5)
+
+
+def test_what_trains_is_counted_as_released_too(blip):
+    """The second set of adapters has what layers have: all but encoders' and heads' tensors."""
+    found = trained_counts(blip)
+    layers = sum(
+        value.size
+        for name, value in official_names("uniadapter", blip.partition.trainable).items()
+        if name.startswith("adapters.") and "text_rows" not in name
+    )
+    assert found["as_released"] - found["trained"] == layers > 0

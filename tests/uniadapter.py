@@ -68,12 +68,17 @@ def vanishing(name, key):
 
 
 def _losses(model, batch, name, case, **task):
-    """The loss of that name and, where the case has any, its gradients."""
+    """The loss of that name, its parts and, where the case has any, its gradients."""
     losses, grads = loss_and_grads(model, batch, {"name": name, **task})
-    found = {f"{name}.loss": losses["loss"]}
-    if any(key.startswith(f"{name}.grad.") for key in case):
+    found = {f"{name}.loss": losses.pop("loss")}
+    found |= {f"{part}.loss": value for part, value in losses.items()}
+    if _has_gradients(case, name):
         found |= {f"{name}.grad.{key}": gradient for key, gradient in grads.items()}
     return found
+
+
+def _has_gradients(case, name):
+    return any(key.startswith(f"{name}.grad.") for key in case)
 
 
 def _matching(model, given, case, frames):
@@ -93,8 +98,9 @@ def _matching(model, given, case, frames):
             "queue": {side: given[f"queue_{side}"] for side in (*sides, "item")},
             "alpha": ALPHA,
         }
-    for name in ("itc", "itm"):
-        if f"{name}.loss" in case:
+    for name in ("matching", "itc", "itm"):
+        new = f"{name}.loss" in case and f"{name}.loss" not in result
+        if new or _has_gradients(case, name):
             result |= _losses(model, batch, name, case, frame_weights=frames > 1)
     part = model.partition
 
@@ -103,7 +109,18 @@ def _matching(model, given, case, frames):
         found = _states(part.merge(trainable, part.frozen), batch, weighted=frames > 1)
         return {name: value for name, value in found.items() if name in case}
 
-    return result | states(part.trainable)
+    result |= states(part.trainable)
+    if "itc.loss" not in case:  # the same by the library's own door
+        result["match"] = _matched(model, batch, weighted=frames > 1)
+    return result
+
+
+def _matched(model, batch, weighted):
+    """Logits of the pairs, in the authors' order."""
+    model.task["frame_weights"] = weighted
+    logits = model.match(batch["frames"], np.asarray(batch["text"]))
+    own, clip, text = np.arange(len(logits)), *map(np.asarray, NEGATIVES.values())
+    return np.concatenate([logits[own, own], logits[own, clip], logits[text, own]])
 
 
 def _states(model, batch, weighted):
@@ -126,7 +143,7 @@ def _states(model, batch, weighted):
         "text": words,
         "fused": fused,
         "match": model.match_logits(fused[:, 0]),
-        "frame_features": single.reshape(-1, single.shape[-1]),
+        "frame_features": single,
         "clip_features": clip_features(model, clips),
         "text_features": text,
     }

@@ -4,25 +4,32 @@ clips = model.encode_clips(pixels)           # [N, H, W, 3], or clips of frames 
 text = model.encode_text(["a cat jumps on a chair"])
 cosines = model.similarity(text, clips)      # the first stage of retrieval
 logits = model.match(pixels, texts)          # the second: how well text n matches clip m
+best = model.answer(pixels, ["what is it?", ...])           # of a BLIP with a decoder
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uniadapter_jax.answering import generate_answers, rank_answers, read_questions
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.data import images
+from uniadapter_jax.data.answers import check_answers
+from uniadapter_jax.data.caption_text import TextRule
+from uniadapter_jax.data.frames import RESIZES
 from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.tasks import get_task
 from uniadapter_jax.types import Array, Bool, Float, Int, Shaped
 
 Texts = str | Sequence[str] | Int[np.ndarray, "n l"]
@@ -30,21 +37,26 @@ Pixels = Shaped[np.ndarray, "..."]
 
 _WORDS = 35  # tokens of a text, as released
 _FRAME_WEIGHTS = "frame_weights"
+_ANSWER_WORDS = 10  # tokens of the longest answer, [DEC] and [SEP] included
+# As BLIP itself preprocesses.
+_DEFAULTS = {"preprocess": "blip", "max_words": 0, "resize": "squash"}
 
 
 class AdaptedBLIP:
     """A BLIP and the adapter in it, compiled, on one device.
 
-    Pixels are uint8, or normalised floats, of the size that the model sees: [N, H, W, 3], or
-    [N, f, H, W, 3] with a mask that is False where a clip has ended. Texts are strings, or rows of
-    ids with [CLS] and [SEP].
+    Pixels are [N, H, W, 3], or [N, f, H, W, 3] with a mask that is False where a clip has ended:
+    uint8 of any size, resized as in training, or normalised floats of the size that the model
+    sees. Texts are strings, or rows of ids with [CLS] and [SEP].
 
     Attributes:
       partition: the arrays, apart as trainable and frozen.
       config: the backbone's.
       method: name of the method, `zero_shot` without an adapter.
       fingerprint: the backbone's.
-      task: frame_weights and words (tokens of a text), as the adapter was trained.
+      task: what the adapter remembers of its training: options of `config.task` such as
+        frame_weights, and words (tokens of a text), preprocess, max_words and resize of
+        `config.data`.
     """
 
     def __init__(
@@ -63,7 +75,9 @@ class AdaptedBLIP:
         self.tokenizer = tokenizer
         self.method = method
         self.fingerprint = fingerprint
-        self.task = {_FRAME_WEIGHTS: False, "words": min(_WORDS, config.positions), **task}
+        words = {"words": min(_WORDS, config.positions)}
+        self.task = {**_DEFAULTS, **get_task("vqa").options, **words, **task}
+        self.texts = TextRule(self.task["preprocess"], self.task["max_words"])
         self.batch_size = batch_size
 
         def compiled(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -72,6 +86,7 @@ class AdaptedBLIP:
         self._clips = compiled(_clip_features)
         self._text = compiled(self._text_features)
         self._match = compiled(self._match_logits)
+        self._answers = jax.jit(self._find_answers, static_argnums=(6, 7))
 
     def encode_clips(
         self, pixels: Pixels, mask: Bool[np.ndarray, "N f"] | None = None
@@ -102,6 +117,68 @@ class AdaptedBLIP:
         ]
         return np.stack([np.asarray(column) for column in columns], axis=1)
 
+    def answer(
+        self,
+        pixels: Pixels,
+        questions: Sequence[str],
+        answers: Sequence[str] | None = None,
+        mask: Bool[np.ndarray, "m f"] | None = None,
+        top: int = 1,
+    ) -> list[list[tuple[str, float]]]:
+        """The `top` best answers to question i about clip i, best first, with their scores.
+
+        Of `answers`, ranked as in evaluation with all of them; without a list, written by beam
+        search. Scores are minus the loss, respectively log p per word.
+
+        Raises:
+          UserError: no decoder, an answer that is too long, or not a question for each clip.
+        """
+        if not self.config.decoder:
+            raise UserError("this BLIP has no decoder of answers")
+        frames, present = self._frames(pixels, mask)
+        if len(questions) != len(frames):
+            raise UserError(f"{len(questions)} questions about {len(frames)} clips: one for each")
+        ids = self._ids(np.asarray(self._encode(self.texts.questions(questions))))
+        length = min(_ANSWER_WORDS, self.config.positions)
+        listed = None if answers is None else check_answers(self.tokenizer, answers, length)
+        part = self.partition
+        found: list[list[tuple[str, float]]] = []
+        for row in range(len(ids)):
+            given = (frames[row : row + 1], present[row : row + 1], ids[row : row + 1], listed)
+            chosen, scores = self._answers(part.trainable, part.frozen, *given, top, length)
+            kept = np.asarray(scores[0]) > -np.inf
+            best = np.asarray(chosen[0])[kept][:top]
+            if answers is None:
+                texts = cast(Any, self.tokenizer).decode(best)
+            else:
+                texts = [answers[i] for i in best]
+            found.append(list(zip(texts, np.asarray(scores[0])[kept][:top].tolist(), strict=True)))
+        return found
+
+    def _find_answers(
+        self,
+        trainable: Any,
+        frozen: Any,
+        frames: Array,
+        present: Array,
+        ids: Array,
+        listed: Array | None,
+        top: int,
+        length: int,
+    ) -> tuple[Array, Array]:
+        model, task = self.partition.merge(trainable, frozen), self.task
+        clips = encode_clips(model, frames, present)
+        weigh = task[_FRAME_WEIGHTS]
+        questions = read_questions(model, clips, ids[:, None], frame_weights=weigh)
+        if listed is None:
+            if task["generate_mask"] == "released":
+                questions = questions._replace(mask=None)
+            beams = max(top, task["beams"])
+            return generate_answers(model, questions, beams=beams, length=length)
+        smoothing = task["rank_smoothing"]
+        count = len(listed)
+        return rank_answers(model, questions, listed, k=count, top=top, smoothing=smoothing)
+
     def _text_features(self, model: BLIP, ids: Array) -> Array:
         return model.text_features(model.encode_text(ids, ids != self.config.pad_id)[:, 0])
 
@@ -120,6 +197,9 @@ class AdaptedBLIP:
         pixels, side = np.asarray(pixels), self.config.image_size
         if pixels.ndim == 4:
             pixels = pixels[:, None]
+        if pixels.dtype == np.uint8 and pixels.ndim == 5 and pixels.shape[-1] == 3:
+            flat = images.resized(pixels.reshape(-1, *pixels.shape[2:]), side, self._resize)
+            pixels = flat.reshape(*pixels.shape[:2], *flat.shape[1:])
         if pixels.ndim != 5 or pixels.shape[2:] != (side, side, 3):
             raise UserError(
                 f"pixels of shape {pixels.shape}: the model sees pictures (N, {side}, {side}, 3), "
@@ -138,7 +218,14 @@ class AdaptedBLIP:
                 )
             return ids
         strings = [texts] if isinstance(texts, str) else list(texts)
+        return self._encode(self.texts.captions(strings))
+
+    def _encode(self, strings: Sequence[str]) -> np.ndarray:
         return np.asarray(self.tokenizer.encode(strings, self.task["words"]), np.int32)
+
+    @property
+    def _resize(self) -> Callable[..., None]:
+        return RESIZES[self.task["resize"]]
 
     def _batched(self, function: Any, *rows: np.ndarray) -> np.ndarray:
         """A last batch that is not full repeats rows, so that one program serves all."""

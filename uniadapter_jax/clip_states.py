@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.frame_weights import token_mask
+from uniadapter_jax.randomness import frame_keys
 from uniadapter_jax.types import Array, Bool, Float
 
 
@@ -46,8 +47,13 @@ def encode_clips(
     *,
     key: Array | None = None,
 ) -> ClipStates:
-    """Frames "m f H W 3" (uint8, or normalised floats); each frame is encoded alone."""
+    """Frames "m f H W 3" (uint8, or normalised floats); each frame is encoded alone.
+
+    `key` is one for all clips, or a key per clip.
+    """
     m, f = frames.shape[:2]
+    if key is not None and key.ndim:
+        key = frame_keys(key, f).reshape(-1)
     states = model.encode_images(frames.reshape(m * f, *frames.shape[2:]), key=key)
     return ClipStates(states.reshape(m, -1, states.shape[-1]), frame_mask)
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.errors import UserError, unknown
+from uniadapter_jax.sharding import WEIGHTS
 from uniadapter_jax.tasks import get_task
 
 
@@ -57,7 +58,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
 
     config.data.prepare = ConfigDict()
-    config.data.prepare.source = "manifest"  # msrvtt | karpathy | manifest
+    config.data.prepare.source = "manifest"  # a name of data/sources
     config.data.prepare.sampling = "fps"  # fps | uniform | middle
     config.data.prepare.fps = 1.0  # for sampling=fps
     config.data.prepare.frames = 12  # for sampling=uniform and middle
@@ -75,6 +76,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # pairs of the global batch
+    # Parts whose activations are held one after another; loss and gradients are the whole batch's.
+    config.train.accumulation = 1
     config.train.epochs = 5
     config.train.steps = 0  # 0: epochs decides
     config.train.log_every = 10  # steps
@@ -94,6 +97,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
+    # What fsdp, which always cuts the batch, does to frozen weights: replicated | sharded.
+    config.mesh.weights = "replicated"
     return config
 
 
@@ -117,6 +122,7 @@ _CHOICES = {
     "data.resize": ("crop", "squash"),
     "data.augment": ("none", "crop_flip", "crop_flip_color", "blip"),
     "data.preprocess": ("none", "blip"),
+    "mesh.weights": WEIGHTS,
     "selection": ("auto", "last", "val", "test"),
 }
 # Keys without a default.
@@ -127,6 +133,7 @@ _HINTS = {
 }
 _POSITIVE = (
     "train.batch_size",
+    "train.accumulation",
     "train.log_every",
     "train.keep",
     "eval.batch_size",

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import Method, get_method
@@ -24,6 +25,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.sharding import Weights
 from uniadapter_jax.tasks import Kind, get_task
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.weights.directory import (
@@ -143,11 +145,13 @@ def build(config: ConfigDict) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = _open_data(config, trains=method.trainable is not None)
-    backbone = _load_backbone(config, kind)
+    with meshes.on_host():  # whole weights need not fit on a device
+        backbone = _load_backbone(config, kind)
+        part = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    part = attach_method(backbone.model, config)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
-    part.frozen = meshes.put_replicated(part.frozen, mesh)
+    part.weights = Weights.of(config.mesh, mesh, backbone.model.config)
+    part.frozen = part.weights.put(part.frozen)
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
@@ -156,6 +160,8 @@ def build(config: ConfigDict) -> Experiment:
         optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
     setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
+    task = kind.make(setting)
+    accumulation.check(task, mesh, batch_size, config.train.accumulation)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -163,7 +169,7 @@ def build(config: ConfigDict) -> Experiment:
         backbone=backbone,
         partition=part,
         kind=kind,
-        task=kind.make(setting),
+        task=task,
         data=data,
         tokenizer=tokenizer,
         tokenizer_directory=tokenizer_directory,

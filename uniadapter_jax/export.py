@@ -50,8 +50,8 @@ from uniadapter_jax.weights.directory import (
 from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
 
-# Of `config.data`, what an adapter remembers: how a text becomes ids.
-_DATA = ("words", "preprocess", "max_words")
+# Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
+_DATA = ("words", "preprocess", "max_words", "resize")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def export(
             if method.name == "lora" and isinstance(base.model, CLIP):
                 write_peft(made / "peft", adapter)
             if tokenizer is not None and tokenizer != base.source:
-                copy_tokenizer(tokenizer, made)
+                copy_tokenizer(tokenizer, made, family_of(base.model.config))
         (made / "README.md").write_text(card)
 
 
@@ -225,7 +225,7 @@ def _write_merged(
     assert method.merge is not None
     method.merge(model)
     write_backbone(made, base.model.config, dict(huggingface_tensors(model)))
-    copy_tokenizer(tokenizer, made)
+    copy_tokenizer(tokenizer, made, family_of(base.model.config))
 
 
 def push(directory: str | os.PathLike[str], repository: str) -> str:

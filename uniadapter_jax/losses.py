@@ -8,7 +8,7 @@ here names a collective; on one device the program has none.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +42,18 @@ def contrastive_loss(
 
 def _targets(item: Int[Array, " n"], duplicates: Duplicates) -> Float[Array, "n n"]:
     """Row-normalised targets; symmetric, as equality is, so the transpose serves the columns."""
+    check_duplicates(duplicates)
     if duplicates == "positive":
         same = (item[:, None] == item[None, :]).astype(jnp.float32)
         return same / jnp.sum(same, axis=1, keepdims=True)
-    if duplicates in ("negative", "avoid"):
-        return jnp.eye(item.shape[0], dtype=jnp.float32)
-    raise ValueError(f"duplicates={duplicates!r}; choose 'negative', 'positive' or 'avoid'")
+    return jnp.eye(item.shape[0], dtype=jnp.float32)
+
+
+def check_duplicates(duplicates: str) -> None:
+    """Raises `ValueError` unless it is one of `Duplicates`."""
+    known = get_args(Duplicates)
+    if duplicates not in known:
+        raise ValueError(f"duplicates={duplicates!r}; choose one of {', '.join(known)}")
 
 
 def retrieval_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -70,6 +71,15 @@ def one_device() -> Mesh:
     """A mesh of this process' first device, for work that is not to be cut."""
     device = np.array(jax.local_devices()[:1]).reshape((1,) * len(AXES))
     return Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def on_host() -> contextlib.AbstractContextManager[Any]:
+    """Within it new arrays lie with the host's processor, if JAX has that, not on a device."""
+    try:
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return contextlib.nullcontext()
+    return jax.default_device(device)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from uniadapter_jax import scoring
 from uniadapter_jax.adapters import get_method
@@ -26,6 +25,8 @@ from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
 from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
+from uniadapter_jax.data.caption_text import TextRule
+from uniadapter_jax.data.frames import RESIZES
 from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import Partition, flat_names, partition
@@ -37,6 +38,7 @@ from uniadapter_jax.weights.directory import Backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
 
 _TASK = ("similarity", "temperature")
+_AS_CLIP = {"preprocess": "none", "max_words": 0, "resize": "crop"}  # CLIP's own preprocessing
 
 
 def load_model(
@@ -168,7 +170,10 @@ class AdaptedModel:
         self.tokenizer = tokenizer
         self.method = method
         self.fingerprint = fingerprint
-        self.task = {**{name: defaults[name] for name in _TASK}, "words": config.positions, **task}
+        kept = {name: defaults[name] for name in _TASK}
+        self.task = {**kept, "words": config.positions, **_AS_CLIP, **task}
+        self.texts = TextRule(self.task["preprocess"], self.task["max_words"])
+        self._resize = RESIZES[self.task["resize"]]
         self.batch_size = batch_size
         self._images = jax.jit(lambda t, f, x: part.merge(t, f).encode_images(x))
         self._text = jax.jit(lambda t, f, x: part.merge(t, f).encode_text(x))
@@ -184,7 +189,9 @@ class AdaptedModel:
             raise ValueError(f"pixels of shape {pixels.shape} are not (N, H, W, 3)")
         side = self.config.image_size
         if pixels.dtype == np.uint8:
-            return self._batched(self._images, pixels, lambda part: _resized(part, side))
+            return self._batched(
+                self._images, pixels, lambda part: images.resized(part, side, self._resize)
+            )
         if not np.issubdtype(pixels.dtype, np.floating):
             raise ValueError(f"pixels are {pixels.dtype}: uint8, or normalised floats")
         if pixels.shape[1:3] != (side, side):
@@ -212,7 +219,7 @@ class AdaptedModel:
                 )
         else:
             strings = [texts] if isinstance(texts, str) else list(texts)
-            ids = self.tokenizer.encode(strings, self.task["words"])
+            ids = self.tokenizer.encode(self.texts.captions(strings), self.task["words"])
         check_ids(ids, self.config)
         return self._batched(self._text, ids, lambda part: part.astype(np.int32))
 
@@ -250,12 +257,3 @@ class AdaptedModel:
 
 def _power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()
-
-
-def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
-    if pixels.shape[1:3] == (side, side):
-        return pixels
-    out = np.empty((len(pixels), side, side, 3), np.uint8)
-    for picture, place in zip(pixels, out, strict=True):
-        images.center_crop(Image.fromarray(picture), place)
-    return out

@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.backbones.bert import Memory
-from uniadapter_jax.frame_weights import frame_factor, token_mask
+from uniadapter_jax.clip_states import ClipStates, encode_clips, frame_features
+from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.types import Array, Bool, Float, Float32, Int32, PyTree
 
@@ -36,9 +37,8 @@ class Texts(NamedTuple):
 class Media(NamedTuple):
     """A batch of encoded items; `features` of frames only where texts weigh them."""
 
-    states: Float[Array, "m f s d"]
+    clips: ClipStates
     features: Float[Array, "m f c"] | None
-    mask: Bool[Array, "m f"]
 
 
 class PairScorer:
@@ -54,29 +54,22 @@ class PairScorer:
         self.score_program = jax.jit(self._logits, out_shardings=everywhere)
 
     def _media(self, trainable: PyTree, frozen: PyTree, batch: Mapping[str, Array]) -> Media:
-        model, frames = self.part.merge(trainable, frozen), batch["frames"]
-        states = model.encode_images(frames.reshape(-1, *frames.shape[2:]))
-        states = states.reshape(*frames.shape[:2], *states.shape[1:])
-        weigh = self.frame_weights and frames.shape[1] > 1
-        features = model.image_features(states[:, :, 0]) if weigh else None
-        return Media(states, features, batch["frame_mask"])
+        model = self.part.merge(trainable, frozen)
+        clips = encode_clips(model, batch["frames"], batch["frame_mask"])
+        weigh = self.frame_weights and clips.frame_mask.shape[1] > 1
+        return Media(clips, frame_features(model, clips) if weigh else None)
 
     def _logits(
         self, trainable: PyTree, frozen: PyTree, media: Media, group: Mapping[str, Array]
     ) -> Float32[Array, "q p"]:
         model = self.part.merge(trainable, frozen)
-        sharded = meshes.batch_sharding(self.mesh)
         # Each device takes the items of its groups from its own copy.
-        states, features, present = jax.tree.map(
-            lambda x: jax.lax.with_sharding_constraint(x[group["place"]], sharded), media
-        )
-        _, frames, tokens, width = states.shape
-        mask = factor = None
-        if frames > 1:  # a clip of one frame has it
-            mask = token_mask(present, tokens)
+        own = jax.tree.map(lambda x: x[group["place"]], media)
+        clips, features = meshes.constrain(own, self.mesh, meshes.BATCH_AXES)
+        factor = None
         if features is not None:
-            factor = frame_factor(group["features"], features, present, tokens)
-        memory = Memory(states.reshape(-1, frames * tokens, width), mask=mask, factor=factor)
+            factor = frame_factor(group["features"], features, clips.frame_mask, clips.tokens)
+        memory = Memory(clips.states, clips.mask, factor=factor)
         fused = model.fuse(model.fusion_ids(group["ids"]), group["mask"], memory)
         return model.match_logits(fused[:, :, 0])[..., 1]
 
@@ -87,11 +80,11 @@ class PairScorer:
 
     def shape(self, pairs: plan.Pairs, texts: Texts, media: Media, rows: int) -> plan.Shape:
         """Of calls with at most `rows` pairs on a device, for batches like this one."""
-        items, frames, tokens, _ = media.states.shape
+        items, tokens, _ = media.clips.states.shape
         return plan.choose_shape(
             pairs,
             plan.used_lengths(texts.mask),
-            tokens=frames * tokens,
+            tokens=tokens,
             rows=rows,
             devices=meshes.batch_shards(self.mesh),
             batch=items,

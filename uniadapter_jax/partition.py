@@ -20,6 +20,7 @@ from clu import parameter_overview
 from flax import nnx
 
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.sharding import Weights
 from uniadapter_jax.types import PyTree
 
 _NORMS = (
@@ -31,21 +32,30 @@ _TEMPERATURES = ("logit_scale", "temp")
 
 @dataclasses.dataclass
 class Partition:
-    """A model as graph definition, trainable and frozen arrays."""
+    """A model as graph definition, trainable and frozen arrays.
+
+    `weights` says where frozen arrays lie on a mesh; None where they are whole.
+    """
 
     graphdef: Any
     trainable: PyTree
     frozen: PyTree
     _trainable_def: Any
     _frozen_def: Any
+    weights: Weights | None = None
 
     def merge(self, trainable: PyTree, frozen: PyTree) -> Any:
         """The model that holds these arrays; a copy, so it can be made inside a gradient."""
+        if self.weights is not None:
+            frozen = self.weights.outside_stacks(frozen)
         states = (
             jax.tree.unflatten(treedef, jax.tree.leaves(arrays))
             for treedef, arrays in ((self._trainable_def, trainable), (self._frozen_def, frozen))
         )
-        return nnx.merge(self.graphdef, *states, copy=True)
+        model = nnx.merge(self.graphdef, *states, copy=True)
+        if self.weights is not None:
+            self.weights.use(model)
+        return model
 
     def counts(self) -> dict[str, Any]:
         """{trained, total, percent}; parameters that a method added are in the total."""

@@ -76,7 +76,9 @@ def choose_pairs(similarity: Float[np.ndarray, "n m"], k: int) -> Pairs:
     wanted_by_text = by_text % m * n + by_text // m
     wanted_by_item = _codes(similarity.T, k)  # item * n + text
     wanted = np.union1d(wanted_by_text, wanted_by_item)
-    t2v, v2t = (np.isin(wanted, codes) for codes in (wanted_by_text, wanted_by_item))
+    t2v, v2t = np.zeros(len(wanted), bool), np.zeros(len(wanted), bool)
+    t2v[np.searchsorted(wanted, np.sort(wanted_by_text))] = True
+    v2t[np.searchsorted(wanted, wanted_by_item)] = True
     return Pairs((wanted % n).astype(np.int32), (wanted // n).astype(np.int32), t2v, v2t)
 
 
@@ -102,9 +104,12 @@ def _largest(block: np.ndarray, k: int) -> np.ndarray:
     if k >= columns:
         return np.ones(block.shape, bool)
     least = np.partition(block, columns - k, axis=1)[:, columns - k, None]
-    above, equal = block > least, block == least
-    room = k - above.sum(axis=1, keepdims=True)
-    return above | (equal & (np.cumsum(equal, axis=1) <= room))
+    chosen = block >= least
+    tied = np.flatnonzero(chosen.sum(axis=1) > k)  # more equals at the end than there is room for
+    equal = block[tied] == least[tied]
+    room = k - (block[tied] > least[tied]).sum(axis=1, keepdims=True)
+    chosen[tied] &= ~equal | (np.cumsum(equal, axis=1) <= room)
+    return chosen
 
 
 def used_lengths(mask: Bool[np.ndarray, "n l"]) -> Int32[np.ndarray, " n"]:

@@ -6,7 +6,8 @@
 
 A similarity has two halves. `summarise` does what concerns clips alone, once per clip; `compare`
 meets every text with every clip. Whoever shards puts the one gather between them; whoever scores
-in blocks keeps what the first half gave.
+in blocks keeps what the first half gave. What a summary holds beside the frames themselves is its
+digest, small, so whoever is short of memory can compute it part by part.
 
 q_score pools per pair, p_nm = sum_f s_nmf v_mf, yet no array of texts x clips x width is needed:
 <t_n, p_nm> = sum_f s_nmf <t_n, v_mf>, and |p_nm| is the same in coordinates of the clip's own
@@ -35,19 +36,42 @@ SHORTEST = 1e-3
 DEPENDENT = 1e-6
 
 
+class Clips(NamedTuple):
+    """Clips as a similarity compares them: its digest and, where it needs them, the frames."""
+
+    digest: Any  # arrays that lead with the axis of clips
+    frames: Float[Array, "m f c"] | None  # masked frames may hold anything
+    mask: Bool[Array, "m f"] | None
+
+
+class Span(NamedTuple):
+    """q_score's digest."""
+
+    turned: Float[Array, "m g f"]  # column f is frame f in an orthonormal basis of the span
+    longest: Float[Array, " m"]  # |v|^2 of the longest frame
+
+
 @dataclass(frozen=True)
 class Similarity:
     """A similarity as its two halves; calling it joins them.
 
-    `summarise(frames "m f c", mask "m f")` gives a pytree of arrays with leading axis m;
-    `compare(text "n c", summary, temperature)` gives cosines "n m", float32, within [-1, 1] up
+    `summarise(frames "m f c", mask "m f")` gives `Clips`, made of `digest(frames, mask)`;
+    `compare(text "n c", clips, temperature)` gives cosines "n m", float32, within [-1, 1] up
     to rounding. A text or a clip without direction (all zero, or all frames masked) has cosine 0
     and gradient 0. Masked frames may hold anything. Features are float32 or bfloat16,
     contractions accumulate in float32.
     """
 
-    summarise: Callable[[Array, Array], Any]
-    compare: Callable[[Array, Any, float], Array]
+    digest: Callable[[Array, Array], Any]
+    compare: Callable[[Array, Clips, float], Array]
+    needs_frames: bool
+
+    def summarise(self, frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Clips:
+        return self.join(self.digest(frames, mask), frames, mask)
+
+    def join(self, digest: Any, frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Clips:
+        """Clips whose digest is known."""
+        return Clips(digest, frames, mask) if self.needs_frames else Clips(digest, None, None)
 
     def __call__(
         self,
@@ -57,21 +81,6 @@ class Similarity:
         temperature: float,
     ) -> Float[Array, "n m"]:
         return self.compare(text, self.summarise(frames, mask), temperature)
-
-
-class SpanClips(NamedTuple):
-    """Clips as q_score compares them."""
-
-    frames: Float[Array, "m f c"]  # masked frames are 0
-    mask: Bool[Array, "m f"]
-    turned: Float[Array, "m g f"]  # column f is frame f in an orthonormal basis of the span
-    longest: Float[Array, " m"]  # |v|^2 of the longest frame
-
-
-class PooledClips(NamedTuple):
-    """Clips of one unit vector each; a clip without direction is 0."""
-
-    vector: Float[Array, "m c"]
 
 
 def _contract(spec: str, left: Array, right: Array) -> Array:
@@ -118,14 +127,19 @@ def _basis(frames: Float[Array, "m f c"]) -> Float[Array, "m f c"]:
     return jax.lax.fori_loop(0, frames.shape[1], add, jnp.zeros_like(frames))
 
 
-def _span_clips(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> SpanClips:
-    frames = jnp.where(mask[..., None], frames, jnp.zeros_like(frames))
+def _unmasked(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Float[Array, "m f c"]:
+    """The frames with zeros where they are masked."""
+    return jnp.where(mask[..., None], frames, jnp.zeros_like(frames))
+
+
+def _span(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Span:
+    frames = _unmasked(frames, mask)
     fixed = jax.lax.stop_gradient(frames).astype(jnp.float32)
     # |B^T p| for a constant orthonormal basis B whose span holds p equals |p|, and its gradient
     # p / |p|. So nothing is differentiated through the basis, which has no derivative where
     # frames repeat.
     turned = _contract("mgc,mfc->mgf", _basis(fixed), frames)
-    return SpanClips(frames, mask, turned, jnp.max(_square(fixed), axis=1))
+    return Span(turned, jnp.max(_square(fixed), axis=1))
 
 
 def _weights(
@@ -142,14 +156,16 @@ def _weights(
 
 
 def _compare_by_query(
-    text: Float[Array, "n c"], clips: SpanClips, temperature: float
+    text: Float[Array, "n c"], clips: Clips, temperature: float
 ) -> Float[Array, "n m"]:
+    span, mask = clips.digest, clips.mask
+    assert clips.frames is not None and mask is not None
     # Texts last: the frame axis is short, as minor axis it would be padded to a TPU's 128 lanes.
-    dots = _contract("mfc,nc->mfn", clips.frames, text)
-    weights = _weights(dots, clips.mask, temperature)
+    dots = _contract("mfc,nc->mfn", _unmasked(clips.frames, mask), text)
+    weights = _weights(dots, mask, temperature)
     along = jnp.sum(weights * dots, axis=1)
-    pooled = _contract("mgf,mfn->mgn", clips.turned, weights)
-    shortest = SHORTEST**2 * clips.longest[:, None]
+    pooled = _contract("mgf,mfn->mgn", span.turned, weights)
+    shortest = SHORTEST**2 * span.longest[:, None]
     square = jnp.maximum(jnp.sum(pooled * pooled, axis=1), shortest) * _square(text)[None, :]
     alive = ~(square <= 0)  # NaN stays NaN
     cosine = jnp.where(alive, along * jax.lax.rsqrt(jnp.where(alive, square, 1.0)), 0.0)
@@ -157,29 +173,30 @@ def _compare_by_query(
     return jnp.clip(cosine, -1.0, 1.0).T
 
 
-def _mean_clips(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> PooledClips:
-    frames = jnp.where(mask[..., None], frames, jnp.zeros_like(frames)).astype(jnp.float32)
+def _mean(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Float[Array, "m c"]:
+    """One unit vector a clip; a clip without direction is 0."""
+    frames = _unmasked(frames, mask).astype(jnp.float32)
     count = jnp.maximum(jnp.sum(mask.astype(jnp.float32), axis=1), 1.0)
     longest = jnp.max(jax.lax.stop_gradient(_square(frames)), axis=1)
-    return PooledClips(_unit(jnp.sum(frames, axis=1) / count[:, None], SHORTEST**2 * longest))
+    return _unit(jnp.sum(frames, axis=1) / count[:, None], SHORTEST**2 * longest)
 
 
-def _mean_unit_clips(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> PooledClips:
-    frames = jnp.where(mask[..., None], frames, jnp.zeros_like(frames))
-    return _mean_clips(_unit(frames, jnp.zeros(frames.shape[:2], jnp.float32)), mask)
+def _mean_of_units(frames: Float[Array, "m f c"], mask: Bool[Array, "m f"]) -> Float[Array, "m c"]:
+    frames = _unmasked(frames, mask)
+    return _mean(_unit(frames, jnp.zeros(frames.shape[:2], jnp.float32)), mask)
 
 
 def _compare_pooled(
-    text: Float[Array, "n c"], clips: PooledClips, temperature: float
+    text: Float[Array, "n c"], clips: Clips, temperature: float
 ) -> Float[Array, "n m"]:
     del temperature  # only query-scored pooling has one
     unit = _unit(text, jnp.zeros(text.shape[:1], jnp.float32))
-    return _contract("nc,mc->nm", unit, clips.vector)
+    return _contract("nc,mc->nm", unit, clips.digest)
 
 
-q_score = Similarity(_span_clips, _compare_by_query)
-mean_pool = Similarity(_mean_clips, _compare_pooled)
-mean_pool_unit = Similarity(_mean_unit_clips, _compare_pooled)
+q_score = Similarity(_span, _compare_by_query, needs_frames=True)
+mean_pool = Similarity(_mean, _compare_pooled, needs_frames=False)
+mean_pool_unit = Similarity(_mean_of_units, _compare_pooled, needs_frames=False)
 
 SIMILARITIES: Mapping[str, Similarity] = MappingProxyType(
     {"q_score": q_score, "mean_pool": mean_pool, "mean_pool_unit": mean_pool_unit}

@@ -11,9 +11,10 @@ import optax
 from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.accumulation import InHalves, value_and_grad
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.randomness import stream
-from uniadapter_jax.tasks.base import Task, step_shardings
+from uniadapter_jax.tasks.base import Loss, Task, step_shardings
 from uniadapter_jax.types import Array, PyTree
 
 Step = Callable[..., tuple[PyTree, PyTree, PyTree, dict[str, Array]]]
@@ -25,13 +26,29 @@ def make_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     seed: int,
+    accumulation: int = 1,
 ) -> Step:
     """One compiled step: (trainable, opt_state, task_state, frozen, batch, step) -> the same three
     and metrics.
 
-    The three are donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its
-    new value is not finite.
+    With `accumulation` the activations of one part of the batch at a time are held. The three are
+    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its new value is
+    not finite.
     """
+    step = pure_step(task, part, optimizer, mesh, seed, accumulation)
+    shardings = step_shardings(task, part.trainable, mesh)
+    return jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=shardings)
+
+
+def pure_step(
+    task: Task,
+    part: Partition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    seed: int,
+    accumulation: int = 1,
+) -> Step:
+    """The step before its compilation. `mesh` cuts the batch into parts; without it, one part."""
 
     def step_fn(
         trainable: PyTree,
@@ -48,10 +65,16 @@ def make_step(
 
         given, task_state = task.begin(task_state, trainable, merge, batch, step)
 
-        def loss_fn(trainable: PyTree) -> tuple[Array, dict[str, Array]]:
+        def loss_fn(trainable: PyTree) -> Loss:
             return task.loss(merge(trainable), batch, key, given)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        if accumulation == 1:
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        else:
+            assert isinstance(task, InHalves) and mesh is not None
+            (loss, metrics), grads = value_and_grad(
+                task, merge, trainable, batch, key, given, mesh=mesh, count=accumulation
+            )
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
         trainable = optax.apply_updates(trainable, updates)
         finite = jax.tree.map(
@@ -65,8 +88,7 @@ def make_step(
         }
         return trainable, opt_state, task_state, metrics
 
-    shardings = step_shardings(task, part.trainable, mesh)
-    return jax.jit(step_fn, donate_argnums=(0, 1, 2), out_shardings=shardings)
+    return step_fn
 
 
 def init_opt_state(

@@ -178,7 +178,8 @@ class _Loop:
     def _steps(self) -> None:
         e = self.e
         assert e.data.train is not None and e.optimizer is not None
-        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed)
+        accumulation = e.config.train.accumulation
+        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed, accumulation)
         batches: Any = e.train_batches(self.start)
         meter = _Meter(e, self.start)
         with contextlib.closing(batches):

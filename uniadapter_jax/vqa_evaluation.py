@@ -16,6 +16,7 @@ import numpy as np
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
 from uniadapter_jax.data.answers import check_answers, read_answer_list, training_answers
 from uniadapter_jax.data.caption_text import TextRule
@@ -67,7 +68,7 @@ class VqaEvaluator:
         self.answers = _answer_list(self.e)
         words = self.e.config.data.answer_words
         ids = check_answers(self.e.tokenizer, self.answers, words)
-        longest = int((ids != self.e.model_config.pad_id).sum(axis=1).max())
+        longest = int((ids != self.task.pad_id).sum(axis=1).max())
         self.candidates = meshes.put_replicated(ids[:, :longest], self.e.mesh)
         count, k = len(self.answers), self.task.options.rank_k
         kept = "all are ranked" if k >= count else f"the likeliest {k} of a question are ranked"
@@ -113,7 +114,9 @@ class VqaEvaluator:
             best[question.id] = answers
         predictions = {name: answers[0].text for name, answers in best.items()}
         return {
-            "metrics": self._measure(predictions, questions),
+            "metrics": vqa_metrics.accuracy_groups(
+                self.task.options.metric, predictions, questions
+            ),
             "predictions": self._keep(records.split, questions, best, predictions),
             "questions": len(questions),
             "clips": len(records),
@@ -178,17 +181,6 @@ class VqaEvaluator:
             return cast(Any, self.e.tokenizer).decode(found)
         return [self.answers[i] for i in found]
 
-    def _measure(
-        self, predictions: dict[QuestionId, str], questions: list[Question]
-    ) -> dict[str, dict[str, float]]:
-        if not any(question.answers for question in questions):
-            return {}
-        exact = self.task.options.metric == "exact"
-        measure = vqa_metrics.exact_match_accuracy if exact else vqa_metrics.vqa_accuracy
-        found = measure(predictions, questions)
-        groups = {"accuracy": {"overall": found.pop("overall")}, **found}
-        return {name: values for name, values in groups.items() if values}
-
     def _keep(
         self,
         split: str,
@@ -216,7 +208,9 @@ def _answer_list(experiment: Experiment) -> list[str]:
 
 
 def _check_length(experiment: Experiment) -> None:
-    words, positions = experiment.config.data.answer_words, experiment.model_config.positions
+    config = experiment.model_config
+    assert isinstance(config, BLIPConfig)
+    words, positions = experiment.config.data.answer_words, config.positions
     if words > positions:
         raise UserError(
             f"config.data.answer_words={words}: the decoder has positions for {positions} tokens"

@@ -89,6 +89,23 @@ def exact_match_accuracy(
     }
 
 
+def accuracy_groups(
+    metric: str, predictions: Mapping[QuestionId, str], questions: Sequence[Question]
+) -> dict[str, dict[str, float]]:
+    """{"accuracy": {"overall": percent}, "per_answer_type": {name: percent}, ...}.
+
+    By `vqa_accuracy` ('vqa') or `exact_match_accuracy` ('exact'). A group that has nothing in it,
+    such as the types of a set without types, is left out; where all answers are withheld, every one
+    is.
+    """
+    if not any(question.answers for question in questions):
+        return {}
+    measure = {"vqa": vqa_accuracy, "exact": exact_match_accuracy}[metric]
+    found = measure(predictions, questions)
+    groups = {"accuracy": {"overall": found.pop("overall")}, **found}
+    return {name: values for name, values in groups.items() if values}
+
+
 def write_results(
     path: pathlib.Path, predictions: Mapping[QuestionId, str], questions: Sequence[Question]
 ) -> None:

@@ -1,9 +1,10 @@
 """Writes tests/golden/uniadapter.npz: what the authors' PyTorch code of UniAdapter computes.
 
     python tests/golden/make_uniadapter.py CHECKOUT          # of RERV/UniAdapter
-    python tests/golden/make_uniadapter.py CHECKOUT --base   # compares with ours at full size
+    python tests/golden/make_uniadapter.py CHECKOUT --base image vqa    # or other CASES
 
-The second writes nothing and takes BLIP-base at 224 pixels with r = 512 (10 GB).
+The second compares with ours at full size, BLIP-base at 224 pixels with r = 512, and writes nothing
+(8 GB).
 
 Needs torch and transformers beside this package; made with torch 2.13 at their commit 796c124. The
 checkout is run as it is (see `released_uniadapter`), in float32 without dropout, and nothing of it
@@ -20,6 +21,7 @@ given features, queue and weight.
 import argparse
 import contextlib
 import pathlib
+import re
 import sys
 import tempfile
 import zlib
@@ -36,11 +38,13 @@ NEGATIVES = {"clip": (1, 2, 3, 0), "text": (3, 0, 1, 2)}  # none shows its own i
 ALPHA = 0.3
 MOMENTUM = 0.995
 ANSWERS_OF = (2, 1, 3, 1)  # how many answers a question has
+# Of what `uniadapter.differences` returns.
 KINDS = {
     "forward": r"[^.]*",
-    "losses": r".*\.loss",
-    "gradients": r".*\.grad\..*",
-    "momentum": r".*averaged\..*",
+    "losses": r"[a-z]*\.loss",
+    "gradients": r"[a-z]*\.grad\..*",
+    "gradients that are zero, absolute": r"none\..*",
+    "an update of momentum": r"after\..*",
 }
 
 
@@ -124,8 +128,8 @@ def set_averages(model):
     return averaged
 
 
-def retrieval_case(model, given, momentum):
-    """Everything of one training step; the loss is the model's own `forward`."""
+def retrieval_case(model, given, momentum, backward):
+    """Everything of one training step; gradients of the losses named in `backward`."""
     case = {}
     clips = given["clips"] if model.config["modality"] == "video" else given["clips"][:, 0]
     if momentum:
@@ -156,8 +160,10 @@ def retrieval_case(model, given, momentum):
         "text_features": unit(found["text_proj"][0], dim=-1),
         "itc.loss": itc,
         "itm.loss": itm,
+        "matching.loss": itc + itm,
     }
-    case |= gradients(model, itc, "itc") | gradients(model, itm, "itm")
+    for name in backward:
+        case |= gradients(model, case[f"{name}.loss"], name)
     if momentum:
         case["momentum_image"] = model.image_queue[:, :n].T
         case["momentum_text"] = model.text_queue[:, :n].T
@@ -191,7 +197,11 @@ def vqa_case(model, given, count):
     }
 
 
-def cases(theirs, sizes, given):
+CASES = ("image", "alone", "bare", "video", "vqa")
+BACKWARD = {"image": ("matching",), "alone": ("itc",), "bare": (), "video": ("itm",)}
+
+
+def cases(theirs, sizes, given, names=CASES):
     """(name, tensors by official name, numbers) of each case."""
     n = len(ITEMS)
     makers = {
@@ -201,12 +211,12 @@ def cases(theirs, sizes, given):
         "video": lambda: theirs.retrieval(sizes, frame_aware_attention=True, modality="video"),
         "vqa": lambda: theirs.vqa(sizes),
     }
-    for name, make in makers.items():
-        model = randomize(make())
+    for name in names:
+        model = randomize(makers[name]())
         if name == "vqa":
             case = vqa_case(model, given, n - 1)
         else:
-            case = retrieval_case(model, given, name in ("image", "video"))
+            case = retrieval_case(model, given, name in ("image", "video"), BACKWARD[name])
         tensors = {key: value.detach().numpy() for key, value in named(model).items()}
         yield name, tensors, {k: v.detach().numpy().copy() for k, v in case.items()}
 
@@ -238,14 +248,12 @@ def make(checkout):
     np.savez_compressed(HERE / "uniadapter.npz", **arrays)
 
 
-def compare_base(checkout):
-    import re
-
+def compare_base(checkout, names):
     import uniadapter
 
     given = inputs(BASE, frames=2, words=35, answer_words=6)
     arrays = {name: value.numpy() for name, value in given.items()}
-    for name, tensors, case in cases(Released(checkout), BASE, given):
+    for name, tensors, case in cases(Released(checkout), BASE, given, names):
         with tempfile.TemporaryDirectory() as scratch:
             found = uniadapter.differences(name, case, arrays, tensors, None, scratch)
         for kind, pattern in KINDS.items():
@@ -257,9 +265,9 @@ def compare_base(checkout):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout")
-    parser.add_argument("--base", action="store_true")
+    parser.add_argument("--base", nargs="+", choices=CASES, metavar="CASE")
     args = parser.parse_args()
-    compare_base(args.checkout) if args.base else make(args.checkout)
+    compare_base(args.checkout, args.base) if args.base else make(args.checkout)
 
 
 if __name__ == "__main__":

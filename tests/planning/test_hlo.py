@@ -54,7 +54,7 @@ ENTRY %main (x.1: bf16[3,50,64], y: f32[2,4], z: f32[8,4]) -> f32[2,4] {
   %z = f32[8,4]{1,0:T(8,128)} parameter(2)
   %zero = s32[]{:T(128)} constant(0)
   %all-gather.1 = f32[8,4]{1,0:T(8,128)} all-gather(%y), channel_id=7, \
-replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, dimensions={0}
+replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}
   %init = (s32[]{:T(128)}, bf16[3,50,64]{2,1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
   %loop = (s32[]{:T(128)}, bf16[3,50,64]{2,1,0:T(8,128)(2,1)}) while(%init), \
 condition=%condition, body=%body

@@ -96,6 +96,16 @@ def test_the_table_says_what_the_numbers_say(planned):
     assert "at best" not in text.lower()  # a CPU has no published rates
 
 
+def test_cut_weights_are_found(config):
+    config.compute.remat = "full"
+    run = run_of(config)
+    whole = compile_program(run, TRAIN, None)
+    limit = whole.memory.total - whole.resident["frozen weights"] // 4
+    change = find_change(run, compile_program(run, TRAIN, limit), lambda _: None)
+    assert change.fields == {"mesh.weights": "sharded", "mesh.data": 1, "mesh.fsdp": 8}
+    assert change.program.resident["frozen weights"] < whole.resident["frozen weights"] / 6
+
+
 def test_halving_the_batch_is_found(config):
     run = run_of(config)
     whole = compile_program(run, FRAMES, None)
@@ -115,16 +125,20 @@ def test_nothing_makes_weights_fit(config):
     config.compute.remat = "full"
     found = plan(config, "cpu:8", hbm=1000)
     assert not found["fits"] and found["changes"] == dict.fromkeys(found["programs"])
-    assert "Neither remat nor a smaller batch makes it fit." in "\n".join(tables(found))
+    assert "Neither remat, nor cut weights, nor a smaller batch makes it fit." in "\n".join(
+        tables(found)
+    )
 
 
 def test_the_smallest_changes_come_first(config):
-    assert list(_candidates(run_of(config, 4), TRAIN)) == [
-        {"compute.remat": "dots"},
-        {"compute.remat": "full"},
-        {"compute.remat": "full", "train.batch_size": 8},
-        {"compute.remat": "full", "train.batch_size": 4},
-    ]
+    full = {"compute.remat": "full"}
+    cut = {**full, "mesh.weights": "sharded", "mesh.data": 1, "mesh.fsdp": 4}
+    smaller = [{**cut, "train.batch_size": 8}, {**cut, "train.batch_size": 4}]
+    found = list(_candidates(run_of(config, 4), TRAIN))
+    found = [fields for fields in found if "train.accumulation" not in fields]
+    assert found == [{"compute.remat": "dots"}, full, cut, *smaller]
+    config.mesh.data, config.mesh.fsdp, config.mesh.weights = 2, 2, "sharded"
+    assert not any("mesh.weights" in fields for fields in _candidates(run_of(config, 4), TRAIN))
 
 
 def test_a_batch_that_does_not_divide(config):

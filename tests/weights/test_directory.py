@@ -14,12 +14,12 @@ from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.weights.directory import (
-    TOKENIZER_FILES,
     huggingface_shapes,
     huggingface_tensors,
     load_backbone,
     save_backbone,
 )
+from uniadapter_jax.weights.families import FAMILIES
 from uniadapter_jax.weights.fingerprint import fingerprint
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 
@@ -289,6 +289,9 @@ def test_saving_spares_what_is_there(model, tmp_path):
     (tmp_path / "empty").mkdir()
     save_backbone(model, tmp_path / "empty", None)
     assert (tmp_path / "empty" / "model.safetensors").is_file()
+
+
+TOKENIZER_FILES = FAMILIES["clip"].tokenizer_files
 
 
 def test_saving_copies_the_tokenizer(model, tmp_path):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -25,7 +24,7 @@ from flax import nnx
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import normal
+from uniadapter_jax.randomness import fold_in, normal
 from uniadapter_jax.types import Array, Float
 
 SITES = ("attn", "mlp")
@@ -95,7 +94,7 @@ class Adapter(nnx.Module):
         a = layers.matmul(z, self.down_kernel[...])
         a = layers.quick_gelu(a + layers.along_last(self.down_bias[...].astype(a.dtype), a))
         if layer.key is not None:
-            key = jax.random.fold_in(layer.key, SITES.index(self.site))
+            key = fold_in(layer.key, SITES.index(self.site))
             a = layers.dropout(a, self.dropout, key)
         # One product: joining the kernels costs r x d once, joining outputs costs s x d per row.
         kernels, biases = [], []

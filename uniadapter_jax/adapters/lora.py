@@ -20,7 +20,7 @@ from flax import nnx
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import uniform
+from uniadapter_jax.randomness import fold_in, uniform
 from uniadapter_jax.types import Array, Float
 
 
@@ -48,7 +48,7 @@ class LowRank(nnx.Module):
         self, x: Float[Array, "... i"], layer: layers.LayerInputs
     ) -> Float[Array, "... o"]:
         if layer.key is not None:
-            x = layers.dropout(x, self.dropout, jax.random.fold_in(layer.key, self.stream))
+            x = layers.dropout(x, self.dropout, fold_in(layer.key, self.stream))
         low = layers.matmul(x, self.a_kernel[...] * self.scale)
         return layers.matmul(low, self.b_kernel[...])
 

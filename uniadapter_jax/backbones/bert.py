@@ -167,7 +167,7 @@ class Attention(nnx.Module):
         return self.ln(x + layers.dropout(z, self.dropout, layer.key_of(f"{self.name}.out")))
 
 
-class BertLayer(nnx.Module):
+class BertLayer(layers.Stack):
     """A layer as in the module's docstring; `config.layers` of them stacked."""
 
     def __init__(self, config: TowerConfig, attended: int, dropout: float, *, rng: layers.Rng):

@@ -23,7 +23,7 @@ from uniadapter_jax.backbones.huggingface_config import (
     section,
 )
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import normal
+from uniadapter_jax.randomness import frame_keys, normal, row_keys
 from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -241,7 +241,9 @@ class TextTower(nnx.Module):
             shared=shared,
             key=key,
         )
-        at_eos = x[jnp.arange(x.shape[0]), eos_position(ids, self.config.eos_id)]
+        # Row by row: an index into rows and words at once would sum over all devices of a batch.
+        eos = eos_position(ids, self.config.eos_id)
+        at_eos = jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
         return self.projection(self.ln_final(at_eos))
 
 
@@ -303,15 +305,21 @@ class CLIP(nnx.Module):
     def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
 
-        The tower runs over `frame_chunks` groups of frames one after another.
+        The tower runs over `frame_chunks` groups of frames one after another. `key` is one for
+        all clips, or a key per clip.
         """
         b, f = frames.shape[:2]
         groups = np.array_split(np.arange(f), min(self.frame_chunks, f))
-        keys = [None] * len(groups) if key is None else jax.random.split(key, len(groups))
+        keys = None
+        if key is not None:
+            keys = frame_keys(key if key.ndim else row_keys(key, jnp.arange(b)), f)
         out = []
-        for group, group_key in zip(groups, keys, strict=True):
-            part = frames[:, group[0] : group[-1] + 1]
-            features = self.encode_images(part.reshape(-1, *frames.shape[2:]), key=group_key)
+        for group in groups:
+            here = slice(group[0], group[-1] + 1)
+            features = self.encode_images(
+                frames[:, here].reshape(-1, *frames.shape[2:]),
+                key=None if keys is None else keys[:, here].reshape(-1),
+            )
             out.append(features.reshape(b, len(group), -1))
         return jnp.concatenate(out, axis=1)
 

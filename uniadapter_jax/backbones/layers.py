@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from uniadapter_jax.randomness import fold_name, normal
+from uniadapter_jax.randomness import bernoulli, fold_name, normal, split
 from uniadapter_jax.types import Array, Bool, Float, PyTree
 
 # Where initial weights come from; None makes zeros, for weights that a file will fill.
@@ -36,7 +36,7 @@ class LayerInputs(NamedTuple):
     """What a layer is handed beside its own parameters.
 
     shared: this layer's slice of what the towers of a model share (None without such a method).
-    key: this layer's key for dropout; None means deterministic.
+    key: this layer's key for dropout, or keys of the rows; None means deterministic.
     drop_path: the probability of leaving out what a sub-layer adds; None means never.
     """
 
@@ -135,7 +135,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Arr
     """Inverted dropout; the identity where `key` is None or the rate is 0."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
@@ -148,7 +148,7 @@ def drop_path(
     """
     if key is None or rate is None:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, (len(x), 1, 1))
+    keep = bernoulli(key, 1.0 - rate, (len(x), 1, 1))
     return x * jnp.where(keep, 1.0 / (1.0 - rate), 0.0).astype(x.dtype)
 
 
@@ -257,7 +257,29 @@ class MLP(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x, layer)), layer)
 
 
-class Block(nnx.Module):
+class Stack(nnx.Module):
+    """Layers of one kind, stacked: what `collect_layers` runs.
+
+    `weights` is the place for what the parameters of a layer go through on their way to it, where
+    they are not whole before (`sharding.Weights`); None in the bare backbone.
+    """
+
+    weights: LayerWeights | None = None
+
+
+class LayerWeights(Protocol):
+    """Parameters of a layer as they are kept, to parameters as they are used.
+
+    gathers: whether that makes something larger, not to be kept for the backward pass.
+    """
+
+    @property
+    def gathers(self) -> bool: ...
+
+    def __call__(self, state: PyTree) -> PyTree: ...
+
+
+class Block(Stack):
     """A pre-LayerNorm block; `layers` of them stacked."""
 
     def __init__(
@@ -304,6 +326,11 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 }
 
 
+def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Of `remat=none` where weights are gathered: all else is kept."""
+    return primitive.name != "sharding_constraint"
+
+
 def run_stack(
     blocks: Block,
     x: Float[Array, "b s d"],
@@ -335,7 +362,7 @@ def run_stack(
 
 def scan_layers(
     call: Callable[[Any, Array, LayerInputs], Array],
-    stacked: nnx.Module,
+    stacked: Stack,
     x: Float[Array, "..."],
     *,
     layers: int,
@@ -359,7 +386,7 @@ def scan_layers(
 
 def collect_layers(
     call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
-    stacked: nnx.Module,
+    stacked: Stack,
     x: Float[Array, "..."],
     own: PyTree,
     layers: int,
@@ -375,13 +402,17 @@ def collect_layers(
     found, with a leading axis of layers.
     """
     graphdef, state = nnx.split(stacked)
-    keys = None if key is None else jax.random.split(key, layers)
+    keys = None if key is None else split(key, layers)
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:
         state, layer, own = xs
+        if stacked.weights is not None:
+            state = stacked.weights(state)
         return call(nnx.merge(graphdef, state, copy=True), carry, layer, own)
 
     policy = REMAT[remat]
+    if policy is None and stacked.weights is not None and stacked.weights.gathers:
+        policy = _all_but_weights
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
     return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)

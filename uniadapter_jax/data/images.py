@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -73,6 +74,18 @@ def squash(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
     """Resizes both sides to those of `out`, whatever the aspect ratio, as BLIP's test does."""
     size = (out.shape[1], out.shape[0])
     out[...] = np.asarray(image if image.size == size else image.resize(size, BICUBIC))
+
+
+def resized(
+    pixels: UInt8[np.ndarray, "b H W 3"], side: int, resize: Callable[..., None]
+) -> UInt8[np.ndarray, "b S S 3"]:
+    """Pictures at the size a model sees, by `center_crop` or `squash`; that size is left alone."""
+    if pixels.shape[1:3] == (side, side):
+        return pixels
+    out = np.empty((len(pixels), side, side, 3), np.uint8)
+    for picture, place in zip(pixels, out, strict=True):
+        resize(Image.fromarray(picture), place)
+    return out
 
 
 @dataclasses.dataclass(frozen=True)

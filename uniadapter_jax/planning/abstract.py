@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from uniadapter_jax import accumulation
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import fastest_chunks
@@ -19,6 +20,7 @@ from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
 from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.sharding import Weights
 from uniadapter_jax.step import make_step
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting
@@ -56,9 +58,15 @@ class AbstractRun:
         return jax.eval_shape(self.optimizer.init, self.part.trainable)
 
     @property
+    def asks(self) -> bool:
+        """Whether the task is about questions."""
+        return get_task(self.config.task.name).asks
+
+    @property
     def programs(self) -> tuple[str, ...]:
-        """Names of what a run compiles."""
-        return (FRAMES, TEXT) if self.optimizer is None else (TRAIN, FRAMES, TEXT)
+        """Names of what a run compiles; of a task about questions, the training step alone."""
+        train = () if self.optimizer is None else (TRAIN,)
+        return train if self.asks else (*train, FRAMES, TEXT)
 
     def batch(self, program: str) -> dict[str, jax.ShapeDtypeStruct]:
         """The global batch that a program is given."""
@@ -76,12 +84,21 @@ class AbstractRun:
             return text
         mask = jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_)
         item = jax.ShapeDtypeStruct((clips,), jnp.int32)
+        if self.asks:
+            answers = (clips, data.answers)
+            text = {
+                "question": jax.ShapeDtypeStruct((clips, data.words), jnp.int32),
+                "answer": jax.ShapeDtypeStruct((*answers, data.answer_words), jnp.int32),
+                "answer_weight": jax.ShapeDtypeStruct(answers, jnp.float32),
+            }
         return {**frames, "frame_mask": mask, **text, "item": item}
 
     def arguments(self, program: str) -> dict[str, PyTree]:
         """What the program is given, by kind and in order, with its place on the mesh."""
         everywhere = meshes.replicated(self.mesh)
-        trained, frozen = (_placed(x, everywhere) for x in (self.part.trainable, self.part.frozen))
+        trained, frozen = _placed(self.part.trainable, everywhere), self.part.frozen
+        assert self.part.weights is not None
+        frozen = jax.tree.map(_placed, frozen, self.part.weights.shardings(frozen))
         batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
         parts = {"trained weights": trained, "frozen weights": frozen, "batch": batch}
         if program != TRAIN:
@@ -98,7 +115,14 @@ class AbstractRun:
         arguments = self.arguments(program).values()
         if program == TRAIN:
             assert self.optimizer is not None
-            step = make_step(self.task, self.part, self.optimizer, self.mesh, self.config.seed)
+            step = make_step(
+                self.task,
+                self.part,
+                self.optimizer,
+                self.mesh,
+                self.config.seed,
+                self.config.train.accumulation,
+            )
             number = jax.ShapeDtypeStruct((), jnp.int32)
             return step.lower(*arguments, number)  # type: ignore[attr-defined]
         encode = make_encoders(self.task, self.part, self.mesh)[(FRAMES, TEXT).index(program)]
@@ -109,7 +133,8 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
     """The run that `config` describes, as shapes.
 
     Raises:
-      UserError: the method does not fit the backbone, or texts are longer than it reads.
+      UserError: the method does not fit the backbone, texts are longer than it reads, or the batch
+        cannot be accumulated so.
     """
     if config.data.words > backbone.positions:
         raise UserError(
@@ -117,10 +142,13 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
             "positions"
         )
     part = abstract_partition(config, backbone, platform)
+    part.weights = Weights.of(config.mesh, mesh, backbone)
     optimizer = None
     if get_method(config.method.name).trainable is not None:
         optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)
-    return AbstractRun(config, backbone, mesh, part, optimizer)
+    run = AbstractRun(config, backbone, mesh, part, optimizer)
+    accumulation.check(run.task, mesh, config.train.batch_size, config.train.accumulation)
+    return run
 
 
 def abstract_partition(config: ConfigDict, backbone: Config, platform: str) -> Partition:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
@@ -14,28 +15,39 @@ from uniadapter_jax.planning.compilation import Program, compile_program
 from uniadapter_jax.planning.topology import Slice, device_counts
 
 _REMAT = ("none", "dots", "full")
+# Into how many parts weights are cut that are whole: more parts save an eighth of them at most.
+_PARTS = 8
+_MESH = {"mesh.data", "mesh.fsdp"}  # fields with which the mesh is another
+
+
+Fields = dict[str, str | int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
     """Fields of the config that make the program fit, and the program then; None if none does."""
 
-    fields: dict[str, str | int]
+    fields: Fields
     program: Program
 
 
 def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -> Change | None:
     """The first change with which the failed program fits; None if none does.
 
-    For the train step: remat of products' surroundings, of whole layers, then ever half the
-    batch. For evaluation: ever half its batch.
+    For the train step: remat of products' surroundings, of whole layers, then frozen weights cut
+    over fsdp, then ever more parts of a batch one after another, then ever half the batch, each
+    with what came before it. For evaluation: ever half its batch, then cut weights.
     """
     for fields in _candidates(run, failed.name):
         config = run.config.copy_and_resolve_references()
         with config.unlocked():
             config.update_from_flattened_dict(fields)
-        platform = run.mesh.devices.flat[0].platform
-        changed = build(config, run.backbone, run.mesh, platform)
+        devices = list(run.mesh.devices.flat)
+        mesh = meshes.make_mesh(config.mesh, devices) if _MESH & fields.keys() else run.mesh
+        try:
+            changed = build(config, run.backbone, mesh, devices[0].platform)
+        except UserError:
+            continue  # the task, or the backbone, does not have it
         program = compile_program(changed, failed.name, failed.limit)
         asked = ", ".join(f"--config.{name}={value}" for name, value in fields.items())
         say(f"{failed.name} with {asked}: {'fits' if program.fits else 'does not fit'}")
@@ -44,18 +56,42 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
     return None
 
 
-def _candidates(run: AbstractRun, name: str) -> Iterator[dict[str, str | int]]:
-    shards = meshes.batch_shards(run.mesh)
+def _candidates(run: AbstractRun, name: str) -> Iterator[Fields]:
+    shards, cut = meshes.batch_shards(run.mesh), _cut_weights(run)
     if name != TRAIN:
         size = meshes.round_up(run.mesh, run.config.eval.batch_size)
-        while (size := size // shards // 2 * shards) > 0:
+        while (smaller := size // shards // 2 * shards) > 0:
+            size = smaller
             yield {"eval.batch_size": size}
+        if cut:
+            yield {**cut, "eval.batch_size": size}
         return
+    train, fields = run.config.train, Fields()
     for remat in _REMAT[_REMAT.index(run.config.compute.remat) + 1 :]:
-        yield {"compute.remat": remat}
-    size = run.config.train.batch_size
+        fields["compute.remat"] = remat
+        yield dict(fields)
+    if cut:
+        fields |= cut
+        yield dict(fields)
+    count = train.get("accumulation", 0)
+    while count and train.batch_size // shards % (2 * count) == 0:
+        count *= 2
+        yield {**fields, "train.accumulation": count}
+    size = train.batch_size
     while (size := size // shards // 2 * shards) > 0:
-        yield {"compute.remat": "full", "train.batch_size": size}
+        yield {**fields, "train.batch_size": size}
+
+
+def _cut_weights(run: AbstractRun) -> Fields:
+    """What cuts the frozen weights; the batch is cut as before. {} if they are cut already."""
+    sizes = run.mesh.shape
+    if sizes["fsdp"] > 1:
+        is_cut = run.config.mesh.weights == "sharded"
+        return {} if is_cut else {"mesh.weights": "sharded"}
+    parts = math.gcd(sizes["data"], _PARTS)
+    if parts == 1:
+        return {}
+    return {"mesh.weights": "sharded", "mesh.data": sizes["data"] // parts, "mesh.fsdp": parts}
 
 
 def largest_slice(config: ConfigDict, plan: Slice) -> str | None:

@@ -119,7 +119,7 @@ def _misfit(name: str, program: Mapping[str, Any], change: Mapping[str, Any] | N
     needed, limit = _bytes(program["needed_bytes"]), _bytes(program["limit_bytes"])
     text = f"{name}: {needed or 'more'} needed, {limit} there."
     if change is None:
-        return f"{text} Neither remat nor a smaller batch makes it fit."
+        return f"{text} Neither remat, nor cut weights, nor a smaller batch makes it fit."
     asked = " ".join(f"--config.{field}={value}" for field, value in change["fields"].items())
     return f"{text} It fits, with {_bytes(change['needed_bytes'])}, by {asked}"
 

@@ -36,7 +36,8 @@ class Collective:
 def collectives(module: Module, devices: int) -> dict[str, Collective]:
     """{kind: what runs}, kinds that occur only."""
     found: dict[str, Collective] = {}
-    # A collective that overlaps with other work is there in pieces, each with its channel.
+    # A collective that overlaps with other work is there in pieces, each with its channel. Those
+    # that are written by hand (`ring`) may all have one channel; none of them comes in pieces.
     seen: dict[str, tuple[str, Instruction, int]] = {}
     for computation, instruction, times in module:
         kind = instruction.opcode.removesuffix("-start")
@@ -45,6 +46,8 @@ def collectives(module: Module, devices: int) -> dict[str, Collective]:
         if kind not in KINDS:
             continue
         channel = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
+        if kind == "collective-permute":
+            channel = None
         key = f"{kind} {channel[1]}" if channel else instruction.name
         if key not in seen or times < seen[key][2]:
             seen[key] = (kind, instruction, times)
@@ -82,7 +85,7 @@ def _group(instruction: Instruction, devices: int) -> int:
         return len(found[1].split(","))
     if found := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
         return int(found[1])
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", text):
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"('[^']*')=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'[^']*'", found[2]))
     return devices

@@ -32,7 +32,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.matching_losses import Momentum, Queue
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
-from uniadapter_jax.randomness import fold_name
+from uniadapter_jax.randomness import fold_name, row_keys
 from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 
@@ -43,6 +43,13 @@ class Given(NamedTuple):
     momentum: Momentum
     queue: Queue | None
     alpha: Float[Array, ""]
+
+
+class Features(NamedTuple):
+    """What the loss sees of a batch: all states of the clips' tokens, unit vectors of the texts."""
+
+    states: Float[Array, "b t d"]
+    text: Float[Array, "b c"]
 
 
 class Negatives(NamedTuple):
@@ -107,8 +114,8 @@ class Matching:
             return None, state
         averaged = losses.average(state["averaged"], trainable, self.options.momentum)
         model = merge(averaged)
-        clips, text, _ = self._embed(model, batch, None)
-        momentum = Momentum(clip_features(model, clips), text)
+        states, text = self.features(model, batch, None)
+        momentum = Momentum(clip_features(model, ClipStates(states, batch["frame_mask"])), text)
         queue = state.get("queue")
         alpha = losses.ramp(self.options.alpha, step, self.ramp_steps)
         following = {"averaged": averaged}
@@ -130,7 +137,21 @@ class Matching:
 
         Without a key nothing is dropped out, and `negatives` must be said, since they are drawn.
         """
-        clips, text, mask = self._embed(model, batch, key)
+        keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
+        features = self.features(model, batch, keys)
+        return self.loss_of_features(model, features, batch, key, given, negatives)
+
+    def loss_of_features(
+        self,
+        model: BLIP,
+        features: Features,
+        batch: Batch,
+        key: Array | None,
+        given: Given | None = None,
+        negatives: Negatives | None = None,
+    ) -> Loss:
+        """The loss of a global batch whose features are known; pairs are fused here."""
+        clips, text = ClipStates(features.states, batch["frame_mask"]), features.text
         clip, item = clip_features(model, clips), batch["item"]
         assert model.temp is not None
         temperature = model.temp[...]
@@ -148,7 +169,7 @@ class Matching:
             hard = self.options.negatives == "hard"
             like = (clip, text) if hard else (jnp.zeros_like(clip), jnp.zeros_like(text))
             negatives = draw_negatives(key, *like, item, temperature)
-        logits = self._match(model, clips, text, batch["text"], mask, negatives, key)
+        logits = self._match(model, clips, text, batch["text"], self._mask(batch), negatives, key)
         pairs = len(item)
         matching = jnp.arange(3 * pairs) % 3 == 0
         counts = _rows(jnp.ones(pairs, bool), negatives.clip_exists, negatives.text_exists)
@@ -162,14 +183,14 @@ class Matching:
             return meshes.constrain(x, self.mesh, ())
         return x
 
-    def _embed(
-        self, model: BLIP, batch: Batch, key: Array | None
-    ) -> tuple[ClipStates, Float[Array, "b c"], Bool[Array, "b l"]]:
-        """The clips' states, the texts' features, the texts' mask."""
-        clips = encode_clips(model, batch["frames"], batch["frame_mask"], key=key)
-        mask = batch["text"] != self.pad_id
-        states = model.encode_text(batch["text"], mask, key=key)
-        return clips, model.text_features(states[:, 0]), mask
+    def features(self, model: BLIP, batch: Batch, keys: Array | None) -> Features:
+        """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
+        clips = encode_clips(model, batch["frames"], batch["frame_mask"], key=keys)
+        states = model.encode_text(batch["text"], self._mask(batch), key=keys)
+        return Features(clips.states, model.text_features(states[:, 0]))
+
+    def _mask(self, batch: Batch) -> Bool[Array, "b l"]:
+        return batch["text"] != self.pad_id
 
     def _match(
         self,
@@ -256,6 +277,12 @@ def _make(setting: Setting) -> Matching:
     options, config = setting.options, setting.model_config
     if not config.matching:
         raise UserError("task.name='matching' needs a BLIP with heads for matching")
+    if options.loss == "ring":
+        raise UserError(
+            "config.task.loss='ring' is for task retrieval. ITC's candidates are momentum's "
+            f"features and a queue of {options.queue}, with a target for each: keep loss='dense'; "
+            "queue_sharding='sharded' divides the queue over the devices"
+        )
     if not 0.0 <= options.momentum < 1.0:
         raise UserError(f"config.task.momentum={options.momentum}: at least 0 (none), below 1")
     if options.queue < 0 or (options.queue and not options.momentum):
@@ -280,6 +307,7 @@ KIND = Kind(
         "momentum": 0.995,  # of the averaged trainables; 0: no momentum
         "queue": 57_600,  # pairs whose momentum features are kept as candidates; 0: none
         "queue_sharding": "replicated",
+        "loss": "dense",  # ring is refused
         "alpha": 0.4,  # weight of momentum's targets after the first epoch
         # For training from scratch, which learns nothing from hard ones at first: uniform.
         "negatives": "hard",
@@ -292,6 +320,7 @@ KIND = Kind(
     },
     choices={
         "queue_sharding": ("replicated", "sharded"),
+        "loss": ("dense", "ring"),
         "negatives": ("hard", "uniform"),
         "v2t": V2T_RULES,
         "ties": TIES,

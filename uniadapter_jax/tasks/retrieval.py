@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from uniadapter_jax import losses, scoring
 from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
+from uniadapter_jax.randomness import row_keys, split
+from uniadapter_jax.ring_loss import ring_retrieval_loss
 from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting, Stateless
 from uniadapter_jax.types import Array, Bool, Float
+
+# Equal up to rounding. dense: n x n logits, cut by rows. ring: blocks of them, never all.
+LOSSES = {"dense": losses.retrieval_loss, "ring": ring_retrieval_loss}
+
+
+class Features(NamedTuple):
+    """What the loss sees of a batch: raw features."""
+
+    text: Float[Array, "b c"]
+    frames: Float[Array, "b f c"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +33,37 @@ class Retrieval(Stateless):
     """Symmetric contrastive training, and evaluation in both directions.
 
     options: `config.task`.
+    mesh: what the batch is cut over; None knows of one device.
     """
 
     options: Any
-    mesh: Mesh
+    mesh: Mesh | None
 
     def loss(self, model: CLIP, batch: Batch, key: Array | None, given: Any = None) -> Loss:
         """The loss of a global batch {frames, frame_mask, text, item} and its metrics."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        return losses.retrieval_loss(
-            model.encode_text(batch["text"], key=keys[0]),
-            model.encode_frames(batch["frames"], key=keys[1]),
+        keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
+        return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
+
+    def features(self, model: CLIP, batch: Batch, keys: Array | None) -> Features:
+        """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
+        of_text, of_frames = (None, None) if keys is None else split(keys, 2)
+        return Features(
+            model.encode_text(batch["text"], key=of_text),
+            model.encode_frames(batch["frames"], key=of_frames),
+        )
+
+    def loss_of_features(
+        self,
+        model: CLIP,
+        features: Features,
+        batch: Batch,
+        key: Array | None = None,
+        given: Any = None,
+    ) -> Loss:
+        """The loss of a global batch whose features are known; nothing more is drawn."""
+        return LOSSES[self.options.loss](
+            features.text,
+            features.frames,
             batch["frame_mask"],
             batch["item"],
             model.logit_scale[...],
@@ -77,12 +109,14 @@ KIND = Kind(
         "similarity": "q_score",
         "temperature": 5.0,  # of q_score's softmax over frames
         "duplicates": "negative",  # a clip twice in a batch
+        "loss": "dense",  # ring: memory that does not grow with the global batch
         "v2t": "best_caption",  # several captions
         "ties": "optimistic",
     },
     choices={
         "similarity": ("q_score", "mean_pool", "mean_pool_unit"),
         "duplicates": ("negative", "positive", "avoid"),
+        "loss": tuple(LOSSES),
         "v2t": V2T_RULES,
         "ties": TIES,
     },

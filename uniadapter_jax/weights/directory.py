@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +31,6 @@ from uniadapter_jax.weights.names import TRANSFORMS, parts, write_rows
 from uniadapter_jax.weights.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
 
-TOKENIZER_FILES = FAMILIES["clip"].tokenizer_files
 FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
 _STRIP = 64
 
@@ -69,17 +68,6 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     found = _fill(model, tensors, directory)
     _check_fingerprint(directory, found)
     return Backbone(model, source, found)
-
-
-def load_clip(source: str, *, seed: int = 0, **options: object) -> Backbone:
-    """`load_backbone` for commands that know no other family.
-
-    Raises:
-      UserError: also if it is not a CLIP.
-    """
-    if (found := backbone_family(source)) is not FAMILIES["clip"]:
-        raise UserError(f"{source} is a {found.title}; this command takes a CLIP")
-    return load_backbone(source, seed=seed, **options)
 
 
 def backbone_family(source: str) -> Family:
@@ -222,7 +210,7 @@ def save_backbone(
     tensors = dict(huggingface_tensors(model))
     with new_directory(directory) as made:
         write_backbone(made, model.config, tensors)
-        copy_tokenizer(tokenizer, made, family_of(model.config).tokenizer_files)
+        copy_tokenizer(tokenizer, made, family_of(model.config))
 
 
 def write_backbone(
@@ -255,9 +243,10 @@ def _stored(dtype: np.dtype) -> np.dtype:
 def copy_tokenizer(
     source: str | os.PathLike | None,
     directory: pathlib.Path,
-    files: Sequence[str] = TOKENIZER_FILES,
+    family: Family,
 ) -> list[str]:
-    """Copies those of `files` that the directory `source` has; returns their names."""
+    """Copies what of a tokenizer the directory `source` has; returns the files' names."""
+    files = family.tokenizer_files
     found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
     for name in found:
         shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]

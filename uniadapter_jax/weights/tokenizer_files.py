@@ -36,7 +36,7 @@ def provide_tokenizer(
     """
     if given is not None and pathlib.Path(given).is_file():
         _ONE_FILE[family.title](pathlib.Path(given), destination, vocab_size)
-    elif not copy_tokenizer(given or folder, destination, family.tokenizer_files):
+    elif not copy_tokenizer(given or folder, destination, family):
         if given is not None:
             names = ", ".join(family.tokenizer_files)
             raise UserError(f"--tokenizer {given} holds none of {names}")
