@@ -9,10 +9,12 @@ from flax import nnx
 
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import normalize_pixels
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.randomness import generator
 
 
 def pictures(count=2):
@@ -35,9 +37,12 @@ def test_config_round_trip_and_transformers_defaults():
         0,
     )
     assert default.matching and not default.decoder and default.embed == 256
+    assert default.text_std == 0.02
     other = {**tiny.blip_config(), "text_config": {"vocab_size": 90, "bos_token_id": 7}}
-    other["text_config"] |= {"enc_token_id": 9, "sep_token_id": 4}
-    assert BLIPConfig.from_huggingface(other).enc_id == 9
+    other["text_config"] |= {"enc_token_id": 9, "sep_token_id": 4, "initializer_range": 0.5}
+    read = BLIPConfig.from_huggingface(other)
+    assert (read.enc_id, read.text_std) == (9, 0.5)
+    assert BLIPConfig.from_huggingface(read.to_huggingface()) == read
 
 
 @pytest.mark.parametrize(
@@ -147,3 +152,29 @@ def test_norms_and_the_temperature_stay_float32():
         "decoder_head.ln_head.bias",
         "vision.ln_post.scale",
     } < wide
+
+
+def test_random_weights_of_texts_have_the_spread_of_the_config():
+    """Which is no part of the function, so two such backbones with one file's weights are one."""
+    narrow, wide = (
+        BLIPConfig.from_huggingface(
+            tiny.blip_config(initializer_range=std) if std else tiny.blip_config()
+        )
+        for std in (None, 0.1)
+    )
+    assert narrow.function() == wide.function()
+    states = [
+        flat_names(nnx.to_pure_dict(nnx.state(BLIP(c, rng=generator(0, "backbone")))))
+        for c in (narrow, wide)
+    ]
+    grown = {
+        name.split(".")[0]
+        for name, value in states[0].items()
+        if np.abs(value - states[1][name]).max() > 0
+    }
+    assert grown == {"text", "decoder", "decoder_head"}
+    np.testing.assert_allclose(
+        states[1]["text.blocks.cross.v.kernel"],
+        5 * states[0]["text.blocks.cross.v.kernel"],
+        rtol=1e-5,
+    )

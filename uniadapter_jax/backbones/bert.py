@@ -31,7 +31,6 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 
-_STD = 0.02  # of BERT's initial weights
 # What is added to the scores of padding: BERT's numbers, not minus infinity, so that a row of
 # nothing but padding stays finite.
 _UNSEEN, _UNSEEN_CROSS = -1e4, -1e9
@@ -124,13 +123,19 @@ class Attention(nnx.Module):
     """ln(x + out(attention)); keys and values come from states of the width `attended`."""
 
     def __init__(
-        self, config: TowerConfig, attended: int, name: str, dropout: float, rng: layers.Rng
+        self,
+        config: TowerConfig,
+        attended: int,
+        name: str,
+        dropout: float,
+        std: float,
+        rng: layers.Rng,
     ):
         stack, width = (config.layers,), config.width
-        self.q = layers.Linear(width, width, stack=stack, std=_STD, rng=rng)
-        self.k = layers.Linear(attended, width, stack=stack, std=_STD, rng=rng)
-        self.v = layers.Linear(attended, width, stack=stack, std=_STD, rng=rng)
-        self.out = layers.Linear(width, width, stack=stack, std=_STD, rng=rng)
+        self.q = layers.Linear(width, width, stack=stack, std=std, rng=rng)
+        self.k = layers.Linear(attended, width, stack=stack, std=std, rng=rng)
+        self.v = layers.Linear(attended, width, stack=stack, std=std, rng=rng)
+        self.out = layers.Linear(width, width, stack=stack, std=std, rng=rng)
         self.ln = layers.LayerNorm(width, eps=config.eps, stack=stack)
         self.heads = config.heads
         self.name = name
@@ -170,12 +175,14 @@ class Attention(nnx.Module):
 class BertLayer(layers.Stack):
     """A layer as in the module's docstring; `config.layers` of them stacked."""
 
-    def __init__(self, config: TowerConfig, attended: int, dropout: float, *, rng: layers.Rng):
+    def __init__(
+        self, config: TowerConfig, attended: int, dropout: float, std: float, *, rng: layers.Rng
+    ):
         stack, width = (config.layers,), config.width
-        self.attn = Attention(config, width, "attn", dropout, rng)
-        self.cross = Attention(config, attended, "cross", dropout, rng)
-        self.fc1 = layers.Linear(width, config.hidden, stack=stack, std=_STD, rng=rng)
-        self.fc2 = layers.Linear(config.hidden, width, stack=stack, std=_STD, rng=rng)
+        self.attn = Attention(config, width, "attn", dropout, std, rng)
+        self.cross = Attention(config, attended, "cross", dropout, std, rng)
+        self.fc1 = layers.Linear(width, config.hidden, stack=stack, std=std, rng=rng)
+        self.fc2 = layers.Linear(config.hidden, width, stack=stack, std=std, rng=rng)
         self.ln_out = layers.LayerNorm(width, eps=config.eps, stack=stack)
         self.beside_text = nnx.data(None)
         self.beside_fusion = nnx.data(None)
@@ -225,6 +232,7 @@ class Bert(nnx.Module):
     Args:
       attended: width of the states that cross-attention reads.
       dropout: the rate of all of BERT's dropouts, in use only where a key is passed.
+      std: of initial weights.
     """
 
     def __init__(
@@ -236,12 +244,13 @@ class Bert(nnx.Module):
         attended: int,
         remat: str,
         dropout: float,
+        std: float,
         rng: layers.Rng,
     ):
-        self.token_embedding = nnx.Param(normal(rng, _STD, vocab_size, config.width))
-        self.position_embedding = nnx.Param(normal(rng, _STD, positions, config.width))
+        self.token_embedding = nnx.Param(normal(rng, std, vocab_size, config.width))
+        self.position_embedding = nnx.Param(normal(rng, std, positions, config.width))
         self.ln_embed = layers.LayerNorm(config.width, eps=config.eps)
-        self.blocks = BertLayer(config, attended, dropout, rng=rng)
+        self.blocks = BertLayer(config, attended, dropout, std, rng=rng)
         self.cross_key = nnx.data(None)
         self.cross_value = nnx.data(None)
         self.config = config
@@ -406,8 +415,8 @@ def _self_bias(
 class LanguageHead(nnx.Module):
     """States to scores of the next word; the last product is with the word embeddings."""
 
-    def __init__(self, config: TowerConfig, vocab_size: int, *, rng: layers.Rng):
-        self.dense = layers.Linear(config.width, config.width, std=_STD, rng=rng)
+    def __init__(self, config: TowerConfig, vocab_size: int, *, std: float, rng: layers.Rng):
+        self.dense = layers.Linear(config.width, config.width, std=std, rng=rng)
         self.ln_head = layers.LayerNorm(config.width, eps=config.eps)
         self.bias = nnx.Param(jnp.zeros(vocab_size))
         self.activation = config.activation

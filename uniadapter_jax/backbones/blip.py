@@ -108,6 +108,7 @@ class BLIP(nnx.Module):
                 attended=attended,
                 remat=remat,
                 dropout=dropout,
+                std=config.text_std,
                 rng=rng,
             )
 
@@ -125,7 +126,9 @@ class BLIP(nnx.Module):
         # The decoder of answers reads the states of the question.
         self.decoder = nnx.data(bert(attended=text) if config.decoder else None)
         self.decoder_head = nnx.data(
-            LanguageHead(config.text, config.vocab_size, rng=rng) if config.decoder else None
+            LanguageHead(config.text, config.vocab_size, std=config.text_std, rng=rng)
+            if config.decoder
+            else None
         )
         self.config = config
         self.dtype = jnp.dtype(dtype)

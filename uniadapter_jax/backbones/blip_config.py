@@ -27,6 +27,7 @@ class BLIPConfig:
       sep_id, pad_id: what ends a text, and what fills it.
       matching: whether there are projections, the matching head and the temperature.
       decoder: whether there is a decoder of answers.
+      text_std: of the text transformer's and the decoder's random weights.
     """
 
     vision: TowerConfig
@@ -42,6 +43,7 @@ class BLIPConfig:
     pad_id: int
     matching: bool = True
     decoder: bool = False
+    text_std: float = 0.02
 
     def __post_init__(self) -> None:
         check_patches(self.image_size, self.patch_size)
@@ -61,6 +63,7 @@ class BLIPConfig:
     def function(self) -> dict[str, Any]:
         """What of the config the fingerprint covers."""
         fields = {"family": "blip", **dataclasses.asdict(self)}
+        del fields["text_std"]  # of weights that a fingerprint knows
         if not self.matching:  # nothing has that width
             del fields["embed"]
         return fields
@@ -97,6 +100,7 @@ class BLIPConfig:
             pad_id=text.get("pad_token_id", 0),
             matching=MATCHING in parts,
             decoder=ANSWERING in parts,
+            text_std=text["initializer_range"],
         )
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -107,6 +111,7 @@ class BLIPConfig:
             "encoder_hidden_size": self.vision.width,
             "vocab_size": self.vocab_size,
             "max_position_embeddings": self.positions,
+            "initializer_range": self.text_std,
             **{theirs: getattr(self, ours) for ours, theirs in _HF_IDS.items()},
         }
         vision = {
@@ -153,4 +158,5 @@ _HF_TEXT = {
     "sep_token_id": 102,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
+    "initializer_range": 0.02,
 }
