@@ -141,7 +141,7 @@ def test_a_device_holds_its_part():
 
 
 def make_batch(task, seed):
-    batch = {name: np.asarray(x) for name, x in tiny.batch(N, 2, seed=seed).items()}
+    batch = {name: np.array(x) for name, x in tiny.batch(N, 2, seed=seed).items()}
     if task == "matching":
         batch["text"] = np.random.default_rng(seed).integers(6, 58, (N, 6)).astype(np.int32)
         batch["frame_mask"][: N // 2, 1:] = False
