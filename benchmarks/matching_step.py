@@ -41,7 +41,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=57_600)
     parser.add_argument("--no-momentum", action="store_true")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--remat", default="none", choices=["none", "full", "dots"])
+    parser.add_argument("--remat", default="dots", choices=["none", "full", "dots"])
     parser.add_argument("--warm", type=int, default=1, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
     parser.add_argument("--reference", metavar="CHECKOUT")

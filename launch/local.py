@@ -4,10 +4,10 @@
     python launch/local.py --processes=4 --devices=2 -- --config=configs/demo.py --workdir=runs/four
 
 What follows `--` goes to `python -m uniadapter_jax.main` in each process. Every line of their
-output begins with the process; SIGINT and SIGTERM are handed on to all of them (to stop one, its
-process id is in the first lines). When one ends with an error the others have --grace seconds to
-end by themselves; then they are killed. The exit status is that of the first that failed, or 0.
---dry-run prints the commands instead.
+output begins with the process. SIGTERM or Ctrl-C has them save and stop, a second Ctrl-C kills
+them (to reach a single one, its process id is in the first lines). When one ends with an error the
+others have --grace seconds to end by themselves; then they are killed. The exit status is that of
+the first that failed, or 0. --dry-run prints the commands instead.
 """
 
 from __future__ import annotations
@@ -42,9 +42,13 @@ def main() -> int:
         for line in commands:
             print(given, shlex.join(line))
         return 0
-    children = [_start(i, line, environment) for i, line in enumerate(commands)]
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: _signal_all(children, received))
+    children: list[Child] = []
+    asked = _stop_with(children)
+    for index, line in enumerate(commands):
+        if not asked.is_set():
+            children.append(_start(index, line, environment))
+    if asked.is_set():  # the last one may not have been in the list yet
+        _signal_all(children, signal.SIGTERM)
     return _wait(children, options.grace)
 
 
@@ -113,7 +117,7 @@ def _start(index: int, command: list[str], environment: dict[str, str]) -> Child
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        # A terminal's Ctrl-C reaches this process only, which hands it on once.
+        # A terminal's Ctrl-C reaches this process only.
         start_new_session=True,
     )
     _say(index, f"process id {process.pid}")
@@ -130,6 +134,21 @@ def _relay(index: int, process: subprocess.Popen[str]) -> None:
 
 def _say(index: int, line: str) -> None:
     print(f"[{index}] {line}", flush=True)
+
+
+def _stop_with(children: list[Child]) -> threading.Event:
+    """SIGTERM and Ctrl-C reach the children; set once one came."""
+    asked = threading.Event()
+
+    def stop(number: int, _: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            _signal_all(children, signal.SIGKILL)
+        asked.set()
+        _signal_all(children, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return asked
 
 
 def _signal_all(children: list[Child], number: int) -> None:

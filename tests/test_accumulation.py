@@ -95,11 +95,12 @@ def test_four_parts_equal_the_whole_on_one_and_eight_devices():
     assert_equal(found, wanted)
     for program in (one, alone):
         assert not collectives(Module(program.as_text()), 1)
-    # Pictures and features stay where they are.
+    # Pictures and features stay where they are; what is summed are gradients.
     moved = collectives(Module(eight.as_text()), 8)
-    assert sum(kind.bytes for kind in moved.values()) < batch["frames"].nbytes / 4
+    gathered = [moved[kind].bytes for kind in moved.keys() - {"all-reduce", "collective-permute"}]
+    assert sum(gathered) < batch["frames"].nbytes / 10
     held, parts = (p.memory_analysis().temp_size_in_bytes for p in (one, alone))
-    assert parts < held / 2
+    assert parts < 0.6 * held
 
 
 def test_matching_pairs_of_the_whole_batch_from_parts():
@@ -127,14 +128,21 @@ def test_matching_pairs_of_the_whole_batch_from_parts():
 def test_rows_draw_alone():
     """Dropout of a row depends on its number, not on what is beside it."""
     part, batch = pieces("uniadapter", clips=8)
-    task, model = retrieval(mesh_of(1)), part.merge(part.trainable, part.frozen)
+    rng = np.random.default_rng(0)  # no branch starts at zero
+
+    def noisy(x):
+        return x + 0.1 * jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+
+    trainable = jax.tree.map(noisy, part.trainable)
+    task, model = retrieval(mesh_of(1)), part.merge(trainable, part.frozen)
     keys = accumulation.row_keys(jax.random.key(3), jnp.arange(8))
     features = jax.jit(lambda batch, keys: task.features(model, batch, keys))
     whole = features(batch, keys)
     some = features(jax.tree.map(lambda x: x[2:6], batch), keys[2:6])
     for ours, all_rows in zip(some, whole, strict=True):
-        np.testing.assert_allclose(ours, all_rows[2:6], atol=1e-5)
-    assert np.abs(whole.text - features(batch, keys[::-1]).text).max() > 1e-3
+        np.testing.assert_allclose(ours, all_rows[2:6], atol=1e-5 * np.abs(all_rows).max())
+    for others, all_rows in zip(features(batch, keys[::-1]), whole, strict=True):
+        assert np.abs(others - all_rows).max() > 1e-3 * np.abs(all_rows).max()
 
 
 def test_what_does_not_divide_is_named():

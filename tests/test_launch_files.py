@@ -7,6 +7,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -207,6 +208,60 @@ def test_local_starts_every_process():
         assert f"--process-id={index}" in found and "--num-processes=3" in found
         assert found[-len(RUN) :] == list(RUN)
         _assert_starts(found, "--coordinator")
+
+
+LOCAL = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("local", sys.argv.pop(1))
+local = importlib.util.module_from_spec(spec)
+sys.modules["local"] = local
+spec.loader.exec_module(local)
+command = ["bash", "-c", sys.argv.pop(1), "main"]
+local._command = lambda: command
+sys.exit(local.main())
+"""
+
+
+def start_local(script_, *arguments):
+    """local.py with a script of bash in the place of main; $3 is `--process-id=N`."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LOCAL, PLACE / "local.py", script_, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_local_tells_processes_apart_and_returns_the_first_failure():
+    with start_local("echo $3 $4; exit ${3#*=}", "--processes=3", "--", "--x=1") as job:
+        said, _ = job.communicate(timeout=60)
+    assert job.returncode in (1, 2)
+    for i in range(3):
+        assert f"[{i}] --process-id={i} --x=1" in said
+        assert f"[{i}] ended with status {i}" in said
+
+
+def test_local_kills_what_does_not_end():
+    script_ = "[[ $3 == *=1 ]] && kill -9 $$; exec sleep 30"
+    with start_local(script_, "--processes=2", "--grace=0.3") as job:
+        said, _ = job.communicate(timeout=60)
+    assert job.returncode == 128 + signal.SIGKILL
+    assert "[1] ended with status -9" in said and "killing what still runs 0.3 s later" in said
+    assert "[0] ended with status -9" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_local_has_all_save_and_stop(number):
+    script_ = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep .05; done"
+    with start_local(script_, "--processes=2") as job:
+        lines = iter(job.stdout)
+        up: set[str] = set()
+        while len(up) < 2:
+            line = next(lines)
+            up |= {line} if line.endswith(" up\n") else set()
+        job.send_signal(number)
+        said = "".join(lines)
+        assert job.wait(20) == 0
+    assert "[0] saved" in said and "[1] saved" in said
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import small_run
 from ml_collections import ConfigDict
-from small_run import OFTEN
+from small_run import OFTEN, PATIENCE
 
 from uniadapter_jax import metrics, scoring
 from uniadapter_jax.evaluate import RetrievalEvaluator
@@ -116,12 +116,12 @@ def test_two_processes_count_as_one(small, runs):
         cwd=small.root,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=300 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    said = [line.split(" ", 1) for line in done.stdout.splitlines() if "[Gloo]" not in line]
-    first, second = ([text for index, text in said if index == f"[{i}]"] for i in (0, 1))
+    said = [line.partition(" ") for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    first, second = ([text for index, _, text in said if index == f"[{i}]"] for i in (0, 1))
     assert "mesh {'data': 2, 'fsdp': 2, 'tensor': 1}, 4 x cpu" in "\n".join(first)
     assert [re.sub(r"\d+", "N", text) for text in second] == [
         "process id N",
@@ -147,7 +147,7 @@ def test_stopped_and_killed_processes_lose_nothing(small, runs):
     four[2].signal(signal.SIGTERM)
     began = time.monotonic()
     said = [job.end(0) for job in four]
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 30 * PATIENCE
     step = max(small_run.checkpoint_steps(workdir))
     assert f"stopped at step {step} of {small_run.STEPS}; saved" in said[0]
     assert not (workdir / "result.json").exists()
@@ -157,7 +157,7 @@ def test_stopped_and_killed_processes_lose_nothing(small, runs):
     two[1].signal(signal.SIGKILL)
     began = time.monotonic()
     said = two[0].end(1)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60 * PATIENCE
     assert f"resumed from step {step}" in said
     (report,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert re.search(r"^error: process 1 \(.*process id \d+\) is gone", report)

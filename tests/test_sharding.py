@@ -141,7 +141,7 @@ def test_a_device_holds_its_part():
 
 
 def make_batch(task, seed):
-    batch = {name: np.asarray(x) for name, x in tiny.batch(N, 2, seed=seed).items()}
+    batch = {name: np.array(x) for name, x in tiny.batch(N, 2, seed=seed).items()}
     if task == "matching":
         batch["text"] = np.random.default_rng(seed).integers(6, 58, (N, 6)).astype(np.int32)
         batch["frame_mask"][: N // 2, 1:] = False
@@ -196,7 +196,9 @@ def test_ten_steps_are_those_of_one_device(task, axes):
     started = flat_names(adapted(task)[0].trainable)
     for name, x in final.items():
         scale = np.abs(x).max()
-        assert np.abs(x - started[name]).max() > 1e-3 * scale, name
+        # A constant on all keys cancels in the softmax: no gradient.
+        blind = "cross_key" in name and name.endswith("_bias")
+        assert blind or np.abs(x - started[name]).max() > 1e-3 * scale, name
         np.testing.assert_allclose(there[name], x, atol=1e-4 * scale, err_msg=name)
 
 

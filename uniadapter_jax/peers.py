@@ -55,7 +55,7 @@ class _Link:
         """
         try:
             data = self.socket.recv(_LINE)
-        except (ConnectionError, TimeoutError):
+        except OSError:
             return None
         if not data:
             return None

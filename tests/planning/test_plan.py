@@ -103,7 +103,7 @@ def test_cut_weights_are_found(config):
     limit = whole.memory.total - whole.resident["frozen weights"] // 4
     change = find_change(run, compile_program(run, TRAIN, limit), lambda _: None)
     assert change.fields == {"mesh.weights": "sharded", "mesh.data": 1, "mesh.fsdp": 8}
-    assert change.program.resident["frozen weights"] < whole.resident["frozen weights"] / 6
+    assert change.program.resident["frozen weights"] < whole.resident["frozen weights"] / 5
 
 
 def test_halving_the_batch_is_found(config):

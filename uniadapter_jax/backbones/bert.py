@@ -41,27 +41,28 @@ class Memory(NamedTuple):
 
     states: hidden states of the media, e.g. a picture's patches or the words of a question.
     mask: False where a medium has padding; None if it has none.
-    medium: the medium of each group; None if there are as many of both, in the same order. Groups
+    medium: the medium of each group; None if there are as many of both, in the same order. With
+      two axes, "parts q", media and groups are cut into equal parts, and it counts within a part:
+      a device that holds one needs nothing of the others. Groups
       that share a medium through `medium` share the making of its keys and values, but each gets
       a copy of them; texts of one group share the arrays.
     factor: multiplies the scores (query times key) of a text with each token, before the mask
       (frame-aware attention); None is 1 everywhere.
-    shards: into how many equal parts media and groups are cut; `medium` counts within a part, so
-      that a device that holds one needs nothing of the others.
     """
 
     states: Float[Array, "m t e"]
     mask: Bool[Array, "m t"] | None = None
-    medium: Int[Array, " q"] | None = None
+    medium: Int[Array, "*parts q"] | None = None
     factor: Float[Array, "q p t"] | None = None
-    shards: int = 1
 
     def of_groups(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
         """What groups attend to, from something that media have."""
         if self.medium is None:
             return media
-        cut = media.reshape(self.shards, -1, *media.shape[1:])
-        taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium.reshape(self.shards, -1))
+        if self.medium.ndim == 1:
+            return media[self.medium]
+        cut = media.reshape(len(self.medium), -1, *media.shape[1:])
+        taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium)
         return taken.reshape(-1, *media.shape[1:])
 
 
@@ -396,7 +397,7 @@ def _check_groups(seen: _Seen | None, rows: int) -> None:
     if seen is None:
         return
     states, medium = seen.memory.states, seen.memory.medium
-    groups = states.shape[0] if medium is None else medium.shape[0]
+    groups = states.shape[0] if medium is None else medium.size
     if not groups or rows % groups:
         raise UserError(f"{rows} texts do not fill {groups} groups that attend to one medium")
 

@@ -81,9 +81,22 @@ def _quick_gelu_bwd(x: Array, g: Array) -> tuple[Array]:
 quick_gelu.defvjp(_quick_gelu_fwd, _quick_gelu_bwd)
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """x * Phi(x) with the exact error function (BERT, BLIP, many open_clip models)."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_fwd(x: Array) -> tuple[Array, Array]:
+    return gelu(x), x
+
+
+def _gelu_bwd(x: Array, g: Array) -> tuple[Array]:
+    density = jnp.exp(-0.5 * x * x) * (2.0 * math.pi) ** -0.5
+    return (g * (0.5 * lax.erfc(-x * 2.0**-0.5) + x * density),)
+
+
+gelu.defvjp(_gelu_fwd, _gelu_bwd)
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}

@@ -215,11 +215,11 @@ class Matching:
             media, medium = clips, _rows(own, negatives.clip.astype(jnp.int32), own)
         else:
             media = jax.tree.map(lambda x: _rows(x, x[negatives.clip]), clips)
-            medium = jnp.tile(_rows(2 * own, 2 * own + 1, 2 * own), parts)
+            medium = jnp.tile(_rows(2 * own, 2 * own + 1, 2 * own)[None], (parts, 1))
         media, medium = meshes.constrain((media, medium), self.mesh, meshes.BATCH_AXES)
         texts = model.fusion_ids(_rows(ids, ids, ids[negatives.text]))
         seen = _rows(mask, mask, mask[negatives.text])
-        memory = Memory(media.states, media.mask, medium, shards=parts)
+        memory = Memory(media.states, media.mask, medium)
         if self.options.frame_weights:
             frames = memory.of_groups(frame_features(model, media))
             there = memory.of_groups(media.frame_mask)
