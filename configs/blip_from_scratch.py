@@ -36,6 +36,6 @@ def get_config():
     config.optimizer.weight_decay = 0.1
     config.train.batch_size = 96
     config.train.epochs = 0
-    config.train.steps = 400
+    config.train.steps = 1000
     config.train.checkpoint_every = 100
     return config
