@@ -6,13 +6,16 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
 
-.PHONY: demo test lint parity clean
+.PHONY: demo test slow lint parity clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
 # One worker per core, at most 4: every file of tests stays whole, so its fixtures run once.
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+slow: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.stamp-test
 	$(BIN)/ruff check

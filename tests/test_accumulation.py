@@ -103,6 +103,7 @@ def test_four_parts_equal_the_whole_on_one_and_eight_devices():
     assert parts < 0.6 * held
 
 
+@pytest.mark.slow
 def test_matching_pairs_of_the_whole_batch_from_parts():
     """Candidates, negatives and pairs are the whole batch's; with momentum and a queue."""
     part, _ = matching.adapted()

@@ -52,6 +52,7 @@ def test_eight_devices_count_as_one(runs):
         assert {"matching": "itm_accuracy", "vqa": "answer_accuracy"}[task] in found
 
 
+@pytest.mark.slow
 def test_two_processes_count_as_one(small, runs):
     for task in TASKS:
         jobs = start_two(small, *arguments(small, task, f"two-{task}"))

@@ -186,7 +186,7 @@ def trained(task, shape=(1, 1, 1), weights="replicated"):
 
 
 @pytest.mark.parametrize("axes", MESHES)
-@pytest.mark.parametrize("task", METHOD_OF)
+@pytest.mark.parametrize("task", ["retrieval", pytest.param("matching", marks=pytest.mark.slow)])
 def test_ten_steps_are_those_of_one_device(task, axes):
     """Dropout, momentum and the queue of matching included."""
     expected, final = trained(task)
@@ -239,6 +239,7 @@ def test_tensor_sums_states_twice_a_layer_and_direction():
         assert 4 <= sum(dims == states for _, dims in inside) <= 6
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cut_backbone_leaves_what_one_device_leaves(small, whole):
     flags = ("data=1", "fsdp=2", "tensor=2", "weights=sharded")
     small.run("--workdir=cut", *(f"--config.mesh.{flag}" for flag in flags), devices=4)
