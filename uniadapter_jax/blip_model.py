@@ -15,12 +15,14 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from uniadapter_jax.answering import generate_answers, rank_answers, read_questions
+from uniadapter_jax import mesh as meshes
 from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
 from uniadapter_jax.data.answers import check_answers
 from uniadapter_jax.data.caption_text import TextRule
@@ -30,6 +32,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.vqa import Vqa
 from uniadapter_jax.types import Array, Bool, Float, Int, Shaped
 
 Texts = str | Sequence[str] | Int[np.ndarray, "n l"]
@@ -37,7 +40,6 @@ Pixels = Shaped[np.ndarray, "..."]
 
 _WORDS = 35  # tokens of a text, as released
 _FRAME_WEIGHTS = "frame_weights"
-_ANSWER_WORDS = 10  # tokens of the longest answer, [DEC] and [SEP] included
 # As BLIP itself preprocesses.
 _DEFAULTS = {"preprocess": "blip", "max_words": 0, "resize": "squash"}
 
@@ -55,8 +57,8 @@ class AdaptedBLIP:
       method: name of the method, `zero_shot` without an adapter.
       fingerprint: the backbone's.
       task: what the adapter remembers of its training: options of `config.task` such as
-        frame_weights, and words (tokens of a text), preprocess, max_words and resize of
-        `config.data`.
+        frame_weights, and words and answer_words (tokens of a text, of an answer), preprocess,
+        max_words and resize of `config.data`.
     """
 
     def __init__(
@@ -75,8 +77,11 @@ class AdaptedBLIP:
         self.tokenizer = tokenizer
         self.method = method
         self.fingerprint = fingerprint
-        words = {"words": min(_WORDS, config.positions)}
-        self.task = {**_DEFAULTS, **get_task("vqa").options, **words, **task}
+        lengths = {
+            "words": min(_WORDS, config.positions),
+            "answer_words": base_config(task="vqa").data.answer_words,
+        }
+        self.task = {**_DEFAULTS, **get_task("vqa").options, **lengths, **task}
         self.texts = TextRule(self.task["preprocess"], self.task["max_words"])
         self.batch_size = batch_size
 
@@ -139,20 +144,20 @@ class AdaptedBLIP:
         if len(questions) != len(frames):
             raise UserError(f"{len(questions)} questions about {len(frames)} clips: one for each")
         ids = self._ids(np.asarray(self._encode(self.texts.questions(questions))))
-        length = min(_ANSWER_WORDS, self.config.positions)
+        length = min(self.task["answer_words"], self.config.positions)
         listed = None if answers is None else check_answers(self.tokenizer, answers, length)
         part = self.partition
         found: list[list[tuple[str, float]]] = []
         for row in range(len(ids)):
             given = (frames[row : row + 1], present[row : row + 1], ids[row : row + 1], listed)
             chosen, scores = self._answers(part.trainable, part.frozen, *given, top, length)
-            kept = np.asarray(scores[0]) > -np.inf
-            best = np.asarray(chosen[0])[kept][:top]
+            there = np.isfinite(scores[0])  # fewer texts than beams
+            best = np.asarray(chosen[0])[there]
             if answers is None:
                 texts = cast(Any, self.tokenizer).decode(best)
             else:
                 texts = [answers[i] for i in best]
-            found.append(list(zip(texts, np.asarray(scores[0])[kept][:top].tolist(), strict=True)))
+            found.append(list(zip(texts, np.asarray(scores[0])[there].tolist(), strict=True)))
         return found
 
     def _find_answers(
@@ -166,18 +171,14 @@ class AdaptedBLIP:
         top: int,
         length: int,
     ) -> tuple[Array, Array]:
-        model, task = self.partition.merge(trainable, frozen), self.task
+        model = self.partition.merge(trainable, frozen)
+        beams = max(top, self.task["beams"])
+        own = {"top_answers": top, "beams": beams, "rank_k": 0 if listed is None else len(listed)}
+        task = Vqa(ConfigDict({**self.task, **own}), meshes.one_device(), self.config.pad_id)
         clips = encode_clips(model, frames, present)
-        weigh = task[_FRAME_WEIGHTS]
-        questions = read_questions(model, clips, ids[:, None], frame_weights=weigh)
         if listed is None:
-            if task["generate_mask"] == "released":
-                questions = questions._replace(mask=None)
-            beams = max(top, task["beams"])
-            return generate_answers(model, questions, beams=beams, length=length)
-        smoothing = task["rank_smoothing"]
-        count = len(listed)
-        return rank_answers(model, questions, listed, k=count, top=top, smoothing=smoothing)
+            return task.generate(model, clips, ids[:, None], length)
+        return task.rank(model, clips, ids[:, None], listed)
 
     def _text_features(self, model: BLIP, ids: Array) -> Array:
         return model.text_features(model.encode_text(ids, ids != self.config.pad_id)[:, 0])

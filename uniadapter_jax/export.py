@@ -51,7 +51,7 @@ from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
 
 # Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
-_DATA = ("words", "preprocess", "max_words", "resize")
+_DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
 
 
 @dataclasses.dataclass(frozen=True)

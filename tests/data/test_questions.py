@@ -8,10 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data import images
 from uniadapter_jax.data.answers import training_answers
 from uniadapter_jax.data.questions import (
-    question_batches,
     question_steps_per_epoch,
     question_train_batches,
 )
@@ -79,14 +77,6 @@ def take(records, steps, batch=4, data=None, seed=5, **kwargs):
         return [next(batches) for _ in range(steps)]
     finally:
         batches.close()
-
-
-def evaluate(records, batch=4, data=None, **kwargs):
-    return list(
-        question_batches(
-            records, TOKENIZER, data or config(), image_size=SIZE, global_batch=batch, **kwargs
-        )
-    )
 
 
 def number_of(row):
@@ -173,52 +163,6 @@ class TestTraining:
         assert batches[0]["item"][place] == len(COUNTS)
 
 
-class TestEvaluation:
-    @pytest.mark.parametrize("batch", [1, 4, 10, 16])
-    def test_every_question_once_in_order(self, records, batch):
-        batches = evaluate(records, batch)
-        valid = np.concatenate([b["valid"] for b in batches])
-        numbers = np.concatenate([b["number"] for b in batches])
-        questions = np.concatenate([b["question"] for b in batches])
-        assert all(b["frames"].shape[0] == batch for b in batches)
-        assert numbers[valid].tolist() == list(range(TOTAL))
-        assert [number_of(row) for row in questions[valid]] == list(range(TOTAL))
-        assert set(numbers[~valid].tolist()) <= {-1}
-
-    def test_padding_cannot_do_harm(self, records):
-        last = evaluate(records)[-1]
-        assert last["valid"].tolist() == [True, True, False, False]
-        assert last["item"].tolist() == [4, 4, -1, -1]
-        assert not last["frames"][2:].any()
-        assert last["frame_mask"].all()
-        assert last["question"][2:, :3].tolist() == [[CLS, SEP, 0]] * 2
-
-    def test_a_clip_is_decoded_once_in_a_batch(self, records, monkeypatch):
-        calls = []
-        original = images.decode_jpeg
-        monkeypatch.setattr(images, "decode_jpeg", lambda data: calls.append(1) or original(data))
-        (batch,) = evaluate(records, TOTAL)
-        assert len(calls) == sum(count > 0 for count in COUNTS)
-        for frames, item in zip(batch["frames"], batch["item"], strict=True):
-            assert frames.mean() == pytest.approx(20 * item, abs=1)
-
-    def test_hosts(self, records):
-        parts = [evaluate(records, process_index=h, process_count=2) for h in range(2)]
-        joined = [
-            {key: np.concatenate([a[key], b[key]]) for key in a}
-            for a, b in zip(*parts, strict=True)
-        ]
-        assert_equal(evaluate(records), joined)
-
-    def test_augmentation_is_for_training(self, records):
-        plain, augmented = evaluate(records), evaluate(records, data=config(augment="blip"))
-        assert_equal(plain, augmented)
-
-    def test_questions_without_answer_can_be_asked(self, root):
-        (batch,) = evaluate(open_records(root, "test"))
-        assert batch["valid"].sum() == 2
-
-
 class TestRefusals:
     def test_no_answer_to_train_on(self, root):
         with pytest.raises(UserError, match=r"index-test\.jsonl: question 't#0' about 't' \('what"):
@@ -230,7 +174,6 @@ class TestRefusals:
             take(captions, 1)
         with pytest.raises(UserError, match="split 'train' has no answers"):
             training_answers(captions)
-        assert evaluate(captions) == []
 
     def test_batch_larger_than_the_set(self, records):
         with pytest.raises(UserError, match=r"10 samples .* global batch of 11"):

@@ -111,7 +111,8 @@ def _stand_ins():
     import transformers.pytorch_utils as moved
 
     def absent(*_, **__):
-        raise NotImplementedError
+        """What the authors' modules import, but the models made here never call."""
+        raise NotImplementedError("this part of timm, fairscale or transformers has no stand-in")
 
     for package in ("timm", "timm.models", "fairscale", "fairscale.nn", "fairscale.nn.checkpoint"):
         _module(package)

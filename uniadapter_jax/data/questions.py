@@ -1,4 +1,4 @@
-"""Records to host batches of questions. A sample is a question; the rules are `pipeline`'s."""
+"""Records to training batches of questions. A sample is a question; the rules are `pipeline`'s."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from uniadapter_jax.data.answers import training_targets
-from uniadapter_jax.data.batches import Batch, decoding_threads, endless, finite, host_rows
+from uniadapter_jax.data.batches import Batch, decoding_threads, endless, host_rows
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.frames import FrameReader
 from uniadapter_jax.data.order import SampleOrder
@@ -63,34 +63,6 @@ def question_train_batches(
         answer_words=data_config.answer_words,
     )
     return endless(loader, data_config, start_step)
-
-
-def question_batches(
-    records: Records,
-    tokenizer: Any,
-    data_config: Any,
-    *,
-    image_size: int,
-    global_batch: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every question once, clip by clip in order, for evaluation; decoded by threads of this one.
-
-    Yields:
-      "frames", "frame_mask", "question" as in `question_train_batches`, "item" int32 [b],
-      "number" int32 [b] (of the question among all, in this order), "valid" bool [b]. Rows that
-      fill up the last batch have valid=False, item=number=-1, black frames with one real mask
-      entry, and an empty question.
-    """
-    loader = QuestionLoader(
-        reader=FrameReader.from_config(records, data_config, image_size, data_config.threads),
-        rows=host_rows(global_batch, process_index, process_count),
-        asked=AskedQuestions(records),
-        texts=_Texts.from_config(tokenizer, data_config),
-        batch=global_batch,
-    )
-    return finite(loader, data_config, -(-len(loader.asked) // global_batch))
 
 
 class AskedQuestions:
@@ -152,32 +124,6 @@ class QuestionTrainLoader:
             self.texts.tokenizer, questions, self.answers, self.answer_words
         )
         batch["item"] = items.astype(np.int32)
-        return batch
-
-
-@dataclasses.dataclass
-class QuestionLoader:
-    """Step -> this host's rows of the evaluation batch."""
-
-    reader: FrameReader
-    rows: range
-    asked: AskedQuestions
-    texts: _Texts
-    batch: int
-
-    def __call__(self, step: int) -> Batch:
-        numbers = int(step) * self.batch + np.asarray(self.rows)
-        valid = numbers < len(self.asked)
-        items = np.full(len(numbers), -1)
-        items[valid] = self.asked.clips[numbers[valid]]
-        batch = self.reader.empty(len(self.rows))
-        self.reader.fill(batch, items[valid].tolist())
-        batch["frame_mask"][~valid, 0] = True
-        texts = [self.asked[number].text for number in numbers[valid].tolist()]
-        batch["question"] = self.texts.encode(texts + [""] * int((~valid).sum()))
-        batch["item"] = items.astype(np.int32)
-        batch["number"] = np.where(valid, numbers, -1).astype(np.int32)
-        batch["valid"] = valid
         return batch
 
 

@@ -73,8 +73,8 @@ def _candidates(run: AbstractRun, name: str) -> Iterator[Fields]:
     if cut:
         fields |= cut
         yield dict(fields)
-    count = train.get("accumulation", 0)
-    while count and train.batch_size // shards % (2 * count) == 0:
+    count = train.accumulation
+    while train.batch_size // shards % (2 * count) == 0:
         count *= 2
         yield {**fields, "train.accumulation": count}
     size = train.batch_size
