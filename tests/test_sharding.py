@@ -28,11 +28,27 @@ from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting, place_state
 
 N, STEPS = 8, 10
-MESHES = {
-    "fsdp=4": ({"data": 2, "fsdp": 4, "tensor": 1}, "sharded"),
-    "tensor=2": ({"data": 4, "fsdp": 1, "tensor": 2}, "replicated"),
-    "fsdp=2, tensor=2": ({"data": 2, "fsdp": 2, "tensor": 2}, "sharded"),
+ONE = {"data": 1, "fsdp": 1, "tensor": 1}
+# {name: (mesh, where the weights lie, other fields of the config)}.
+WAYS = {
+    "one": (ONE, "replicated", {}),
+    "fsdp=4": ({"data": 2, "fsdp": 4, "tensor": 1}, "sharded", {}),
+    "tensor=2": ({"data": 4, "fsdp": 1, "tensor": 2}, "replicated", {}),
+    "data=fsdp=tensor=2": ({"data": 2, "fsdp": 2, "tensor": 2}, "sharded", {}),
+    "ring": ({**ONE, "data": 8}, "replicated", {"task.loss": "ring"}),
+    "accumulation": ({**ONE, "data": 2}, "replicated", {"train.accumulation": 4}),
+    "ring, accumulation": (
+        {"data": 1, "fsdp": 2, "tensor": 2},
+        "sharded",
+        {"task.loss": "ring", "train.accumulation": 4},
+    ),
 }
+ALIKE = [
+    pytest.param(task, way, marks=pytest.mark.slow if task == "matching" else ())
+    for task in ("retrieval", "matching")
+    for way in WAYS
+    if way != "one" and not (task == "matching" and "ring" in way)  # it has a queue
+]
 METHOD_OF = {"retrieval": "cross_modal_adapter", "matching": "uniadapter"}
 
 
@@ -149,13 +165,15 @@ def make_batch(task, seed):
 
 
 @functools.cache
-def prepared(task, shape, weights):
+def prepared(task, way):
     """Everything of a run on the first devices, up to the compiled step."""
-    mesh = make_mesh(*shape)
+    sizes, weights, fields = WAYS[way]
+    mesh = make_mesh(**sizes)
     config = base_config(METHOD_OF[task], task)
     config.optimizer.lr, config.optimizer.warmup = 1e-3, 0.0
     if task == "matching":
         config.task.queue, config.task.momentum = 2 * N, 0.9
+    config.update_from_flattened_dict(fields)
     part = placed(*adapted(task), mesh, weights)
     made = get_task(task).make(Setting(config.task, mesh, adapted(task)[1], N, 4))
     trainable = jax.tree.map(jnp.copy, part.trainable)
@@ -166,15 +184,15 @@ def prepared(task, shape, weights):
         place_state(made, trainable, mesh),
     ]
     first = meshes.put_batch(make_batch(task, 0), mesh)
-    step = make_step(made, part, optimizer, mesh, seed=0)
+    step = make_step(made, part, optimizer, mesh, 0, config.train.accumulation)
     compiled = step.lower(*state, part.frozen, first, np.int32(0)).compile()
     return mesh, part, state, compiled
 
 
 @functools.cache
-def trained(task, shape=(1, 1, 1), weights="replicated"):
+def trained(task, way):
     """(losses, trainables) of the real training step."""
-    mesh, part, state, step = prepared(task, shape, weights)
+    mesh, part, state, step = prepared(task, way)
     losses = []
     for i in range(STEPS):
         batch = meshes.put_batch(make_batch(task, i), mesh)
@@ -185,13 +203,11 @@ def trained(task, shape=(1, 1, 1), weights="replicated"):
     return losses, flat_names(meshes.fetch(state[0]))
 
 
-@pytest.mark.parametrize("axes", MESHES)
-@pytest.mark.parametrize("task", ["retrieval", pytest.param("matching", marks=pytest.mark.slow)])
-def test_ten_steps_are_those_of_one_device(task, axes):
+@pytest.mark.parametrize(("task", "way"), ALIKE)
+def test_ten_steps_are_those_of_one_device(task, way):
     """Dropout, momentum and the queue of matching included."""
-    expected, final = trained(task)
-    sizes, weights = MESHES[axes]
-    found, there = trained(task, tuple(sizes.values()), weights)
+    expected, final = trained(task, "one")
+    found, there = trained(task, way)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     started = flat_names(adapted(task)[0].trainable)
     for name, x in final.items():
@@ -202,10 +218,9 @@ def test_ten_steps_are_those_of_one_device(task, axes):
         np.testing.assert_allclose(there[name], x, atol=1e-4 * scale, err_msg=name)
 
 
-def moved(task, axes=None):
-    """[(kind, shape, how often)] of the step's collectives, and its text; no axes: one device."""
-    sizes, weights = MESHES[axes] if axes else ({}, "replicated")
-    text = prepared(task, tuple(sizes.values()) or (1, 1, 1), weights)[-1].as_text()
+def moved(task, way):
+    """[(kind, shape, how often)] of the step's collectives, and its text."""
+    text = prepared(task, way)[-1].as_text()
     found = []
     for _, line, times in Module(text):
         kind = line.opcode.removesuffix("-start")
@@ -215,7 +230,7 @@ def moved(task, axes=None):
 
 
 def test_one_device_has_no_constraint_and_no_collective():
-    found, text = moved("retrieval")
+    found, text = moved("retrieval", "one")
     assert not found and "Sharding" not in text and "sharding_constraint" not in text
 
 

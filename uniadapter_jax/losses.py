@@ -1,12 +1,14 @@
 """Contrastive losses over the global batch.
 
-Dense formulas under jit: logits are n x n with texts sharded by rows, so the compiler adds one
-gather of what the similarity needs of the clips, and reductions of vectors of length n. Nothing
-here names a collective; on one device the program has none.
+Dense formulas under jit: logits are n x n and cut by columns, clips stay where they are. So the
+compiler adds one gather of the texts, a clip's frames being several times as large, one scatter of
+their gradient, and reductions of vectors of length n. Nothing here names a collective; on one
+device the program has none.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -70,18 +72,42 @@ def retrieval_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss of a global batch of pairs, and metrics: accuracy both ways, the scale in use.
 
-    `logit_scale` is CLIP's, a logarithm, capped at ln 100. With a `mesh` the texts stay sharded
-    over its batch axes, and what the similarity needs of the clips is gathered once.
+    `logit_scale` is CLIP's, a logarithm, capped at ln 100. With a `mesh` the clips stay sharded
+    over its batch axes, and the texts are gathered once.
     """
     chosen = SIMILARITIES[similarity]
-    text = constrain(text, mesh, BATCH_AXES)
-    # Sharded first, then whole: else the inputs are gathered and all devices summarise all clips.
+    text = _everywhere(constrain(text, mesh, BATCH_AXES), mesh)
     clips = constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
-    clips = constrain(clips, mesh, ())
     scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
-    logits = constrain(scale * chosen.compare(text, clips, temperature), mesh, BATCH_AXES)
+    logits = scale * chosen.compare(text, clips, temperature)
+    logits = constrain(logits.T, mesh, BATCH_AXES).T  # a column lies where its clip does
     loss = contrastive_loss(logits, item, duplicates)
     return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _everywhere(rows: Float[Array, "n c"], mesh: Mesh | None) -> Float[Array, "n c"]:
+    """Sharded rows with a copy on every device; of their gradient a device gets its rows.
+
+    The transpose of a constraint is the constraint, which asks for the whole sum on every device:
+    an all-reduce where a reduce-scatter will do.
+    """
+    return constrain(rows, mesh, ())
+
+
+def _everywhere_forward(
+    rows: Float[Array, "n c"], mesh: Mesh | None
+) -> tuple[Float[Array, "n c"], None]:
+    return _everywhere(rows, mesh), None
+
+
+def _everywhere_backward(
+    mesh: Mesh | None, _: None, gradient: Float[Array, "n c"]
+) -> tuple[Float[Array, "n c"]]:
+    return (constrain(gradient, mesh, BATCH_AXES),)
+
+
+_everywhere.defvjp(_everywhere_forward, _everywhere_backward)
 
 
 def in_batch_accuracy(
