@@ -53,6 +53,8 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers==5.23.0",
     ],
+    # Pictures of scripts/plan_tables.py.
+    "plot": ["matplotlib>=3.10,<4"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "cuda": ["jax[cuda12]>=0.10,<0.13"],
 }

@@ -66,7 +66,8 @@ def backbone_config(config):
     path = small_run.ROOT / path
     if path.exists():
         return read_config(path)
-    return VIT_B32 if get_task(config.task.name).family == "clip" else known_config("blip-base-vqa")
+    is_clip = get_task(config.task.name).family == "clip"
+    return VIT_B32 if is_clip else known_config("blip-base-capfilt-480")
 
 
 def shapes(tree):
@@ -110,7 +111,7 @@ def test_the_docstring_holds_the_commands(file):
 )
 def test_methods_on_blip_train_what_they_should(name, method, trainable):
     config = built(small_run.ROOT / "configs" / f"{name}.py", method)
-    part = abstract_partition(config, known_config("blip-base"), "cpu")
+    part = abstract_partition(config, known_config("blip-base-384"), "cpu")
     assert trainable in (None, count(part.trainable)) and part.trainable
 
 

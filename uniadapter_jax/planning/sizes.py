@@ -43,16 +43,18 @@ _KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# BLIP's own, whose image size `convert` chooses: that of retrieval, and that of VQA.
-_BLIP_HEADS = {"text_config": {"num_attention_heads": 12}}
-_BLIP_VQA = {"image_size": 480, "layer_norm_eps": 1e-6}
+def _blip(image_size: int, *parts: str) -> dict[str, Any]:
+    return {
+        "architectures": list(parts),
+        "text_config": {"num_attention_heads": 12},
+        "vision_config": {"layer_norm_eps": 1e-6, "image_size": image_size},
+    }
+
+
+# BLIP's ViT-B, by the names that the configs give its directories; `convert` chooses the size.
 BLIP_BASE: dict[str, dict[str, Any]] = {
-    "blip-base": {**_BLIP_HEADS, "vision_config": {"layer_norm_eps": 1e-6}},
-    "blip-base-vqa": {
-        **_BLIP_HEADS,
-        "architectures": [MATCHING, ANSWERING],
-        "vision_config": _BLIP_VQA,
-    },
+    **{f"blip-base-{size}": _blip(size, MATCHING) for size in (224, 384)},
+    **{f"blip-base-capfilt-{size}": _blip(size, MATCHING, ANSWERING) for size in (224, 480)},
 }
 
 

@@ -1,0 +1,323 @@
+"""What the papers' models need on TPU slices: docs/plans.md and its picture, one plan a case.
+
+    pip install -e '.[tpu,plot]'
+    python scripts/plan_tables.py            # compiles what docs/plans.jsonl has not got, writes
+    python scripts/plan_tables.py --only='ViT-L/14,.*v5e-8'
+    python scripts/plan_tables.py --write    # only writes, from docs/plans.jsonl
+
+No TPU and no weights are needed. A case takes a core one minute to several, and is kept as soon as
+it is there, so what was stopped goes on; delete docs/plans.jsonl to compile all again. Where a
+program does not fit, `plan` names the smallest change with which it does, and the numbers are those
+with it. On other slices of the same chip, with as many clips a chip, that change is tried first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from uniadapter_jax.planning.abstract import TRAIN
+from uniadapter_jax.planning.chips import CHIPS
+from uniadapter_jax.progress import duration, say
+
+ROOT = pathlib.Path(__file__).parents[1]
+KEPT, PAGE, PICTURE = (ROOT / "docs" / f for f in ("plans.jsonl", "plans.md", "weak_scaling.svg"))
+
+# By Google's names; that of a v5p counts TensorCores, of which a chip has two.
+SLICES = {
+    "v5e-8": ("v5e:2x4", 8),
+    "v5e-64": ("v5e:8x8", 64),
+    "v5e-256": ("v5e:16x16", 256),
+    "v5p-64": ("v5p:2x4x4", 32),
+    "v6e-64": ("v6e:8x8", 64),
+}
+WEAK = {
+    8: "v5e:2x4",
+    16: "v5e:4x4",
+    32: "v5e:4x8",
+    64: "v5e:8x8",
+    128: "v5e:8x16",
+    256: "v5e:16x16",
+}
+
+_GIB = 2**30
+_HEAD = """# Plans of the papers' models
+
+Written by `python scripts/plan_tables.py`, which compiles every case with the TPU's own compiler
+(see [scale.md](scale.md)); nothing here was measured on a TPU. Products are in bfloat16, trainables
+in float32. `with` lists the smallest change of the config, if any, with which training and
+evaluation fit. HBM is what the training step needs on a chip, of the chip's; `sent` what a chip
+sends in a step. `at best` is the bound of that step by the chip's published rates, and what sets
+it. At that bound stand samples/s, of the whole slice, and useful FLOP (`uniadapter_jax/flops.py`),
+of the peak. There are two batches: the paper's, and 16 clips (or 32 pictures) a chip. A v5p-64 has
+32 chips.
+"""
+_TABLE = """\
+| slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |
+|---|---|---|---|---|---|---|---|---|"""
+_WEAK = """## Weak scaling
+
+Cross-Modal Adapter, ViT-B/32, 12 frames, 16 clips a chip, on v5e slices: what a chip holds stays,
+and what it sends grows no faster than the features that the dense loss gathers, those of all texts.
+
+![HBM and traffic of a chip over chips](weak_scaling.svg)
+
+| loss | chips | batch | HBM, GiB | sent, MB | features of all texts, MB |
+|---|---|---|---|---|---|"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What is planned: `plan`'s flags, the paper's global batch, and samples a chip."""
+
+    title: str
+    flags: tuple[str, ...]
+    batch: int
+    per_chip: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One plan."""
+
+    model: Model
+    slice: str
+    topology: str
+    chips: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """Unique."""
+        return f"{self.model.title}, {self.slice}, batch {self.batch}"
+
+
+def _cross_modal(backbone: str, title: str, frames: int, words: int) -> Model:
+    flags = ("msrvtt", backbone, f"data.frames={frames}", f"data.words={words}")
+    return Model(f"Cross-Modal Adapter, {title}, {frames} frames", flags, 128, 16)
+
+
+_SIZES = {
+    "vit-b-32": "ViT-B/32",
+    "vit-b-16": "ViT-B/16",
+    "vit-l-14": "ViT-L/14",
+    "vit-l-14-336": "ViT-L/14@336",
+}
+MODELS = [
+    *(
+        _cross_modal(name, title, frames, words)
+        for name, title in _SIZES.items()
+        for frames, words in ((12, 32), (64, 64))  # of DiDeMo and ActivityNet the second
+    ),
+    Model("UniAdapter, BLIP-base, retrieval, 384 px", ("coco", "blip-base-384"), 256, 32),
+    Model("UniAdapter, BLIP-base, VQA, 480 px", ("vqav2", "blip-base-capfilt-480"), 128, 32),
+    Model(
+        "UniAdapter, BLIP-base, 8 frames, 224 px", ("msrvtt_uniadapter", "blip-base-224"), 64, 16
+    ),
+]
+_GENERAL = ("compute.remat", "train.accumulation", "mesh.weights", "mesh.fsdp")  # on any slice
+RING = dataclasses.replace(
+    MODELS[0], title=f"{MODELS[0].title}, ring loss", flags=(*MODELS[0].flags, "task.loss=ring")
+)
+
+
+def cases() -> list[Case]:
+    """All: those of the tables, then what weak scaling adds."""
+    found = [
+        Case(model, name, topology, chips, batch)
+        for model in MODELS
+        for name, (topology, chips) in SLICES.items()
+        for batch in dict.fromkeys((model.batch, model.per_chip * chips))
+    ]
+    known = set(found)
+    weak = [case for model in (MODELS[0], RING) for case in weak_scaling(model)]
+    return found + [case for case in weak if case not in known]
+
+
+def weak_scaling(model: Model) -> Iterator[Case]:
+    """The model on ever more chips of a v5e."""
+    for chips, topology in WEAK.items():
+        yield Case(model, f"v5e-{chips}", topology, chips, model.per_chip * chips)
+
+
+def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
+    """What `python -m uniadapter_jax.plan` says of a case with these fields of the config."""
+    config, backbone, *own = case.model.flags
+    fields = {"compute.dtype": "bfloat16", "train.batch_size": case.batch, **fields}
+    command = [sys.executable, "-m", "uniadapter_jax.plan", f"--config=configs/{config}.py"]
+    command += [f"--backbone-config={backbone}", f"--topology={case.topology}", "--json"]
+    command += [f"--config.{field}" for field in own]
+    command += [f"--config.{field}={value}" for field, value in fields.items()]
+    # On its own, so that what the compiler keeps goes with it.
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def measure(case: Case, first: dict[str, Any]) -> dict[str, Any]:
+    """A case's line in `KEPT`. first: fields to try before any other."""
+    start, fields = time.perf_counter(), dict(first)
+    found = plan(case, fields)
+    if "misfit" not in found and not found["fits"] and all(found["changes"].values()):
+        for change in found["changes"].values():
+            fields |= change["fields"]
+        found = plan(case, fields)
+    line = {"case": case.name, "topology": case.topology, "chips": case.chips, "batch": case.batch}
+    line |= {"fits": found["fits"], "fields": fields}
+    if found["fits"]:
+        line |= _numbers(found["programs"])
+    return {**line, "seconds": round(time.perf_counter() - start)}
+
+
+def _numbers(programs: dict[str, Any]) -> dict[str, Any]:
+    step = programs[TRAIN]
+    return {
+        "bytes": step["needed_bytes"],
+        "evaluation_bytes": max(
+            [p["needed_bytes"] for p in programs.values() if p is not step] or [0]
+        ),
+        "limit": step["limit_bytes"],
+        "sent": {kind: round(one["sent"]) for kind, one in step["collectives"].items()},
+        "useful_flops": step.get("useful_flops"),
+        "executed_flops": step["executed_flops"],
+        "step_seconds": step["estimate"]["seconds"],
+        "bound": step["estimate"]["bound"],
+    }
+
+
+def compile_all(chosen: list[Case], kept: dict[str, dict[str, Any]]) -> None:
+    """Plans the chosen cases that are not kept, and keeps them."""
+    todo = [case for case in chosen if case.name not in kept]
+    begun = time.perf_counter()
+    for number, case in enumerate(todo, 1):
+        line = measure(case, _hint(case, kept.values()))
+        with KEPT.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        kept[case.name] = line
+        spent = time.perf_counter() - begun
+        left = duration(spent / number * (len(todo) - number))
+        say(f"{number}/{len(todo)} {case.name}: {line['seconds']} s | ETA {left}")
+
+
+def _hint(case: Case, kept: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What made this model fit with as many samples a chip on another slice of the chip."""
+    family, _, _ = case.topology.partition(":")
+    for line in kept:
+        alike = line["case"].startswith(f"{case.model.title}, {family}-")
+        if alike and line["fits"] and line["batch"] * case.chips == case.batch * line["chips"]:
+            fields = {name: line["fields"][name] for name in _GENERAL if name in line["fields"]}
+            return fields | ({"mesh.data": -1} if "mesh.fsdp" in fields else {})
+    return {}
+
+
+def write(kept: dict[str, dict[str, Any]]) -> None:
+    """The page and its picture."""
+    lines = [_HEAD]
+    for model in MODELS:
+        rows = [(case, kept.get(case.name)) for case in cases() if case.model is model]
+        rows = [(case, line) for case, line in rows if case.slice in SLICES]
+        lines += [f"## {model.title}\n", _TABLE, *(_row(case, line) for case, line in rows), ""]
+    lines += [_WEAK]
+    for model in (MODELS[0], RING):
+        for case in weak_scaling(model):
+            lines.append(_weak_row(case, kept.get(case.name)))
+    PAGE.write_text("\n".join(lines) + "\n")
+    draw(kept)
+    say(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
+
+
+def _row(case: Case, line: dict[str, Any] | None) -> str:
+    cells = [case.slice, str(case.batch), f"{case.batch / case.chips:g}"]
+    if line is None:
+        rest = ["not compiled yet"]
+    elif line["fits"]:
+        peak = CHIPS[case.topology.partition(":")[0]].peak
+        seconds, size = line["step_seconds"], line["fields"].get("train.batch_size", case.batch)
+        share = 100 * line["useful_flops"] / (seconds * peak)
+        rest = [
+            ", ".join(f"{name}={value}" for name, value in line["fields"].items()) or "as it is",
+            f"{line['bytes'] / _GIB:.1f} of {line['limit'] / _GIB:.0f}",
+            f"{sum(line['sent'].values()) / 1e6:,.1f}",
+            f"{1e3 * seconds:,.1f} ({line['bound']})",
+            f"{size / seconds:,.0f}",
+            f"{share:.0f} %",
+        ]
+    elif case.batch < case.chips:
+        rest = [f"n/a: {case.batch} < {case.chips} chips"]
+    else:
+        rest = ["no change that `plan` tries makes it fit"]
+    cells += rest + [""] * (9 - len(cells) - len(rest))
+    return f"| {' | '.join(cells)} |"
+
+
+def _weak_row(case: Case, line: dict[str, Any] | None) -> str:
+    name = case.model.flags[-1].removeprefix("task.loss=") if case.model is RING else "dense"
+    cells = [name, str(case.chips), str(case.batch)]
+    if line is None:
+        return f"| {' | '.join([*cells, 'not compiled yet', '', ''])} |"
+    sent = sum(line["sent"].values())
+    cells += [f"{line['bytes'] / _GIB:.3f}", f"{sent / 1e6:,.2f}", f"{_texts(case) / 1e6:,.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def _texts(case: Case) -> int:
+    """Bytes of the texts' features, which the dense loss gathers."""
+    return 4 * 512 * case.batch
+
+
+def draw(kept: dict[str, dict[str, Any]]) -> None:
+    """Weak scaling: memory and traffic of a chip over chips."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "uniadapter_jax"  # a picture is the same twice
+    from matplotlib import pyplot
+
+    figure, (memory, traffic) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for model, label in ((MODELS[0], "dense loss"), (RING, "ring loss")):
+        found = [(case, kept[case.name]) for case in weak_scaling(model) if case.name in kept]
+        chips = [case.chips for case, _ in found]
+        memory.plot(chips, [line["bytes"] / _GIB for _, line in found], "o-", label=label)
+        sent = [sum(line["sent"].values()) / 1e6 for _, line in found]
+        traffic.plot(chips, sent, "o-", label=label)
+    texts = [(case.chips, _texts(case) / 1e6) for case in weak_scaling(MODELS[0])]
+    traffic.plot(*zip(*texts, strict=True), "k--", label="features of all texts")
+    memory.set(ylabel="HBM of a chip (GiB)", ylim=(0, None), title="memory")
+    traffic.set(ylabel="sent by a chip (MB a step)", yscale="log", title="traffic")
+    for axes in (memory, traffic):
+        axes.set(xlabel="chips (v5e), 16 clips each", xscale="log", xticks=list(WEAK))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.legend()
+    figure.savefig(PICTURE, metadata={"Date": None})
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="regular expression of cases' names")
+    parser.add_argument("--write", action="store_true", help="compile nothing")
+    given = parser.parse_args()
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    kept = {line["case"]: line for line in map(json.loads, lines)}
+    if not given.write:
+        compile_all([case for case in cases() if re.search(given.only, case.name)], kept)
+    write(kept)
+
+
+if __name__ == "__main__":
+    main()
