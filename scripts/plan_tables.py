@@ -25,6 +25,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
+
 from uniadapter_jax.planning.abstract import TRAIN
 from uniadapter_jax.planning.chips import CHIPS
 from uniadapter_jax.progress import duration, say
@@ -312,6 +314,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="regular expression of cases' names")
     parser.add_argument("--write", action="store_true", help="compile nothing")
     given = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")  # this process computes nothing
     lines = KEPT.read_text().splitlines() if KEPT.exists() else []
     kept = {line["case"]: line for line in map(json.loads, lines)}
     if not given.write:

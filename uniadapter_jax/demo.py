@@ -38,10 +38,11 @@ from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.errors import UserError, run_app
 from uniadapter_jax.evaluate import RetrievalEvaluator, make_evaluator
 from uniadapter_jax.experiment import build
+from uniadapter_jax.preemption import Preempted
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.progress import Progress, duration, say
 from uniadapter_jax.run import run
-from uniadapter_jax.train import Preempted, fit
+from uniadapter_jax.train import fit
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"

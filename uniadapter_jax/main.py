@@ -17,9 +17,9 @@ from ml_collections import config_flags
 
 from uniadapter_jax import launch
 from uniadapter_jax.errors import UserError, run_app
+from uniadapter_jax.preemption import Preempted
 from uniadapter_jax.progress import say
 from uniadapter_jax.run import run
-from uniadapter_jax.train import Preempted
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; default runs/<name>.")

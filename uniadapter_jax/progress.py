@@ -7,6 +7,8 @@ import time
 
 import jax
 
+from uniadapter_jax.preemption import pass_by
+
 
 def duration(seconds: float) -> str:
     """Seconds as h:mm:ss or m:ss."""
@@ -22,7 +24,10 @@ def say(message: str) -> None:
 
 
 class Progress:
-    """Says how far a long piece of work is, at most every few seconds."""
+    """Says how far a long piece of work is, at most every few seconds; all processes do the same.
+
+    SIGTERM ends it here if it may be left (see `preemption`).
+    """
 
     def __init__(self, label: str, total: int, unit: str, every: float = 10.0):
         self.label, self.total, self.unit, self.every = label, total, unit, every
@@ -31,6 +36,7 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """`count` more items are done."""
+        pass_by()
         self.done += count
         now = time.monotonic()
         if now - self.last < self.every or self.done >= self.total:

@@ -21,8 +21,9 @@ from uniadapter_jax.checkpoint import check_identity, disk_errors, last_step
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
+from uniadapter_jax.preemption import leaving_on_sigterm
 from uniadapter_jax.progress import duration, say
-from uniadapter_jax.train import Fit, fit, leaving_on_sigterm
+from uniadapter_jax.train import Fit, fit
 from uniadapter_jax.weights.directory import save_backbone
 
 SCHEMA = 1

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.checkpoint import Checkpoints, abstract_like
@@ -22,6 +20,7 @@ from uniadapter_jax.evaluate import Evaluator, selection_value
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.optimizers import lr_schedule
 from uniadapter_jax.partition import flat_names
+from uniadapter_jax.preemption import Preempted, noting_sigterm, reached
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks.base import place_state
@@ -29,10 +28,6 @@ from uniadapter_jax.types import PyTree
 from uniadapter_jax.writer import Writer
 
 _WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
-
-
-class Preempted(Exception):
-    """SIGTERM came; the state is saved."""
 
 
 @dataclasses.dataclass
@@ -45,28 +40,6 @@ class Fit:
     data_wait_share: float | None
     seconds: float  # of all steps
     steps_run: int  # by this process; fewer than all after a resume
-
-
-def leaving_on_sigterm() -> contextlib.AbstractContextManager[None]:
-    """SIGTERM raises `Preempted`: for work that is done again where it is not finished."""
-
-    def leave(*_: Any) -> None:
-        raise Preempted("stopped; no training step is lost")
-
-    return _handling_sigterm(leave)
-
-
-@contextlib.contextmanager
-def _handling_sigterm(handler: Callable[..., None]) -> Iterator[None]:
-    # With several processes JAX has a handler of its own, see `_Loop._must_stop`.
-    if jax.process_count() > 1:
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> Fit:
@@ -124,7 +97,7 @@ class _Loop:
     def run(self) -> Fit:
         try:
             if self.start < self.total:
-                with _handling_sigterm(self._on_sigterm):
+                with noting_sigterm(self._on_sigterm):
                     self._steps()
             self.checkpoints.wait()
             chosen = self._choose()
@@ -169,11 +142,8 @@ class _Loop:
     def _on_sigterm(self, *_: Any) -> None:
         self.terminate = True
 
-    def _must_stop(self, step: int) -> bool:
-        # With several processes JAX's own SIGTERM handler finds a step that all of them stop at.
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self.terminate
+    def _must_stop(self) -> bool:
+        return reached() if jax.process_count() > 1 else self.terminate
 
     def _steps(self) -> None:
         e = self.e
@@ -235,7 +205,7 @@ class _Loop:
         every = train.checkpoint_every or self.e.epoch_steps
         ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
         selection = self._select(step) if ends_epoch else None
-        if self._must_stop(step):
+        if self._must_stop():
             self._save(step, selection, wait=True)
             raise Preempted(f"stopped at step {step} of {self.total}; saved")
         if step % every == 0 or step == self.total or selection is not None:

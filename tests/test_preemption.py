@@ -1,0 +1,78 @@
+"""SIGTERM stops one process at once, and several at one point of their common work."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm
+from uniadapter_jax.progress import Progress
+
+_WORK = """
+import sys, time
+import jax
+from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm
+from uniadapter_jax.progress import Progress
+
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60)
+done = 0
+with leaving_on_sigterm():
+    with noting_sigterm(print):  # may not be left
+        Progress("working", 1, "pieces").advance(1)
+    print("begun", flush=True)
+    progress = Progress("working", 5000, "pieces")
+    try:
+        for _ in range(5000):
+            time.sleep(0.02)
+            done += 1
+            progress.advance(1)
+    except Preempted:
+        print("stopped after", done, flush=True)
+"""
+
+
+def test_one_process_leaves_at_once_or_notes_it():
+    before, noted = signal.getsignal(signal.SIGTERM), []
+    with leaving_on_sigterm():
+        with noting_sigterm(lambda *_: noted.append("asked")):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert noted == ["asked"]
+        with pytest.raises(Preempted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_work_that_may_not_be_left_is_not_asked(monkeypatch):
+    monkeypatch.setattr("uniadapter_jax.preemption.reached", lambda: True)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    Progress("working", 1, "pieces").advance(1)
+    with leaving_on_sigterm():
+        with noting_sigterm(print):
+            Progress("working", 1, "pieces").advance(1)
+        with pytest.raises(Preempted):
+            Progress("working", 1, "pieces").advance(1)
+
+
+def test_two_processes_stop_at_one_point():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", _WORK, address, str(i)],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    assert jobs[1].stdout.readline() == "begun\n"
+    jobs[1].send_signal(signal.SIGTERM)
+    said = [job.communicate(timeout=100)[0] for job in jobs]
+    first, second = (re.search(r"stopped after (\d+)$", text.strip())[1] for text in said)
+    assert first == second and int(first) < 5000
+    assert [job.returncode for job in jobs] == [0, 0]
