@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from uniadapter_jax.mesh import BATCH_AXES
-from uniadapter_jax.types import Array, Bool
+from uniadapter_jax.types import Array, Bool, Int
 
 _Tree = TypeVar("_Tree")
 
@@ -60,7 +60,7 @@ class Ring:
         def specs(rows: Any) -> Any:
             return jax.tree.map(lambda has: P(self.axes) if has else P(), rows)
 
-        # No derivative passes through it, so nothing needs to be known of what varies where.
+        # Rows in, rows out, or no derivative: nothing needs to be known of what varies where.
         return jax.shard_map(
             function,
             mesh=self.mesh,
@@ -68,6 +68,42 @@ class Ring:
             out_specs=specs(rows_out),
             check_vma=False,
         )
+
+
+def fetch_rows(tree: _Tree, index: Int[Array, " n"], mesh: Mesh | None) -> _Tree:
+    """x[index] of every array, where the leading axes of all are cut over the mesh alike.
+
+    What a device has goes round the ring and each takes what it asked for, so that none holds more
+    than two devices' rows at once, however many there are.
+    """
+    ring = Ring(mesh)
+    if ring.size == 1:
+        return jax.tree.map(lambda x: x[index], tree)
+
+    def local(rows: _Tree, wanted: Array) -> _Tree:
+        count = len(jax.tree.leaves(rows)[0])
+
+        def take(passing: _Tree, found: _Tree, owner: Array) -> _Tree:
+            place = wanted - owner * count
+            there = (place >= 0) & (place < count)
+
+            def one(x: Array, y: Array) -> Array:
+                taken = x[jnp.clip(place, 0, count - 1)]
+                return jnp.where(there.reshape(-1, *[1] * (x.ndim - 1)), taken, y)
+
+            return jax.tree.map(one, passing, found)
+
+        def step(carry: tuple[_Tree, _Tree], i: Array) -> tuple[tuple[_Tree, _Tree], None]:
+            passing = ring.next(carry[0])
+            return (passing, take(passing, carry[1], (ring.here - i) % ring.size)), None
+
+        blank = jax.tree.map(jnp.zeros_like, rows)
+        first = take(rows, blank, jnp.asarray(ring.here))
+        (_, found), _ = jax.lax.scan(step, (rows, first), jnp.arange(1, ring.size))
+        return found
+
+    rows_in = jax.tree.map(lambda _: True, tree)
+    return ring.map(local, (rows_in, True), rows_in)(tree, index)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ Loss = ITC + ITM. ITM sees for every pair i of the global batch
     text i with its own clip, text i with a hard negative clip, a hard negative text with clip i
 
 Negatives are drawn over the global batch, the same for any number of devices. Texts and clips stay
-on their devices; of other devices' clips only the vision tower's states travel, once, and their
-keys and values are made where they are used, once per layer and clip.
+on their devices; of other devices' clips only the vision tower's states travel, once round a ring,
+and their keys and values are made where they are used, once per layer and clip.
 
 Momentum is an average of the trainables alone: the backbone is frozen, so a second one would hold
 the same numbers. Its features carry no dropout.
@@ -33,6 +33,7 @@ from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.matching_losses import Momentum, Queue
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 from uniadapter_jax.randomness import fold_name, row_keys
+from uniadapter_jax.ring import fetch_rows
 from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 
@@ -214,7 +215,7 @@ class Matching:
         if parts == 1:  # all clips are here already
             media, medium = clips, _rows(own, negatives.clip.astype(jnp.int32), own)
         else:
-            media = jax.tree.map(lambda x: _rows(x, x[negatives.clip]), clips)
+            media = jax.tree.map(_rows, clips, fetch_rows(clips, negatives.clip, self.mesh))
             medium = jnp.tile(_rows(2 * own, 2 * own + 1, 2 * own)[None], (parts, 1))
         media, medium = meshes.constrain((media, medium), self.mesh, meshes.BATCH_AXES)
         texts = model.fusion_ids(_rows(ids, ids, ids[negatives.text]))
