@@ -21,7 +21,8 @@ def fetched(mesh, rows):
 
     def loss(states):
         found = fetch_rows({**rows, "states": states}, index, mesh)
-        return jnp.sum(jnp.where(found["mask"][..., None], found["states"] * weight[None], 0.0) ** 2)
+        weighed = jnp.where(found["mask"][..., None], found["states"] * weight[None], 0.0)
+        return jnp.sum(weighed**2)
 
     placed = jax.device_put(rows["states"], meshes.batch_sharding(mesh))
     compiled = jax.jit(jax.value_and_grad(loss)).lower(placed).compile()
