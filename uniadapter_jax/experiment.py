@@ -155,7 +155,7 @@ def build(config: ConfigDict) -> Experiment:
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
-        epoch_steps = _epoch_steps(config, kind, data.train)
+        epoch_steps = count_steps(config, kind, data.train)
         total_steps = config.train.steps or config.train.epochs * epoch_steps
         optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
@@ -179,7 +179,8 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
-def _epoch_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
+def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
+    """Of an epoch."""
     if kind.asks:
         return question_steps_per_epoch(train, config.train.batch_size)
     return steps_per_epoch(train, config.data.captions, config.train.batch_size)

@@ -90,6 +90,18 @@ class PairScorer:
             batch=items,
         )
 
+    def group(self, texts: Texts, call: plan.Call) -> dict[str, np.ndarray]:
+        """This process' groups of a call, as `score_program` reads them."""
+        share = len(call.place) // jax.process_count()
+        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+        chosen = call.text[own]
+        group = {
+            "place": call.place[own],
+            "ids": texts.ids[chosen, : call.length],
+            "mask": texts.mask[chosen, : call.length],
+        }
+        return group | ({"features": texts.features[chosen]} if self.frame_weights else {})
+
     def score(
         self, trainable: PyTree, texts: Texts, media: Media, calls: Iterator[plan.Call]
     ) -> Iterator[tuple[Int32[np.ndarray, " w"], Float32[np.ndarray, " w"]]]:
@@ -101,22 +113,10 @@ class PairScorer:
             return pair[pair >= 0], meshes.fetch(found)[pair >= 0]
 
         for call in calls:
-            group = meshes.put_batch(self._group(texts, call), self.mesh)
+            group = meshes.put_batch(self.group(texts, call), self.mesh)
             found = self.score_program(trainable, self.part.frozen, media, group)
             under_way.append((call.pair, found))
             if len(under_way) > AHEAD:
                 yield settle()
         while under_way:
             yield settle()
-
-    def _group(self, texts: Texts, call: plan.Call) -> dict[str, np.ndarray]:
-        """This process' groups of a call."""
-        share = len(call.place) // jax.process_count()
-        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        chosen = call.text[own]
-        group = {
-            "place": call.place[own],
-            "ids": texts.ids[chosen, : call.length],
-            "mask": texts.mask[chosen, : call.length],
-        }
-        return group | ({"features": texts.features[chosen]} if self.frame_weights else {})

@@ -22,18 +22,18 @@ from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax import config as configs
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.backbones.clip import CLIPConfig
-from uniadapter_jax.data.pipeline import steps_per_epoch
 from uniadapter_jax.data.records import carve_validation, open_records
 from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.flops import forward_flops, step_flops
-from uniadapter_jax.planning.abstract import TEXT, TRAIN, AbstractRun, build
+from uniadapter_jax.experiment import count_steps
+from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import find_change, largest_slice
 from uniadapter_jax.planning.compilation import compile_program
 from uniadapter_jax.planning.report import describe, tables
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.topology import Slice, open_slice
+from uniadapter_jax.planning.useful import useful_flops
 from uniadapter_jax.progress import say
+from uniadapter_jax.tasks import get_task
 
 SCHEMA = 1
 _GIB = 2**30
@@ -50,7 +50,7 @@ def plan(
     """The whole plan; `docs/scale.md` has its schema.
 
     Args:
-      batch_per_chip: clips of a chip; None: what `config.train.batch_size` leaves for it.
+      batch_per_chip: examples of a chip; None: what `config.train.batch_size` leaves for it.
       backbone: see `planning.sizes.backbone_config`.
       hbm: bytes of memory of a device, instead of the chip's own.
 
@@ -74,7 +74,7 @@ def plan(
     for name in run.programs:
         program = compile_program(run, name, limit)
         say(f"{name}: compiled in {program.seconds:.1f} s")
-        programs[name] = describe(program, where, _useful(run, name))
+        programs[name] = describe(program, where, useful_flops(run, name))
         if not program.fits:
             change = find_change(run, program, say)
             changes[name] = change and {
@@ -106,10 +106,18 @@ def _header(config: ConfigDict, where: Slice, mesh: Mesh, source: str) -> dict[s
         "batch": {
             "global": batch,
             "per_chip": batch / where.chips,
+            "unit": _unit(config),
             "frames": config.data.frames,
             "words": config.data.words,
         },
     }
+
+
+def _unit(config: ConfigDict) -> str:
+    """What a batch is of."""
+    if get_task(config.task.name).asks:
+        return "questions"
+    return "clips" if config.data.frames > 1 else "pictures"
 
 
 def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:
@@ -131,23 +139,8 @@ def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:
     }
 
 
-def _useful(run: AbstractRun, program: str) -> int | None:
-    """FLOPs by the formula, of the whole slice; None for a BLIP, which has none yet."""
-    if not isinstance(run.backbone, CLIPConfig):
-        return None
-    data, batch, clip = run.config.data, run.batch(program), run.backbone
-    if program == TRAIN:
-        clips = run.config.train.batch_size
-        return step_flops(clip, run.part, clips=clips, frames=data.frames, words=data.words)
-    tower = "text" if program == TEXT else "vision"
-    rows = next(iter(batch.values())).shape[0]
-    return forward_flops(
-        clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
-    )
-
-
 def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
-    """Clips per second, and seconds of an epoch if the records are there."""
+    """Examples per second, and seconds of an epoch if the records are there."""
     batch = config.train.batch_size
     rates: dict[str, Any] = {"step_seconds": seconds, "examples_per_second": batch / seconds}
     if not os.path.isdir(config.data.records):
@@ -155,7 +148,7 @@ def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
     records = open_records(config.data.records, config.data.train_split)
     if config.data.val:
         records, _ = carve_validation(records, config.data.val)
-    steps = steps_per_epoch(records, config.data.captions, batch)
+    steps = count_steps(config, get_task(config.task.name), records)
     return {**rates, "samples": steps * batch, "epoch_seconds": steps * seconds}
 
 
@@ -169,7 +162,7 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
             "topology", None, "The slice, such as v5e:16x16, or cpu:N."
         ),
         "batch": flags.DEFINE_integer(
-            "batch-per-chip", None, "Clips of a chip; default: config.train.batch_size for all.", 1
+            "batch-per-chip", None, "Batch of a chip; default: config.train.batch_size for all.", 1
         ),
         "backbone": flags.DEFINE_string(
             "backbone-config", None, "config.json or known name (vit-b-32, ...) of the backbone."

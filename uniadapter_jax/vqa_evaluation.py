@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
-from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
 from uniadapter_jax.data.answers import check_answers, read_answer_list, training_answers
@@ -25,6 +26,7 @@ from uniadapter_jax.data.shards import writing
 from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
+from uniadapter_jax.partition import Partition
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.tasks.vqa import Vqa
@@ -39,6 +41,36 @@ class Answer(NamedTuple):
 
     text: str
     score: float
+
+
+def make_answerers(
+    task: Vqa, part: Partition, mesh: Mesh, length: int
+) -> tuple[Callable[..., ClipStates], Callable[..., tuple[Array, Array]]]:
+    """Compiled (encode, answer).
+
+    encode: (trainable, frozen, batch) -> states of clips, which stay cut over the devices.
+    answer: (trainable, frozen, states, {"questions": "m p l"}, candidates) -> what `Vqa.rank` gives
+      of candidates; without any what `Vqa.generate` does, texts of at most `length` tokens. Whole
+      everywhere.
+    """
+
+    def encode(trainable: PyTree, frozen: PyTree, batch: Batch) -> ClipStates:
+        return task.encode_clips(part.merge(trainable, frozen), batch)
+
+    def answer(
+        trainable: PyTree,
+        frozen: PyTree,
+        clips: ClipStates,
+        batch: Batch,
+        candidates: Array | None = None,
+    ) -> tuple[Array, Array]:
+        model, ids = part.merge(trainable, frozen), batch["questions"]
+        if candidates is None:
+            return task.generate(model, clips, ids, length)
+        return task.rank(model, clips, ids, candidates)
+
+    rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    return jax.jit(encode, out_shardings=rows), jax.jit(answer, out_shardings=everywhere)
 
 
 class VqaEvaluator:
@@ -60,12 +92,12 @@ class VqaEvaluator:
         _check_length(experiment)
         if self.task.options.inference == "rank":
             self._list_answers()
-        rows, everywhere = meshes.batch_sharding(self.e.mesh), meshes.replicated(self.e.mesh)
-        self._encode = jax.jit(self._encode_fn, out_shardings=rows)
-        self._answer = jax.jit(self._answer_fn, out_shardings=everywhere)
+        words = self.e.config.data.answer_words
+        programs = make_answerers(self.task, self.e.partition, self.e.mesh, words)
+        self._encode, self._answer = programs
 
     def _list_answers(self) -> None:
-        self.answers = _answer_list(self.e)
+        self.answers = answer_list(self.e.config, self.e.data.train)
         words = self.e.config.data.answer_words
         ids = check_answers(self.e.tokenizer, self.answers, words)
         longest = int((ids != self.task.pad_id).sum(axis=1).max())
@@ -73,25 +105,6 @@ class VqaEvaluator:
         count, k = len(self.answers), self.task.options.rank_k
         kept = "all are ranked" if k >= count else f"the likeliest {k} of a question are ranked"
         say(f"{count} answers of up to {longest} tokens; {kept}")
-
-    def _encode_fn(self, trainable: PyTree, frozen: PyTree, batch: Batch) -> ClipStates:
-        return self.task.encode_clips(self._merge(trainable, frozen), batch)
-
-    def _answer_fn(
-        self,
-        trainable: PyTree,
-        frozen: PyTree,
-        clips: ClipStates,
-        batch: Batch,
-        candidates: Array | None,
-    ) -> tuple[Array, Array]:
-        model, ids = self._merge(trainable, frozen), batch["questions"]
-        if candidates is None:
-            return self.task.generate(model, clips, ids, self.e.config.data.answer_words)
-        return self.task.rank(model, clips, ids, candidates)
-
-    def _merge(self, trainable: PyTree, frozen: PyTree) -> BLIP:
-        return self.e.partition.merge(trainable, frozen)
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
         """{"metrics", "predictions", "questions", "clips"} of a split.
@@ -200,11 +213,16 @@ class VqaEvaluator:
         return path.name
 
 
-def _answer_list(experiment: Experiment) -> list[str]:
-    if path := experiment.config.task.answers:
+def answer_list(config: ConfigDict, train: Records | None = None) -> list[str]:
+    """What rank mode chooses from; `train` are the records of the training split, if open.
+
+    Raises:
+      UserError: no list, a wrong one, or records that are not there.
+    """
+    if path := config.task.answers:
         return read_answer_list(path)
-    records, data = experiment.data.train, experiment.config.data
-    return training_answers(records or open_records(data.records, data.train_split))
+    data = config.data
+    return training_answers(train or open_records(data.records, data.train_split))
 
 
 def _check_length(experiment: Experiment) -> None:

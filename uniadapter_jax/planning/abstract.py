@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from uniadapter_jax import accumulation
@@ -16,10 +16,10 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import fastest_chunks
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
 from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.planning.evaluation import Evaluation, placed
 from uniadapter_jax.sharding import Weights
 from uniadapter_jax.step import make_step
 from uniadapter_jax.tasks import get_task
@@ -27,8 +27,8 @@ from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.types import PyTree
 from uniadapter_jax.weights.families import Config, family_of
 
-TRAIN, FRAMES, TEXT = "train step", "encode frames", "encode text"
-OPTIMIZER = "optimizer state"
+TRAIN = "train step"
+OPTIMIZER, TASK = "optimizer state", "task's state"
 # Of the learning rate's schedule; a constant in the program, whatever its value.
 _STEPS = 1000
 
@@ -51,82 +51,75 @@ class AbstractRun:
         return get_task(self.config.task.name).make(setting)
 
     @property
-    def opt_state(self) -> PyTree:
-        """The optimizer's state."""
-        if self.optimizer is None:
-            return {}
-        return jax.eval_shape(self.optimizer.init, self.part.trainable)
-
-    @property
-    def asks(self) -> bool:
-        """Whether the task is about questions."""
-        return get_task(self.config.task.name).asks
+    def evaluation(self) -> Evaluation:
+        """What the run is evaluated by."""
+        return Evaluation(self.config, self.backbone, self.mesh, self.part, self.task)
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """Names of what a run compiles; of a task about questions, the training step alone."""
+        """Names of what a run compiles."""
         train = () if self.optimizer is None else (TRAIN,)
-        return train if self.asks else (*train, FRAMES, TEXT)
+        return (*train, *self.evaluation.programs)
 
-    def batch(self, program: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The global batch that a program is given."""
+    @property
+    def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch of the training step."""
         data, size = self.config.data, self.backbone.image_size
         clips = self.config.train.batch_size
-        if program != TRAIN:
-            clips = meshes.round_up(self.mesh, self.config.eval.batch_size)
-        shape = (clips, data.frames, size, size, 3)
-        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-        if program == FRAMES:
-            return frames
-        texts = clips if program == TRAIN else clips * TEXTS_PER_CLIP
-        text = {"text": jax.ShapeDtypeStruct((texts, data.words), jnp.int32)}
-        if program == TEXT:
-            return text
-        mask = jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_)
-        item = jax.ShapeDtypeStruct((clips,), jnp.int32)
-        if self.asks:
+        batch = {
+            "frames": jax.ShapeDtypeStruct((clips, data.frames, size, size, 3), jnp.uint8),
+            "frame_mask": jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_),
+        }
+        words = jax.ShapeDtypeStruct((clips, data.words), jnp.int32)
+        if get_task(self.config.task.name).asks:
             answers = (clips, data.answers)
-            text = {
-                "question": jax.ShapeDtypeStruct((clips, data.words), jnp.int32),
-                "answer": jax.ShapeDtypeStruct((*answers, data.answer_words), jnp.int32),
-                "answer_weight": jax.ShapeDtypeStruct(answers, jnp.float32),
-            }
-        return {**frames, "frame_mask": mask, **text, "item": item}
+            batch["question"] = words
+            batch["answer"] = jax.ShapeDtypeStruct((*answers, data.answer_words), jnp.int32)
+            batch["answer_weight"] = jax.ShapeDtypeStruct(answers, jnp.float32)
+        else:
+            batch["text"] = words
+        return {**batch, "item": jax.ShapeDtypeStruct((clips,), jnp.int32)}
+
+    @property
+    def state(self) -> dict[str, PyTree]:
+        """What a run keeps from step to step beside the weights, by kind, placed on the mesh."""
+        if self.optimizer is None:
+            return {OPTIMIZER: {}, TASK: {}}
+        moments = jax.eval_shape(self.optimizer.init, self.part.trainable)
+        kept = jax.eval_shape(self.task.init_state, self.part.trainable)
+        return {
+            OPTIMIZER: placed(moments, meshes.replicated(self.mesh)),
+            TASK: jax.tree.map(placed, kept, self.task.state_shardings(kept)),
+        }
 
     def arguments(self, program: str) -> dict[str, PyTree]:
         """What the program is given, by kind and in order, with its place on the mesh."""
-        everywhere = meshes.replicated(self.mesh)
-        trained, frozen = _placed(self.part.trainable, everywhere), self.part.frozen
+        trained = placed(self.part.trainable, meshes.replicated(self.mesh))
         assert self.part.weights is not None
-        frozen = jax.tree.map(_placed, frozen, self.part.weights.shardings(frozen))
-        batch = _placed(self.batch(program), meshes.batch_sharding(self.mesh))
-        parts = {"trained weights": trained, "frozen weights": frozen, "batch": batch}
+        frozen = self.part.frozen
+        frozen = jax.tree.map(placed, frozen, self.part.weights.shardings(frozen))
+        parts = {"trained weights": trained, "frozen weights": frozen}
         if program != TRAIN:
-            return parts
-        kept = jax.eval_shape(self.task.init_state, self.part.trainable)
-        state = {
-            OPTIMIZER: _placed(self.opt_state, everywhere),
-            "task's state": jax.tree.map(_placed, kept, self.task.state_shardings(kept)),
-        }
-        return {"trained weights": trained, **state, **parts}
+            return {**parts, **self.evaluation.given(program)}
+        batch = placed(self.batch, meshes.batch_sharding(self.mesh))
+        return {"trained weights": trained, **self.state, **parts, "batch": batch}
 
     def lower(self, program: str) -> jax.stages.Lowered:
         """The program as `main` would start it."""
         arguments = self.arguments(program).values()
-        if program == TRAIN:
-            assert self.optimizer is not None
-            step = make_step(
-                self.task,
-                self.part,
-                self.optimizer,
-                self.mesh,
-                self.config.seed,
-                self.config.train.accumulation,
-            )
-            number = jax.ShapeDtypeStruct((), jnp.int32)
-            return step.lower(*arguments, number)  # type: ignore[attr-defined]
-        encode = make_encoders(self.task, self.part, self.mesh)[(FRAMES, TEXT).index(program)]
-        return encode.lower(*arguments)  # type: ignore[attr-defined]
+        if program != TRAIN:
+            return self.evaluation.function(program).lower(*arguments)
+        assert self.optimizer is not None
+        step = make_step(
+            self.task,
+            self.part,
+            self.optimizer,
+            self.mesh,
+            self.config.seed,
+            self.config.train.accumulation,
+        )
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        return step.lower(*arguments, number)  # type: ignore[attr-defined]
 
 
 def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> AbstractRun:
@@ -168,7 +161,3 @@ def abstract_partition(config: ConfigDict, backbone: Config, platform: str) -> P
 
     trainable, frozen = jax.eval_shape(make)
     return dataclasses.replace(made[0], trainable=trainable, frozen=frozen)
-
-
-def _placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

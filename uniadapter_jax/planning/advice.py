@@ -12,6 +12,7 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun, build
 from uniadapter_jax.planning.compilation import Program, compile_program
+from uniadapter_jax.planning.evaluation import RERANK
 from uniadapter_jax.planning.topology import Slice, device_counts
 
 _REMAT = ("none", "dots", "full")
@@ -36,7 +37,8 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
 
     For the train step: remat of products' surroundings, of whole layers, then frozen weights cut
     over fsdp, then ever more parts of a batch one after another, then ever half the batch, each
-    with what came before it. For evaluation: ever half its batch, then cut weights.
+    with what came before it. For evaluation: ever half its batch, then cut weights; for re-ranking
+    ever half its pairs before that.
     """
     for fields in _candidates(run, failed.name):
         config = run.config.copy_and_resolve_references()
@@ -58,6 +60,10 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
 
 def _candidates(run: AbstractRun, name: str) -> Iterator[Fields]:
     shards, cut = meshes.batch_shards(run.mesh), _cut_weights(run)
+    if name == RERANK:
+        rows = run.config.task.rerank_rows
+        while (rows := rows // 2) > 0:
+            yield {"task.rerank_rows": rows}
     if name != TRAIN:
         size = meshes.round_up(run.mesh, run.config.eval.batch_size)
         while (smaller := size // shards // 2 * shards) > 0:

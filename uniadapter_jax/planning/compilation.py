@@ -109,13 +109,13 @@ def compile_program(run: AbstractRun, name: str, limit: int | None) -> Program:
         return Program(name, resident, 0, None, None, needed, available or limit, seconds)
     seconds = time.perf_counter() - start
     # jit drops what a program does not use, such as the other tower's weights; they, and during
-    # an evaluation the optimizer's state, stay where they are.
+    # an evaluation the states of the optimizer and of the task, stay where they are.
     used = compiled.input_shardings[0]
     resident = {
         kind: _bytes(tree, shardings)
         for (kind, tree), shardings in zip(arguments.items(), used, strict=False)
     }
-    held = arguments if OPTIMIZER in arguments else {**arguments, OPTIMIZER: run.opt_state}
+    held = arguments if OPTIMIZER in arguments else {**arguments, **run.state}
     beside = sum(_bytes(tree) for tree in held.values()) - sum(resident.values())
     memory = _memory(compiled)
     module = Module(compiled.as_text() or "")

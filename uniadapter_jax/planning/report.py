@@ -14,10 +14,10 @@ from uniadapter_jax.progress import duration
 _MEMORY = ("temporaries", "outputs", "code")
 
 
-def describe(program: Program, plan: Slice, useful: int | None) -> dict[str, Any]:
+def describe(program: Program, plan: Slice, useful: int) -> dict[str, Any]:
     """A program's numbers on one device: bytes, FLOPs and seconds.
 
-    useful: FLOPs of the whole slice by the package's formula; None where there is none.
+    useful: FLOPs of the whole slice by the package's formula.
     """
     found: dict[str, Any] = {
         "fits": program.fits,
@@ -49,8 +49,7 @@ def describe(program: Program, plan: Slice, useful: int | None) -> dict[str, Any
                 "bound": estimate.bound,
                 **{f"{name}_seconds": s for name, s in dataclasses.asdict(estimate).items()},
             }
-    if useful is not None:
-        found["useful_flops"] = useful // len(plan.devices)
+    found["useful_flops"] = useful // len(plan.devices)
     return found
 
 
@@ -62,8 +61,9 @@ def tables(plan: Mapping[str, Any]) -> list[str]:
         f"{plan['name']}: {plan['method']} on {plan['backbone']}",
         f"{slice_['name']}: {slice_['devices']} devices on {slice_['chips']} chips, "
         f"mesh {axes or 'of one device'}",
-        f"{batch['global']} clips a step, {batch['per_chip']:g} a chip; {batch['frames']} frames, "
-        f"{batch['words']} words, {plan['dtype']}, remat {plan['remat']}",
+        f"{batch['global']} {batch['unit']} a step, {batch['per_chip']:g} a chip; "
+        f"{batch['frames']} frame{'s' if batch['frames'] > 1 else ''}, {batch['words']} words, "
+        f"{plan['dtype']}, remat {plan['remat']}",
     ]
     programs = plan.get("programs", {})
     if programs:
@@ -74,7 +74,7 @@ def tables(plan: Mapping[str, Any]) -> list[str]:
     if "misfit" in plan:
         lines += ["", plan["misfit"]["message"]]
     if "estimate" in plan:
-        lines += ["", _rates(plan["estimate"])]
+        lines += ["", _rates(plan["estimate"], batch["unit"])]
     if programs:
         lines += ["", "* An estimate from the program and published rates; nothing was measured."]
     return [*lines, "", "fits" if plan["fits"] else "does not fit"]
@@ -89,7 +89,8 @@ def _table(programs: Mapping[str, Any]) -> list[str]:
 
     columns = list(programs.values())
     memory = [c.get("memory_bytes", c["argument_bytes"]) for c in columns]
-    for kind in dict.fromkeys(kind for of in memory for kind in of):
+    given = [c["argument_bytes"] for c in columns]
+    for kind in dict.fromkeys(kind for of in (*given, *memory) for kind in of):
         add(kind, [_bytes(of.get(kind)) for of in memory])
     add("beside", [_bytes(c["beside_bytes"]) for c in columns])
     add("limit", [_bytes(c["limit_bytes"]) for c in columns])
@@ -99,6 +100,8 @@ def _table(programs: Mapping[str, Any]) -> list[str]:
     for kind in dict.fromkeys(kind for c in columns for kind in c.get("collectives", ())):
         found = [c.get("collectives", {}).get(kind) for c in columns]
         add(kind, [f"{f['count']} x, {_bytes(f['bytes'])}" if f else "" for f in found])
+    loops = [c.get("loops_counted_once") for c in columns]
+    add("loops counted once", [str(count) if count else "" for count in loops])
     limits = [c.get("estimate") for c in columns]
     add("at best*", [f"{e['seconds'] * 1e3:.1f} ms ({e['bound']})" if e else "" for e in limits])
     add("compilation", [f"{c['compile_seconds']:.1f} s" for c in columns])
@@ -124,8 +127,8 @@ def _misfit(name: str, program: Mapping[str, Any], change: Mapping[str, Any] | N
     return f"{text} It fits, with {_bytes(change['needed_bytes'])}, by {asked}"
 
 
-def _rates(estimate: Mapping[str, Any]) -> str:
-    line = f"At best*: {estimate['examples_per_second']:,.0f} clips/s"
+def _rates(estimate: Mapping[str, Any], unit: str) -> str:
+    line = f"At best*: {estimate['examples_per_second']:,.0f} {unit}/s"
     if "epoch_seconds" in estimate:
         line += f", {duration(estimate['epoch_seconds'])} an epoch of {estimate['samples']} samples"
     return line

@@ -1,0 +1,181 @@
+"""Plans of a BLIP: which programs there are, and that they do the products of the formula."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+import tiny
+
+from uniadapter_jax import mesh as meshes
+from uniadapter_jax.blip_flops import forward_flops, matching_passes, step_flops
+from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.plan import plan
+from uniadapter_jax.planning.abstract import TRAIN, build
+from uniadapter_jax.planning.advice import _candidates
+from uniadapter_jax.planning.compilation import compile_program
+from uniadapter_jax.planning.evaluation import ANSWER, FRAMES, RERANK, STATES, TEXT
+from uniadapter_jax.planning.report import tables
+from uniadapter_jax.planning.sizes import backbone_config
+from uniadapter_jax.planning.useful import useful_flops
+
+PAIRS, CLIPS, SHOWN, WORDS, QUEUE, K, ROWS = 8, 4, 3, 6, 16, 4, 8
+# Of tiny.blip_config: patches, pixels of a patch, the vision tower's width, the joint one.
+PATCHES, PIXELS, WIDTH, EMBED = 16, 192, 24, 16
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory):
+    """A `config.json`."""
+    path = tmp_path_factory.mktemp("blip") / "config.json"
+    path.write_text(json.dumps(tiny.blip_config()))
+    return str(path)
+
+
+@pytest.fixture
+def run_of(blip):
+    """Makes a run of a task on so many devices."""
+
+    def make(task, devices=1, method="uniadapter", **options):
+        sizes, _ = backbone_config(config := config_of(blip, task, method, **options), None)
+        mesh = meshes.make_mesh(config.mesh, jax.devices()[:devices])
+        return build(config, sizes, mesh, "cpu")
+
+    return make
+
+
+def config_of(blip, task, method="uniadapter", **options):
+    config = base_config(method, task)
+    config.backbone = f"random:{blip}"
+    config.data.frames, config.data.words = SHOWN, WORDS
+    config.data.answers, config.data.answer_words = 3, 5
+    config.train.batch_size, config.eval.batch_size = PAIRS, CLIPS
+    config.compute.dropout = 0.0  # whose programs take longer to compile
+    config.task.frame_weights = True
+    own = {"matching": {"queue": QUEUE, "rerank_k": K, "rerank_rows": ROWS}, "vqa": {"rank_k": 7}}
+    config.task.update({**own[task], **options})
+    return validate(config)
+
+
+def executed(run, program):
+    """FLOPs of one device."""
+    return compile_program(run, program, None).work.flops
+
+
+def factors(texts):
+    """FLOPs of frame-aware attention's own products, which the formula leaves out."""
+    return 2 * texts * SHOWN * EMBED
+
+
+def test_the_programs_of_each_task(run_of):
+    matching = run_of("matching")
+    assert matching.programs == (TRAIN, FRAMES, TEXT, STATES, RERANK)
+    assert run_of("matching", rerank_k=0).programs == (TRAIN, FRAMES, TEXT)
+    assert run_of("matching", method="zero_shot").programs == (FRAMES, TEXT, STATES, RERANK)
+    assert run_of("vqa").programs == (TRAIN, STATES, ANSWER)
+
+
+def test_the_step_of_matching_does_the_products_of_the_formula(run_of):
+    """Beside them it compares features; momentum's patches it takes from the other tower."""
+    run = run_of("matching")
+    patches = 2 * PAIRS * SHOWN * PATCHES * PIXELS * WIDTH
+    similarity = 2 * PAIRS * (PAIRS + QUEUE) * EMBED
+    directions, negatives = 2, 2 * 2 * PAIRS * PAIRS * EMBED
+    # Of each direction: logits, their gradient, and momentum's logits.
+    beside = 3 * directions * similarity + negatives + factors(3 * PAIRS)
+    assert executed(run, TRAIN) == useful_flops(run, TRAIN) - patches + beside
+
+
+def test_the_step_of_answering_does_the_products_of_the_formula(run_of):
+    run = run_of("vqa")
+    assert executed(run, TRAIN) == useful_flops(run, TRAIN) + factors(PAIRS)
+
+
+def test_the_evaluation_of_matching_does_the_products_of_the_formula(run_of):
+    run = run_of("matching", devices=2)
+    for program in (FRAMES, TEXT, STATES):
+        assert 2 * executed(run, program) == useful_flops(run, program), program
+    # Two groups of four texts on each device: of each batch's four items, all at once.
+    assert run.arguments(RERANK)["batch"]["ids"].shape == (4, K, WORDS)
+    assert 2 * executed(run, RERANK) == useful_flops(run, RERANK) + factors(4 * K)
+
+
+@pytest.mark.parametrize("inference", ["rank", "generate"])
+def test_answers_take_the_products_of_the_formula(run_of, inference):
+    run = run_of("vqa", devices=2, inference=inference)
+    program = compile_program(run, ANSWER, None)
+    assert program.work.unknown_loops == (inference == "generate")
+    questions, alone = 4 * CLIPS, 0
+    if inference == "rank":  # a first word attends to itself, for which no product is needed
+        alone = 4 * questions * 32 * 2
+    expected = useful_flops(run, ANSWER) + factors(questions) - alone
+    assert 2 * program.work.flops == expected
+    # States of clips and questions are cut over devices, answers are not.
+    assert program.resident["batch"] == 2 * 4 * WORDS * 4
+    assert program.resident.get("answers") == (7 * 5 * 4 if inference == "rank" else None)
+
+
+def test_the_list_of_answers_counts_where_it_is(run_of, tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps([f"answer {i}" for i in range(11)]))
+    run = run_of("vqa", answers=str(path))
+    assert run.arguments(ANSWER)["answers"].shape == (11, 5)
+
+
+def test_the_states_of_a_run_lie_beside_its_evaluation(run_of):
+    run = run_of("matching", devices=2)
+    program = compile_program(run, TEXT, None)
+    kept = jax.tree.leaves(run.state)
+    assert program.beside > sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+
+def test_a_frozen_tower_has_no_gradient(run_of):
+    sizes = {"pairs": 8, "frames": 1, "words": WORDS, "momentum": False, "frame_weights": False}
+    run = run_of("matching", method="projection")
+    passes = matching_passes(run.backbone, **sizes)
+    heads = 2 * 8 * (WIDTH * EMBED + 32 * EMBED + 3 * 32 * 2)
+    forward = forward_flops(run.backbone, run.part, passes)
+    assert step_flops(run.backbone, run.part, passes) == forward + heads
+
+
+def test_keys_and_values_of_a_picture_count_once(run_of):
+    run = run_of("matching")
+    one, two = (
+        sum(
+            forward_flops(run.backbone, run.part, [step])
+            for step in matching_passes(
+                run.backbone,
+                pairs=8,
+                frames=frames,
+                words=WORDS,
+                momentum=False,
+                frame_weights=False,
+            )
+            if step.part == "text" and step.seen
+        )
+        for frames in (1, 2)
+    )
+    tokens, d = PATCHES + 1, 32
+    kernels = 2 * (2 * WIDTH * d) + 2 * (WIDTH * 64 + 64 * d)  # two layers; both adapters, once
+    attention = 2 * 4 * 3 * WORDS * d  # of three texts for each clip
+    assert two - one == 8 * tokens * (2 * kernels + attention)
+
+
+def test_fewer_pairs_come_first(run_of):
+    found = list(_candidates(run_of("matching", devices=2), RERANK))
+    assert found[:4] == [{"task.rerank_rows": n} for n in (4, 2, 1)] + [{"eval.batch_size": 2}]
+
+
+@pytest.mark.parametrize(
+    ("task", "frames", "said"),
+    [
+        ("vqa", 1, "7 questions a step, 3.5 a chip; 1 frame, 6 words"),
+        ("matching", 1, "7 pictures a step"),
+        ("matching", 3, "7 clips a step, 3.5 a chip; 3 frames, 6 words"),
+    ],
+)
+def test_a_batch_is_called_what_it_is(blip, task, frames, said):
+    config = config_of(blip, task, frame_weights=False)
+    config.data.frames, config.train.batch_size = frames, 7  # which two devices do not divide
+    assert said in "\n".join(tables(plan(config, "cpu:2")))

@@ -1,0 +1,97 @@
+"""Useful FLOPs of a run's programs, from the shapes that they are given."""
+
+from __future__ import annotations
+
+from uniadapter_jax import blip_flops as blip
+from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.flops import forward_flops, step_flops
+from uniadapter_jax.planning.abstract import TRAIN, AbstractRun
+from uniadapter_jax.planning.evaluation import FRAMES, RERANK, STATES, TEXT
+from uniadapter_jax.tasks import get_task
+
+
+def useful_flops(run: AbstractRun, program: str) -> int:
+    """FLOPs by the formula of one of `run.programs`, of the whole slice."""
+    if isinstance(run.backbone, CLIPConfig):
+        return _of_clip(run, run.backbone, program)
+    if program == TRAIN:
+        return blip.step_flops(run.backbone, run.part, _training(run, run.backbone))
+    passes = _evaluation(run, run.backbone, program)
+    return blip.forward_flops(run.backbone, run.part, passes)
+
+
+def _of_clip(run: AbstractRun, clip: CLIPConfig, program: str) -> int:
+    data = run.config.data
+    if program == TRAIN:
+        clips = run.config.train.batch_size
+        return step_flops(clip, run.part, clips=clips, frames=data.frames, words=data.words)
+    tower = "text" if program == TEXT else "vision"
+    rows = next(iter(run.evaluation.given(program)["batch"].values())).shape[0]
+    return forward_flops(
+        clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
+    )
+
+
+def _training(run: AbstractRun, config: BLIPConfig) -> list[blip.Pass]:
+    data, task, size = run.config.data, run.config.task, run.config.train.batch_size
+    if get_task(task.name).asks:
+        return blip.answering_passes(
+            config,
+            clips=size,
+            frames=data.frames,
+            words=data.words,
+            answers=data.answers,
+            answer_words=data.answer_words,
+            frame_weights=task.frame_weights,
+        )
+    return blip.matching_passes(
+        config,
+        pairs=size,
+        frames=data.frames,
+        words=data.words,
+        momentum=bool(task.momentum),
+        frame_weights=task.frame_weights,
+    )
+
+
+def _evaluation(run: AbstractRun, config: BLIPConfig, program: str) -> list[blip.Pass]:
+    given, task = run.evaluation.given(program), run.config.task
+    batch = given["batch"]
+    if program == TEXT:
+        return blip.text_passes(*batch["text"].shape)
+    if program == RERANK:
+        groups, texts, words = batch["ids"].shape
+        seen = given["states"].clips.states.shape[1]
+        return blip.scoring_passes(groups * texts, words, media=groups * seen, seen=seen)
+    if program in (FRAMES, STATES):
+        clips, frames = batch["frame_mask"].shape
+        single = blip.Pass("vision_proj", clips * frames)
+        if program == FRAMES:
+            return [*blip.clip_passes(config, clips, frames), single]
+        weighed = task.get("rerank_k") and task.frame_weights and frames > 1
+        return [blip.states_pass(config, clips, frames), *([single] if weighed else [])]
+    return _answering(run, config, program)
+
+
+def _answering(run: AbstractRun, config: BLIPConfig, program: str) -> list[blip.Pass]:
+    given, task = run.evaluation.given(program), run.config.task
+    clips, together, words = given["batch"]["questions"].shape
+    passes = blip.question_passes(
+        config,
+        clips=clips,
+        together=together,
+        frames=run.config.data.frames,
+        words=words,
+        frame_weights=task.frame_weights,
+    )
+    questions = clips * together
+    if "answers" not in given:
+        length = run.config.data.answer_words
+        return passes + blip.search_passes(
+            questions=questions, words=words, beams=task.beams, answer_words=length
+        )
+    count, length = given["answers"].shape
+    return passes + blip.ranking_passes(
+        questions=questions, words=words, ranked=min(task.rank_k, count), answer_words=length
+    )
