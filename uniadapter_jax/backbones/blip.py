@@ -21,7 +21,7 @@ from jax import lax
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.bert import Attended, Bert, KeysValues, LanguageHead, Memory
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
-from uniadapter_jax.backbones.clip import normalize_pixels
+from uniadapter_jax.backbones.clip import picture_patches
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
@@ -53,15 +53,13 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        pixels: Float[Array, "b H W 3"],
+        pixels: Array,
         *,
+        dtype: jnp.dtype,
         shared: PyTree | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b s d"]:
-        size = self.config.image_size
-        if pixels.shape[1:] != (size, size, 3):
-            raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
-        x = self.patch_embedding(layers.tiles(pixels, self.config.patch_size))
+        x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
         cls = self.class_embedding[...].astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
         x = layers.run_stack(
@@ -138,9 +136,8 @@ class BLIP(nnx.Module):
 
     def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b s d"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to all states."""
-        x = normalize_pixels(pixels) if pixels.dtype == jnp.uint8 else pixels
         shared = self._shared("vision", self.config.vision.layers)
-        return self.vision(x.astype(self.dtype), shared=shared, key=key)
+        return self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
 
     def encode_text(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"] | None, *, key: Array | None = None

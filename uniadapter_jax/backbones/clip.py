@@ -8,7 +8,7 @@ config; none is guessed.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -176,15 +176,13 @@ class VisionTower(nnx.Module):
 
     def __call__(
         self,
-        pixels: Float[Array, "b H W 3"],
+        pixels: Array,
         *,
+        dtype: jnp.dtype,
         shared: PyTree | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b c"]:
-        size, patch = self.config.image_size, self.config.patch_size
-        if pixels.shape[1:] != (size, size, 3):
-            raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
-        x = self.patch_embedding(layers.tiles(pixels, patch))
+        x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
         cls = self.class_embedding[...].astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
         x = self.ln_pre(x + self.position_embedding[...].astype(x.dtype)[None])
@@ -298,9 +296,9 @@ class CLIP(nnx.Module):
 
     def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
-        x = normalize_pixels(pixels) if pixels.dtype == jnp.uint8 else pixels
         shared = self._shared("vision", self.config.vision.layers)
-        return self.vision(x.astype(self.dtype), shared=shared, key=key).astype(jnp.float32)
+        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
+        return features.astype(jnp.float32)
 
     def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
@@ -341,8 +339,34 @@ def fastest_chunks(width: int, platform: str | None = None) -> int:
     return 4 if (platform or jax.default_backend()) == "cpu" and width >= 512 else 1
 
 
-def normalize_pixels(pixels: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
-    """uint8 pictures to CLIP's zero-mean, unit-variance floats."""
-    mean = layers.along_last(jnp.asarray(PIXEL_MEAN, jnp.float32), pixels)
-    std = layers.along_last(jnp.asarray(PIXEL_STD, jnp.float32), pixels)
+class _Pictures(Protocol):
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+
+def picture_patches(pixels: Array, config: _Pictures, dtype: jnp.dtype) -> Float[Array, "b s i"]:
+    """Pictures "b H W 3", uint8 or normalised floats, as flat patches of normalised floats.
+
+    Raises:
+      UserError: the pictures have another size.
+    """
+    size = config.image_size
+    if pixels.shape[1:] != (size, size, 3):
+        raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
+    # Cut as bytes, which XLA would turn into floats first: to cut those takes a TPU several times
+    # the memory, most of it padding.
+    patches = jax.lax.optimization_barrier(layers.tiles(pixels, config.patch_size))
+    return (normalize_pixels(patches) if patches.dtype == jnp.uint8 else patches).astype(dtype)
+
+
+def normalize_pixels(pixels: UInt8[Array, "... i"]) -> Float[Array, "... i"]:
+    """uint8 to CLIP's zero-mean, unit-variance floats; the last axis is one pixel or several."""
+    count = pixels.shape[-1] // 3
+    mean, std = (
+        layers.along_last(jnp.tile(jnp.asarray(of, jnp.float32), count), pixels)
+        for of in (PIXEL_MEAN, PIXEL_STD)
+    )
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std

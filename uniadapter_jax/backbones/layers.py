@@ -26,7 +26,7 @@ from flax import nnx
 from jax import lax
 
 from uniadapter_jax.randomness import bernoulli, fold_name, normal, split
-from uniadapter_jax.types import Array, Bool, Float, PyTree
+from uniadapter_jax.types import Array, Bool, Float, PyTree, Shaped
 
 # Where initial weights come from; None makes zeros, for weights that a file will fill.
 Rng = np.random.Generator | None
@@ -431,7 +431,7 @@ def collect_layers(
     return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)
 
 
-def tiles(pixels: Float[Array, "b H W 3"], patch: int) -> Float[Array, "b s i"]:
+def tiles(pixels: Shaped[Array, "b H W 3"], patch: int) -> Shaped[Array, "b s i"]:
     """Square pictures cut into rows of patches; each is flattened as (row, column, colour)."""
     b, grid = pixels.shape[0], pixels.shape[1] // patch
     cut = pixels.reshape(b, grid, patch, grid, patch, 3).swapaxes(2, 3)
