@@ -35,12 +35,12 @@ for method in zero_shot projection uniadapter; do
       --config.data.words=16 --config.data.captions=random --config.data.resize=crop \
       --config.data.augment=none --config.data.sampling=evenly --config.data.preprocess=none \
       --config.compute.dropout=0 --config.compute.remat=none \
-      --config.task.momentum=.9 --config.task.queue=0 --config.task.rerank_k=16 \
+      --config.task.momentum=0 --config.task.queue=0 --config.task.rerank_k=60 \
       --config.task.rerank_beta=8 \
       --config.optimizer.recipe=adamw_warmup_cosine --config.optimizer.warmup=.1 \
       --config.optimizer.clip_norm=1.0 "${own[@]}" \
-      --config.train.batch_size=48 --config.train.epochs=0 --config.train.steps=100 \
-      --config.train.checkpoint_every=50
+      --config.train.batch_size=48 --config.train.epochs=0 --config.train.steps=300 \
+      --config.train.checkpoint_every=100
   done
 done
 run compare --baseline=zero_shot "$out"/runs/{zero_shot,projection,uniadapter}-{0,1,2}

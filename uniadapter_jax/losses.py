@@ -100,9 +100,7 @@ def _everywhere(rows: Float[Array, "n c"], mesh: Mesh) -> Float[Array, "n c"]:
     return constrain(rows, mesh, ())
 
 
-def _everywhere_forward(
-    rows: Float[Array, "n c"], mesh: Mesh
-) -> tuple[Float[Array, "n c"], None]:
+def _everywhere_forward(rows: Float[Array, "n c"], mesh: Mesh) -> tuple[Float[Array, "n c"], None]:
     return _everywhere(rows, mesh), None
 
 
