@@ -2,6 +2,7 @@
 
     python benchmarks/matching_step.py [--pictures 4] [--no-momentum] ...
     python benchmarks/matching_step.py --reference CHECKOUT       # of RERV/UniAdapter; needs torch
+    python benchmarks/matching_step.py --frames 8 --pictures 2 --bottleneck 128 --steps 1   # clips
 
 The step is a run's: contrast and match with hard negatives, dropout, AdamW; by default r = 512, 4
 pictures of 224 pixels and 4 texts of 35 tokens, float32, momentum with a queue of 57,600. The
@@ -35,6 +36,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--pictures", type=int, default=4, help="and as many texts")
+    parser.add_argument("--frames", type=int, default=1, help="more: clips, frame-aware attention")
     parser.add_argument("--words", type=int, default=35)
     parser.add_argument("--size", type=int, default=224, help="pixels along a side")
     parser.add_argument("--bottleneck", type=int, default=512)
@@ -85,6 +87,7 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
     config.method.bottleneck = args.bottleneck
     config.task.queue = 0 if args.no_momentum else args.queue
     config.task.momentum = 0.0 if args.no_momentum else config.task.momentum
+    config.task.frame_weights = args.frames > 1
     config.optimizer.recipe = "adamw_cosine_per_epoch"
     config.optimizer.update({"weight_decay": 0.05, "warmup": 0.0, "clip_norm": 0.0})
     model = BLIP(
@@ -140,7 +143,7 @@ def random_batch(config: Any, args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     rng = np.random.default_rng(0)
-    shape = (args.pictures, 1, args.size, args.size, 3)
+    shape = (args.pictures, args.frames, args.size, args.size, 3)
     return {
         "frames": rng.integers(0, 256, shape, dtype=np.uint8),
         "frame_mask": np.ones(shape[:2], bool),
@@ -224,6 +227,8 @@ def main() -> None:
     if args.be_the_reference:
         be_the_reference(args)
         return
+    if args.reference and args.frames > 1:
+        raise SystemExit("--frames: the released code has no clips; leave --reference out")
     reference = Reference() if args.reference else None
     step, known = our_step(args)
     ours, theirs = [], []

@@ -1,6 +1,7 @@
-"""One training step of ViT-B/32 + Cross-Modal Adapter against this machine's own product peak.
+"""One training step of CLIP + Cross-Modal Adapter against this machine's own product peak.
 
     python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
+    python benchmarks/train_step.py --backbone vit-l-14 --clips 2 --frames 8 --warm 1 --steps 1
 
 Useful FLOPs are 2 x those of the forward products (forward, and the gradient with respect to
 activations; a frozen layer needs no gradient with respect to its weights). The peak is the best
@@ -27,6 +28,7 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.flops import forward_flops
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import partition
+from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks.retrieval import Retrieval
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--remat", default="none", choices=["none", "full", "dots"])
     parser.add_argument("--frame-chunks", type=int, default=0, help="0: as the config's default")
-    parser.add_argument("--backbone", help="config.json of a CLIP; default: ViT-B/32")
+    parser.add_argument("--backbone", default="vit-b-32", help="its config.json or known name")
     parser.add_argument("--warm", type=int, default=3, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
     parser.add_argument("--no-peak", action="store_true", help="only the step (for its memory)")
@@ -76,8 +78,8 @@ def main() -> None:
     args = parser.parse_args()
 
     config = base_config("cross_modal_adapter")
-    source = json.load(open(args.backbone)) if args.backbone else {}
-    clip_config = CLIPConfig.from_huggingface(source)
+    clip_config, _ = backbone_config(config, args.backbone)
+    assert isinstance(clip_config, CLIPConfig)
     method = get_method("cross_modal_adapter")
 
     model = CLIP(

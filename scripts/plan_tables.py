@@ -56,12 +56,12 @@ _HEAD = """# Plans of the papers' models
 
 Written by `python scripts/plan_tables.py`, which compiles every case with the TPU's own compiler
 (see [scale.md](scale.md)); nothing here was measured on a TPU. Products are in bfloat16, trainables
-in float32. `with` lists the smallest change of the config, if any, with which training and
-evaluation fit. HBM is what the training step needs on a chip, of the chip's; `sent` what a chip
-sends in a step. `at best` is the bound of that step by the chip's published rates, and what sets
-it. At that bound stand samples/s, of the whole slice, and useful FLOP (`uniadapter_jax/flops.py`),
-of the peak. There are two batches: the paper's, and 16 clips (or 32 pictures) a chip. A v5p-64 has
-32 chips.
+in float32. `with` lists the smallest change of the config, if any, with which the training step
+fits. HBM is what it needs on a chip, of the chip's; `sent` what a chip sends in a step. `at best`
+is the bound of that step by the chip's published rates, and what sets it. At that bound stand
+samples/s, of the whole slice, and useful FLOP (`flops.py`, `blip_flops.py`), of the peak. There are
+two batches: the paper's, and 16 clips (or 32 pictures) a chip. A v5p-64 has 32 chips. UniAdapter's
+configs begin with remat=full.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |
@@ -156,7 +156,8 @@ def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
     config, backbone, *own = case.model.flags
     fields = {"compute.dtype": "bfloat16", "train.batch_size": case.batch, **fields}
     command = [sys.executable, "-m", "uniadapter_jax.plan", f"--config=configs/{config}.py"]
-    command += [f"--backbone-config={backbone}", f"--topology={case.topology}", "--json"]
+    command += [f"--backbone-config={backbone}", f"--topology={case.topology}"]
+    command += ["--train-only", "--json"]
     command += [f"--config.{field}" for field in own]
     command += [f"--config.{field}={value}" for field, value in fields.items()]
     # On its own, so that what the compiler keeps goes with it.
@@ -170,24 +171,18 @@ def measure(case: Case, first: dict[str, Any]) -> dict[str, Any]:
     """A case's line in `KEPT`. first: fields to try before any other."""
     start, fields = time.perf_counter(), dict(first)
     found = plan(case, fields)
-    if "misfit" not in found and not found["fits"] and all(found["changes"].values()):
-        for change in found["changes"].values():
-            fields |= change["fields"]
-        found = plan(case, fields)
+    step, change = found.get("programs", {}).get(TRAIN), found.get("changes", {}).get(TRAIN)
+    if change:
+        step, fields = change["program"], fields | change["fields"]
+    fits = step is not None and step["fits"]
     line = {"case": case.name, "topology": case.topology, "chips": case.chips, "batch": case.batch}
-    line |= {"fits": found["fits"], "fields": fields}
-    if found["fits"]:
-        line |= _numbers(found["programs"])
+    line |= {"fits": fits, "fields": fields, **(_numbers(step) if fits else {})}
     return {**line, "seconds": round(time.perf_counter() - start)}
 
 
-def _numbers(programs: dict[str, Any]) -> dict[str, Any]:
-    step = programs[TRAIN]
+def _numbers(step: dict[str, Any]) -> dict[str, Any]:
     return {
         "bytes": step["needed_bytes"],
-        "evaluation_bytes": max(
-            [p["needed_bytes"] for p in programs.values() if p is not step] or [0]
-        ),
         "limit": step["limit_bytes"],
         "sent": {kind: round(one["sent"]) for kind, one in step["collectives"].items()},
         "useful_flops": step.get("useful_flops"),

@@ -46,6 +46,7 @@ def plan(
     batch_per_chip: int | None = None,
     backbone: str | None = None,
     hbm: int | None = None,
+    train_only: bool = False,
 ) -> dict[str, Any]:
     """The whole plan; `docs/scale.md` has its schema.
 
@@ -53,6 +54,7 @@ def plan(
       batch_per_chip: examples of a chip; None: what `config.train.batch_size` leaves for it.
       backbone: see `planning.sizes.backbone_config`.
       hbm: bytes of memory of a device, instead of the chip's own.
+      train_only: leave the programs of the evaluation out.
 
     Raises:
       UserError: no such slice or backbone, a mesh that does not fit the slice, a wrong config.
@@ -71,7 +73,7 @@ def plan(
     if limit is None and where.chip is not None:
         limit = int(where.chip.hbm * where.chip_share)
     programs, changes = {}, {}
-    for name in run.programs:
+    for name in run.programs[:1] if train_only and TRAIN in run.programs else run.programs:
         program = compile_program(run, name, limit)
         say(f"{name}: compiled in {program.seconds:.1f} s")
         programs[name] = describe(program, where, useful_flops(run, name))
@@ -80,6 +82,7 @@ def plan(
             changes[name] = change and {
                 "fields": change.fields,
                 "needed_bytes": change.program.needed,
+                "program": describe(change.program, where, useful_flops(change.run, name)),
             }
     found |= {
         "fits": all(program["fits"] for program in programs.values()),
@@ -170,6 +173,9 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
         "hbm": flags.DEFINE_float(
             "hbm-gib", None, "Memory of a device in GiB; default: the chip's.", 0.0
         ),
+        "train": flags.DEFINE_boolean(
+            "train-only", False, "The training step alone, without the evaluation."
+        ),
         "json": flags.DEFINE_boolean("json", False, "One JSON object instead of tables."),
     }
 
@@ -192,6 +198,7 @@ def main() -> None:
             batch_per_chip=given["batch"].value,
             backbone=given["backbone"].value,
             hbm=None if hbm is None else int(hbm * _GIB),
+            train_only=given["train"].value,
         )
         print(json.dumps(found) if given["json"].value else "\n".join(tables(found)))
         return 0 if found["fits"] else 1

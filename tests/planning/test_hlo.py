@@ -58,6 +58,8 @@ replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'},
   %init = (s32[]{:T(128)}, bf16[3,50,64]{2,1,0:T(8,128)(2,1)}) tuple(%zero, %x.1)
   %loop = (s32[]{:T(128)}, bf16[3,50,64]{2,1,0:T(8,128)(2,1)}) while(%init), \
 condition=%condition, body=%body
+  %passed = (f32[8,4]{1,0:T(8,128)}, f32[8,4]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) \
+collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
   ROOT %all-reduce-scatter = f32[2,4]{1,0:T(8,128)} fusion(%z), kind=kCustom, calls=%scatter
 }
 """.replace("%scatter", "%all-reduce-scatter.1")
@@ -68,7 +70,8 @@ def test_the_tpu_compilers_text():
     assert module.unknown_loops == 0
     assert executed_flops(module) == 12 * 2 * 3 * 50 * 50 * 64
     found = collectives(module, devices=8)
-    assert set(found) == {"all-gather", "reduce-scatter"}
+    assert set(found) == {"all-gather", "reduce-scatter", "collective-permute"}
+    assert found["collective-permute"].sent == found["collective-permute"].bytes == 8 * 4 * 4
     assert (found["all-gather"].count, found["all-gather"].bytes) == (1, 8 * 4 * 4)
     assert found["all-gather"].sent == pytest.approx(8 * 4 * 4 * 3 / 4)
     assert (found["reduce-scatter"].count, found["reduce-scatter"].bytes) == (1, 2 * 4 * 4)

@@ -26,9 +26,10 @@ Fields = dict[str, str | int]
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Fields of the config that make the program fit, and the program then; None if none does."""
+    """Fields of the config that make a program fit; the run and the program with them."""
 
     fields: Fields
+    run: AbstractRun
     program: Program
 
 
@@ -54,7 +55,7 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
         asked = ", ".join(f"--config.{name}={value}" for name, value in fields.items())
         say(f"{failed.name} with {asked}: {'fits' if program.fits else 'does not fit'}")
         if program.fits:
-            return Change(fields, program)
+            return Change(fields, changed, program)
     return None
 
 

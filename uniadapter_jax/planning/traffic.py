@@ -55,10 +55,7 @@ def collectives(module: Module, devices: int) -> dict[str, Collective]:
         group = _group(instruction, devices)
         if group == 1:
             continue  # nothing leaves the device
-        shapes = instruction.shapes
-        if instruction.opcode.endswith("-start") and kind != "all-reduce":
-            shapes = shapes[len(shapes) // 2 :]  # (operands, results)
-        size = sum(shape.bytes for shape in shapes)
+        size = sum(shape.bytes for shape in _results(instruction))
         if (kind, instruction.opcode) == ("reduce-scatter", "all-reduce"):
             size //= group
         total = found.setdefault(kind, Collective())
@@ -66,6 +63,17 @@ def collectives(module: Module, devices: int) -> dict[str, Collective]:
         total.bytes += times * size
         total.sent += times * size * _ring_factor(kind, group)
     return found
+
+
+def _results(instruction: Instruction) -> tuple[Shape, ...]:
+    """What a collective gives; of one that only starts, what its end will give."""
+    shapes = instruction.shapes
+    if not instruction.opcode.endswith("-start") or instruction.opcode.startswith("all-reduce"):
+        return shapes
+    if instruction.opcode.startswith("collective-permute"):
+        # A TPU's has two numbers of its own behind.
+        shapes = tuple(shape for shape in shapes if (shape.dtype, shape.dims) != ("u32", ()))
+    return shapes[len(shapes) // 2 :]  # (operands, results)
 
 
 def _ring_factor(kind: str, group: int) -> float:
