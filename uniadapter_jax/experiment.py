@@ -180,7 +180,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
-    """Of an epoch."""
+    """Of an epoch; `UserError` where the split fills no batch."""
     if kind.asks:
         return question_steps_per_epoch(train, config.train.batch_size)
     return steps_per_epoch(train, config.data.captions, config.train.batch_size)

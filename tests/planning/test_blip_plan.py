@@ -20,7 +20,7 @@ from uniadapter_jax.planning.report import tables
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.useful import useful_flops
 
-PAIRS, CLIPS, SHOWN, WORDS, QUEUE, K, ROWS = 8, 4, 3, 6, 16, 4, 8
+PAIRS, CLIPS, SHOWN, WORDS, QUEUE, K, ROWS = 8, 8, 3, 6, 16, 4, 8
 # Of tiny.blip_config: patches, pixels of a patch, the vision tower's width, the joint one.
 PATCHES, PIXELS, WIDTH, EMBED = 16, 192, 24, 16
 
@@ -96,7 +96,7 @@ def test_the_evaluation_of_matching_does_the_products_of_the_formula(run_of):
     run = run_of("matching", devices=2)
     for program in (FRAMES, TEXT, STATES):
         assert 2 * executed(run, program) == useful_flops(run, program), program
-    # Two groups of four texts on each device: of each batch's four items, all at once.
+    # Eight pairs on each device, two items with four texts each: half of a batch's items.
     assert run.arguments(RERANK)["batch"]["ids"].shape == (4, K, WORDS)
     assert 2 * executed(run, RERANK) == useful_flops(run, RERANK) + factors(4 * K)
 
@@ -112,7 +112,7 @@ def test_answers_take_the_products_of_the_formula(run_of, inference):
     expected = useful_flops(run, ANSWER) + factors(questions) - alone
     assert 2 * program.work.flops == expected
     # States of clips and questions are cut over devices, answers are not.
-    assert program.resident["batch"] == 2 * 4 * WORDS * 4
+    assert program.resident["batch"] == CLIPS // 2 * 4 * WORDS * 4
     assert program.resident.get("answers") == (7 * 5 * 4 if inference == "rank" else None)
 
 
@@ -126,8 +126,9 @@ def test_the_list_of_answers_counts_where_it_is(run_of, tmp_path):
 def test_the_states_of_a_run_lie_beside_its_evaluation(run_of):
     run = run_of("matching", devices=2)
     program = compile_program(run, TEXT, None)
-    kept = jax.tree.leaves(run.state)
-    assert program.beside > sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    kept = jax.tree.leaves((run.part.trainable, run.part.frozen, run.state))
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+    assert sum(program.resident.values()) + program.beside == held + program.resident["batch"]
 
 
 def test_a_frozen_tower_has_no_gradient(run_of):
@@ -164,7 +165,7 @@ def test_keys_and_values_of_a_picture_count_once(run_of):
 
 def test_fewer_pairs_come_first(run_of):
     found = list(_candidates(run_of("matching", devices=2), RERANK))
-    assert found[:4] == [{"task.rerank_rows": n} for n in (4, 2, 1)] + [{"eval.batch_size": 2}]
+    assert found[:4] == [{"task.rerank_rows": n} for n in (4, 2, 1)] + [{"eval.batch_size": 4}]
 
 
 @pytest.mark.parametrize(
