@@ -52,9 +52,9 @@ def step_flops(config: BLIPConfig, part: Partition, passes: Sequence[Pass]) -> i
     """FLOPs of one training step: forward, the gradient of activations, that of trained kernels.
 
     The gradient of a kernel's product with respect to activations costs what the forward pass does;
-    that of attention's products twice that, since both their factors are activations (of CLIP,
-    where it is a hundredth, `flops.step_flops` leaves the second out). It counts for all of a pass
-    that learns, where anything trains in it or before it, but for the pixels, which need none.
+    that of attention's products twice that, since both their factors are activations. It counts
+    for all of a pass that learns, where anything trains in it or before it, but for the pixels,
+    which need none.
     """
     total = forward_flops(config, part, passes)
     homes = {name.partition(".")[0] for name in flat_names(part.trainable)}

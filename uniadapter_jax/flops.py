@@ -66,23 +66,33 @@ def forward_flops(
         kernel_flops(config, tree, clips=clips, frames=frames, words=words, towers=towers)
         for tree in (part.trainable, part.frozen)
     )
-    for tower, (items, tokens, width) in _rows(config, clips, frames, words).items():
-        if tower in towers:
-            total += 4 * items * tokens**2 * width * getattr(config, tower).layers
-    return total
+    return total + _attention(config, clips, frames, words, towers)
 
 
 def step_flops(config: CLIPConfig, part: Partition, *, clips: int, frames: int, words: int) -> int:
     """FLOPs of one training step: forward, the gradient of activations, that of trained kernels.
 
-    The gradient of activations costs what the forward pass does, except at the patches, whose
-    pixels need none. Frozen kernels need none either.
+    The gradient of activations costs what the forward pass does, for attention's products, both of
+    whose factors are activations, twice that, and nothing at the patches, whose pixels need none.
+    Frozen kernels need none either.
     """
     trained = kernel_flops(config, part.trainable, clips=clips, frames=frames, words=words)
     forward = forward_flops(config, part, clips=clips, frames=frames, words=words)
     patch = 3 * config.patch_size**2 * config.vision.width
     pixels = 2 * clips * frames * config.patches * patch
-    return 2 * forward - pixels + trained
+    attention = _attention(config, clips, frames, words, TOWERS)
+    return 2 * forward + attention - pixels + trained
+
+
+def _attention(
+    config: CLIPConfig, clips: int, frames: int, words: int, towers: tuple[str, ...]
+) -> int:
+    """Queries by keys and weights by values, forward."""
+    return sum(
+        4 * items * tokens**2 * width * getattr(config, tower).layers
+        for tower, (items, tokens, width) in _rows(config, clips, frames, words).items()
+        if tower in towers
+    )
 
 
 def _rows(
