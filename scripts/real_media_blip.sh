@@ -44,3 +44,4 @@ for method in zero_shot projection uniadapter; do
   done
 done
 run compare --baseline=zero_shot "$out"/runs/{zero_shot,projection,uniadapter}-{0,1,2}
+run compare --baseline=projection "$out"/runs/{projection,uniadapter}-{0,1,2}
