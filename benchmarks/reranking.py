@@ -32,9 +32,9 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.adapters import AdapterParam
 from uniadapter_jax.adapters.uniadapter_blip import attach
-from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.pair_scores import PairScorer, Texts
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator

@@ -14,15 +14,13 @@ import collections
 import json
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.data.sources.question import Question
 from uniadapter_jax.errors import run_app
 from uniadapter_jax.vqa_metrics import accuracy_groups
-
-_CONFIG = config_flags.DEFINE_config_file("config")
 
 
 def commonest(train: Records, test: Records, rule: TextRule) -> dict[object, str]:
@@ -44,9 +42,8 @@ def _questions(records: Records) -> list[Question]:
     return [question for several in records.questions for question in several]
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    config = _CONFIG.value
+def report(config: ConfigDict) -> None:
+    """Prints the accuracies of a config's test questions."""
     train, test = (
         open_records(config.data.records, split)
         for split in (config.data.train_split, config.data.test_split)
@@ -57,5 +54,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    given = config_flags.DEFINE_config_file("config")
     flags.mark_flag_as_required("config")
-    run_app(main)
+    run_app(lambda _: report(given.value))

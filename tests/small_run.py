@@ -199,8 +199,15 @@ class Job:
         """Returns as soon as the condition holds."""
         end = time.monotonic() + seconds * PATIENCE
         while not condition():
-            assert time.monotonic() < end, f"it never came: {self.said[-4000:]}"
+            left = time.monotonic() < end and not self._ended()
+            assert left or condition(), f"it never came: {self.said[-4000:]}"
             time.sleep(0.001)
+
+    def _ended(self) -> bool:
+        try:
+            return self.wait(0) is not None
+        except subprocess.TimeoutExpired:
+            return False
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import METHODS, AdapterParam, get_method
 from uniadapter_jax.adapters.base import slot_of_layer
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import layers, scan
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import count, flat_names
@@ -113,7 +113,7 @@ def test_cross_modal_adapter_is_its_formula(shared_dim):
     shared = model.adapters and model.adapters.layer_slices("text", 2)
     shared = shared and jax.tree.map(lambda x: x[1], shared)
     z = np.asarray(jax.random.normal(jax.random.key(3), (1, s, d)))
-    out = one(jnp.asarray(z), layers.LayerInputs(shared))
+    out = one(jnp.asarray(z), scan.LayerInputs(shared))
     a = z @ np.asarray(adapter.down_kernel[...][1])
     a = a / (1 + np.exp(-1.702 * a))
     assert a.shape[-1] == r
@@ -217,7 +217,7 @@ def test_uniadapter_is_its_formula(tower):
     shared = jax.tree.map(lambda x: x[layer], shared)
     x = rng.standard_normal((2, 5, width))
     found = nnx.merge(nnx.graphdef(branch), one)(
-        jnp.asarray(x, jnp.float32), layers.LayerInputs(shared)
+        jnp.asarray(x, jnp.float32), scan.LayerInputs(shared)
     )
 
     def wide(name):

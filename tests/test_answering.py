@@ -8,8 +8,8 @@ import tiny
 from test_uniadapter_blip import adapted
 
 from uniadapter_jax.answering import generate_answers, rank_answers, read_questions
-from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import MATCHING
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import encode_clips
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor

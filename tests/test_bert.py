@@ -9,8 +9,8 @@ import pytest
 import tiny
 from flax import nnx
 
-from uniadapter_jax.backbones import bert, layers
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones import functions, scan
+from uniadapter_jax.backbones.memory import Memory, attend
 from uniadapter_jax.errors import UserError
 
 WIDTH, ATTENDED, HEADS = 32, 24, 4
@@ -56,7 +56,7 @@ def test_attention_equals_its_formula():
         weights = np.exp(np.array(scores) / 8**0.5 + bias[g, 0, 0])
         expected[g, h, p, w] = weights / weights.sum() @ v[g, h]
     single = [jnp.asarray(x, jnp.float32) for x in (q, k, v, bias, factor)]
-    close(bert.attend(*single[:3], bias=single[3], factor=single[4]), expected)
+    close(attend(*single[:3], bias=single[3], factor=single[4]), expected)
 
 
 def test_texts_of_one_picture_together_and_one_by_one(model, inputs):
@@ -153,7 +153,7 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jnp.asarray(draw((width_in, width_out)) * 0.3, jnp.float32))
 
     def __call__(self, x, layer=None):
-        return layers.matmul(x, self.kernel[...])
+        return functions.matmul(x, self.kernel[...])
 
 
 class StackedLinear(Linear):
@@ -184,12 +184,12 @@ def layer_by_layer(model, ids, states, text=None, fusion=None):
     x = model.text.ln_embed(x)
     for i in range(2):
         block = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], state))
-        none = layers.NO_INPUTS
+        none = scan.NO_INPUTS
         h = block.attn(x, *block.attn.keys_and_values(x, none), none, bias=None)
         c = h
         if states is not None:
             c = block.cross(h, *block.cross.keys_and_values(states, none), none, bias=None)
-        x = block.ln_out(c + block.fc2(layers.gelu(block.fc1(c))))
+        x = block.ln_out(c + block.fc2(functions.gelu(block.fc1(c))))
         x = x + (0 if text is None else h @ text.kernel[...][i])
         x = x + (0 if fusion is None or states is None else c @ fusion.kernel[...][i])
     return x

@@ -7,11 +7,11 @@ import pytest
 import tiny
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones import functions
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
-from uniadapter_jax.backbones.clip import normalize_pixels
+from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.backbones.pixels import normalize_pixels
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names, partition
 from uniadapter_jax.randomness import generator
@@ -111,10 +111,10 @@ def test_stochastic_depth_needs_a_key_and_spares_the_first_layer():
     np.testing.assert_array_equal(without.encode_images(pixels, key=key), plain)
     assert np.abs(model.encode_images(pixels, key=key) - plain).max() > 1e-2
     x = jnp.ones((4000, 1, 2))
-    dropped = layers.drop_path(x, jnp.float32(0.25), key)
+    dropped = functions.drop_path(x, jnp.float32(0.25), key)
     assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
     assert (dropped[:, 0, 0] == dropped[:, 0, 1]).all() and abs(dropped.mean() - 1) < 0.05
-    assert (layers.drop_path(x, jnp.float32(0.0), key) == x).all()
+    assert (functions.drop_path(x, jnp.float32(0.0), key) == x).all()
 
 
 def test_places_of_the_vision_blocks_and_slices_of_a_method():

@@ -62,7 +62,7 @@ def test_two_processes_count_as_one(small, runs):
 
 
 def test_momentum_and_queue_survive_a_kill(small, runs):
-    place = small.root / "killed"
+    place = small.root / "blip_killed"
     job = small.fork(*arguments(small, "matching", place, "--config.train.log_every=1"))
     job.await_(lambda: place.is_dir() and 3 in _steps(place), seconds=200)
     job.signal(9)
@@ -89,7 +89,7 @@ def test_answers_are_written_for_people_and_for_the_server(runs):
 
 
 def test_an_exported_adapter_gives_the_ranks_of_its_run(small, runs):
-    workdir, to = runs[1, "matching"], small.root / "exported"
+    workdir, to = runs[1, "matching"], small.root / "blip_exported"
     export(workdir, to)
     assert "on BLIP" in (to / "README.md").read_text()
     model = uniadapter_jax.load_model(f"random:{small.blip}", to)

@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from uniadapter_jax.backbones import clip
+from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
 from uniadapter_jax.errors import UserError
 
 
@@ -74,7 +75,7 @@ def test_frames_are_encoded_alone_in_any_grouping():
 def test_uint8_is_normalised_and_floats_are_taken_as_they_are():
     model = tiny.clip()
     pixels = tiny.batch()["frames"][0]
-    mean, std = np.array(clip.PIXEL_MEAN), np.array(clip.PIXEL_STD)
+    mean, std = np.array(PIXEL_MEAN), np.array(PIXEL_STD)
     by_hand = jnp.asarray((np.asarray(pixels) / 255.0 - mean) / std, jnp.float32)
     np.testing.assert_allclose(
         model.encode_images(pixels), model.encode_images(by_hand), rtol=1e-4, atol=1e-4

@@ -18,7 +18,7 @@ from uniadapter_jax.config import base_config, validate
 from uniadapter_jax.data.wordpiece import train_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import count
-from uniadapter_jax.planning.abstract import TRAIN, abstract_partition, build
+from uniadapter_jax.planning.abstract import OPTIMIZER, TRAIN, abstract_partition, build
 from uniadapter_jax.planning.sizes import known_config
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.directory import read_config
@@ -86,7 +86,7 @@ def test_a_step_of_every_config_has_the_right_shapes(file, method):
         return
     meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
     trainable, new_state, _, metrics = run.lower(TRAIN).out_info
-    assert shapes((trainable, new_state)) == shapes((run.part.trainable, run.opt_state))
+    assert shapes((trainable, new_state)) == shapes((run.part.trainable, run.state[OPTIMIZER]))
     assert metrics["loss"].shape == ()
     assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)
 

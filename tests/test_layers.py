@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers, scan
 
 
 def plain_layer_norm(x, scale, bias, eps):
     mean = x.mean(-1, keepdims=True)
     var = ((x - mean) ** 2).mean(-1, keepdims=True)
-    along = layers.along_last
+    along = functions.along_last
     return (x - mean) / jnp.sqrt(var + eps) * along(scale, x) + along(bias, x)
 
 
@@ -28,7 +28,7 @@ def test_layer_norm_and_its_gradients_equal_autodiff():
 
         return jax.value_and_grad(total, argnums=(0, 1, 2))(x, scale, bias)
 
-    ours, plain = both(layers.layer_norm), both(plain_layer_norm)
+    ours, plain = both(functions.layer_norm), both(plain_layer_norm)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), ours, plain)
 
 
@@ -41,7 +41,7 @@ def test_activations_equal_their_formulas(name):
         "quick_gelu": x / (1 + np.exp(-1.702 * x)),
         "gelu": np.array([v * 0.5 * (1 + erf(v / sqrt(2))) for v in x]),
     }[name]
-    function = layers.ACTIVATIONS[name]
+    function = functions.ACTIVATIONS[name]
     np.testing.assert_allclose(function(jnp.asarray(x, jnp.float32)), exact, atol=1e-6)
     step = 1e-5
     slope = jax.vmap(jax.grad(function))(jnp.asarray(x, jnp.float32))
@@ -63,13 +63,13 @@ def one_by_one(stacked, x, mask, count):
     graphdef, state = nnx.split(stacked)
     for i in range(count):
         block = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], state))
-        x = block(x, mask, layers.LayerInputs())
+        x = block(x, mask, scan.LayerInputs())
     return x
 
 
 def test_scan_equals_layer_after_layer():
     x = jax.random.normal(jax.random.key(1), (2, 7, 16))
-    mask = layers.causal_mask(7)
+    mask = functions.causal_mask(7)
     scanned = layers.run_stack(blocks(), x, layers=3, remat="none", mask=mask)
     np.testing.assert_allclose(scanned, one_by_one(blocks(), x, mask, 3), rtol=1e-5, atol=1e-5)
 
@@ -95,7 +95,7 @@ def test_remat_changes_what_is_stored_and_not_the_gradient(remat):
 
 def test_causal_mask_hides_the_future():
     x = jax.random.normal(jax.random.key(1), (1, 6, 16))
-    mask = layers.causal_mask(6)
+    mask = functions.causal_mask(6)
 
     def third(x):
         return layers.run_stack(blocks(), x, layers=3, remat="none", mask=mask)[0, 2].sum()
@@ -115,7 +115,7 @@ def test_bfloat16_stays_close_and_keeps_its_dtype():
 
 def test_dropout_keeps_the_mean_and_needs_a_key():
     x = jnp.ones((1000,))
-    assert (layers.dropout(x, 0.5, None) == x).all()
-    dropped = layers.dropout(x, 0.25, jax.random.key(0))
+    assert (functions.dropout(x, 0.5, None) == x).all()
+    dropped = functions.dropout(x, 0.25, jax.random.key(0))
     assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
     assert abs(float(dropped.mean()) - 1) < 0.1

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax import matching_losses as losses
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.config import base_config
 from uniadapter_jax.errors import UserError

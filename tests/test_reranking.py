@@ -21,7 +21,7 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax import metrics
 from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.adapters import AdapterParam
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.pair_scores import Texts

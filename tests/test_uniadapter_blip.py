@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import AdapterParam
 from uniadapter_jax.adapters.uniadapter_blip import attach
-from uniadapter_jax.backbones import layers
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones import scan
 from uniadapter_jax.backbones.blip import BLIP, MATCHING, BLIPConfig
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.partition import count, flat_names, partition
 
 OPTIONS = {
@@ -88,7 +88,7 @@ def test_text_and_fusion_are_their_formulas():
     slices = model.adapters.layer_slices("text", 2)
     shared = jax.tree.map(lambda x: x[1], slices)
     x = np.random.default_rng(0).standard_normal((2, 5, 32))
-    inputs = jnp.asarray(x, jnp.float32), layers.LayerInputs(shared)
+    inputs = jnp.asarray(x, jnp.float32), scan.LayerInputs(shared)
     text = wide(shared["text_bias"]) + down(x, shared) @ wide(shared["text_kernel"])
     found = model.text.blocks.beside_text(*inputs)
     np.testing.assert_allclose(found, 0.1 * text, atol=1e-5)
@@ -135,7 +135,7 @@ def added(model):
 
     def layer(tower, count):
         slices = model.adapters.layer_slices(tower, count)
-        return layers.LayerInputs(jax.tree.map(lambda leaf: leaf[1], slices))
+        return scan.LayerInputs(jax.tree.map(lambda leaf: leaf[1], slices))
 
     vision = model.vision.blocks.beside_mlp
     one = nnx.merge(nnx.graphdef(vision), jax.tree.map(lambda leaf: leaf[1], nnx.state(vision)))

@@ -14,8 +14,8 @@ from test_uniadapter_blip import adapted
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import AdapterParam
-from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import open_records

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from uniadapter_jax import load_model
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.convert import convert_weights
 from uniadapter_jax.frame_weights import frame_factor

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from uniadapter_jax.answer_losses import answer_losses
-from uniadapter_jax.backbones.bert import Attended, KeysValues, Memory
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.memory import Attended, KeysValues, Memory
 from uniadapter_jax.beam_search import beam_search
 from uniadapter_jax.clip_states import ClipStates, frame_features
 from uniadapter_jax.errors import UserError

@@ -18,9 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images

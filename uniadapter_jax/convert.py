@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 # Shapes are worked out by JAX; no accelerator is needed for that, nor should one be taken.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from uniadapter_jax.backbones.layers import ACTIVATIONS
+from uniadapter_jax.backbones.functions import ACTIVATIONS
 from uniadapter_jax.errors import UserError, reporting
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import reranking_plan as plan
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import ClipStates, encode_clips, frame_features
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.partition import Partition

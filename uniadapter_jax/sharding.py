@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax.backbones.layers import Stack
+from uniadapter_jax.backbones.scan import Stack
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.types import PyTree
 

@@ -11,7 +11,7 @@ from references import apart
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
 from uniadapter_jax.answering import generate_answers
-from uniadapter_jax.backbones.bert import Memory
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
 
 pytestmark = pytest.mark.parity

@@ -11,7 +11,8 @@ from openai_layout import to_openai
 from torch_bytes import torch_file
 
 from uniadapter_jax import convert
-from uniadapter_jax.backbones.clip import PIXEL_MEAN, PIXEL_STD, CLIPConfig
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
 from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_in, normal
 from uniadapter_jax.types import Array, Float
@@ -88,14 +88,12 @@ class Adapter(nnx.Module):
         self.site = site
         self.dropout = dropout
 
-    def __call__(
-        self, z: Float[Array, "b s d"], layer: layers.LayerInputs
-    ) -> Float[Array, "b s d"]:
-        a = layers.matmul(z, self.down_kernel[...])
-        a = layers.quick_gelu(a + layers.along_last(self.down_bias[...].astype(a.dtype), a))
+    def __call__(self, z: Float[Array, "b s d"], layer: scan.LayerInputs) -> Float[Array, "b s d"]:
+        a = functions.matmul(z, self.down_kernel[...])
+        a = functions.quick_gelu(a + functions.along_last(self.down_bias[...].astype(a.dtype), a))
         if layer.key is not None:
             key = fold_in(layer.key, SITES.index(self.site))
-            a = layers.dropout(a, self.dropout, key)
+            a = functions.dropout(a, self.dropout, key)
         # One product: joining the kernels costs r x d once, joining outputs costs s x d per row.
         kernels, biases = [], []
         if self.up_kernel is not None and self.up_bias is not None:
@@ -104,8 +102,8 @@ class Adapter(nnx.Module):
         if layer.shared is not None:
             kernels.append(layer.shared[self.site]["kernel"])
             biases.append(layer.shared[self.site]["bias"])
-        up = layers.matmul(a, jnp.concatenate(kernels, axis=-1))
-        return up + layers.along_last(jnp.concatenate(biases).astype(up.dtype), up)
+        up = functions.matmul(a, jnp.concatenate(kernels, axis=-1))
+        return up + functions.along_last(jnp.concatenate(biases).astype(up.dtype), up)
 
 
 def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_in, uniform
 from uniadapter_jax.types import Array, Float
@@ -44,13 +44,11 @@ class LowRank(nnx.Module):
         self.dropout = dropout
         self.stream = zlib.crc32(path.encode())  # each layer drops other entries
 
-    def __call__(
-        self, x: Float[Array, "... i"], layer: layers.LayerInputs
-    ) -> Float[Array, "... o"]:
+    def __call__(self, x: Float[Array, "... i"], layer: scan.LayerInputs) -> Float[Array, "... o"]:
         if layer.key is not None:
-            x = layers.dropout(x, self.dropout, fold_in(layer.key, self.stream))
-        low = layers.matmul(x, self.a_kernel[...] * self.scale)
-        return layers.matmul(low, self.b_kernel[...])
+            x = functions.dropout(x, self.dropout, fold_in(layer.key, self.stream))
+        low = functions.matmul(x, self.a_kernel[...] * self.scale)
+        return functions.matmul(low, self.b_kernel[...])
 
 
 def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:

@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, fill_place, slot_of_layer
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal, uniform
 from uniadapter_jax.types import Array, Float
@@ -96,14 +96,12 @@ class Branch(nnx.Module):
         self.up_bias = constant(0.0, count, width)
         self.dropout = dropout
 
-    def __call__(
-        self, x: Float[Array, "b s d"], layer: layers.LayerInputs
-    ) -> Float[Array, "b s d"]:
+    def __call__(self, x: Float[Array, "b s d"], layer: scan.LayerInputs) -> Float[Array, "b s d"]:
         shared = layer.shared
         assert shared is not None
         if self.rows is not None:
             shared = {**shared, **join_rows(shared, self.rows)}
-        down = layers.dropout(project_down(x, shared), self.dropout, layer.key)
+        down = functions.dropout(project_down(x, shared), self.dropout, layer.key)
         return linear(down, self.up_kernel[...] * SCALE, self.up_bias[...] * SCALE)
 
 
@@ -118,7 +116,7 @@ def join_rows(shared: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
 
 def project_down(x: Float[Array, "b s d"], shared: Mapping[str, Array]) -> Float[Array, "b s r"]:
     """relu(D LN(x) + b) of one layer."""
-    normal = layers.layer_norm(x, shared["scale"], shared["bias"], EPSILON)
+    normal = functions.layer_norm(x, shared["scale"], shared["bias"], EPSILON)
     return jax.nn.relu(linear(normal, shared["kernel"], shared["down_bias"]))
 
 
@@ -126,8 +124,8 @@ def linear(
     x: Float[Array, "... i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
 ) -> Float[Array, "... o"]:
     """x @ kernel + bias in the dtype of `x`."""
-    y = layers.matmul(x, kernel)
-    return y + layers.along_last(bias.astype(y.dtype), y)
+    y = functions.matmul(x, kernel)
+    return y + functions.along_last(bias.astype(y.dtype), y)
 
 
 def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:

@@ -44,7 +44,7 @@ from uniadapter_jax.adapters.uniadapter import (
     project_down,
     train_linear,
 )
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal
@@ -86,12 +86,12 @@ class SharedWithText(Shared):
 
 
 def _down(
-    x: Float[Array, "b l d"], layer: layers.LayerInputs, dropout: float, name: str
+    x: Float[Array, "b l d"], layer: scan.LayerInputs, dropout: float, name: str
 ) -> tuple[Mapping[str, Array], Float[Array, "b l r"]]:
     """The slice of `SharedWithText` that a layer has, and what it makes of x."""
     assert layer.shared is not None
     key = layer.key_of(f"uniadapter.{name}")
-    return layer.shared, layers.dropout(project_down(x, layer.shared), dropout, key)
+    return layer.shared, functions.dropout(project_down(x, layer.shared), dropout, key)
 
 
 class TextBranch(nnx.Module):
@@ -100,9 +100,7 @@ class TextBranch(nnx.Module):
     def __init__(self, dropout: float):
         self.dropout = dropout
 
-    def __call__(
-        self, h: Float[Array, "b l d"], layer: layers.LayerInputs
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, h: Float[Array, "b l d"], layer: scan.LayerInputs) -> Float[Array, "b l d"]:
         shared, down = _down(h, layer, self.dropout, "text")
         return linear(down, shared["text_kernel"] * SCALE, shared["text_bias"] * SCALE)
 
@@ -113,15 +111,13 @@ class FusionBranch(nnx.Module):
     def __init__(self, dropout: float):
         self.dropout = dropout
 
-    def __call__(
-        self, c: Float[Array, "b l d"], layer: layers.LayerInputs
-    ) -> Float[Array, "b l d"]:
+    def __call__(self, c: Float[Array, "b l d"], layer: scan.LayerInputs) -> Float[Array, "b l d"]:
         shared, down = _down(c, layer, self.dropout, "fusion")
         # One product for both up-projections.
         kernel = shared["cross_kernel"] + shared["text_kernel"]
         up = linear(down, kernel, shared["cross_bias"] + shared["text_bias"])
         scale, bias = shared["ln_cross_scale"] * SCALE, shared["ln_cross_bias"] * SCALE
-        return layers.layer_norm(up, scale, bias, EPSILON)
+        return functions.layer_norm(up, scale, bias, EPSILON)
 
 
 class StatesAdapter(nnx.Module):

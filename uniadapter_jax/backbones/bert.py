@@ -19,161 +19,23 @@ texts that come one batch, or one word (`step`), after another.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
+from uniadapter_jax.backbones.memory import Attended, Attention, KeysValues, Memory, Seen
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
-from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
+from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
 
 # What is added to the scores of padding: BERT's numbers, not minus infinity, so that a row of
 # nothing but padding stays finite.
 _UNSEEN, _UNSEEN_CROSS = -1e4, -1e9
 
 
-class Memory(NamedTuple):
-    """What texts attend to: m media, for q groups of p texts.
-
-    states: hidden states of the media, e.g. a picture's patches or the words of a question.
-    mask: False where a medium has padding; None if it has none.
-    medium: the medium of each group; None if there are as many of both, in the same order. With
-      two axes, "parts q", media and groups are cut into equal parts, and it counts within a part:
-      a device that holds one needs nothing of the others. Groups
-      that share a medium through `medium` share the making of its keys and values, but each gets
-      a copy of them; texts of one group share the arrays.
-    factor: multiplies the scores (query times key) of a text with each token, before the mask
-      (frame-aware attention); None is 1 everywhere.
-    """
-
-    states: Float[Array, "m t e"]
-    mask: Bool[Array, "m t"] | None = None
-    medium: Int[Array, "*parts q"] | None = None
-    factor: Float[Array, "q p t"] | None = None
-
-    def of_groups(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
-        """What groups attend to, from something that media have."""
-        if self.medium is None:
-            return media
-        if self.medium.ndim == 1:
-            return media[self.medium]
-        cut = media.reshape(len(self.medium), -1, *media.shape[1:])
-        taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium)
-        return taken.reshape(-1, *media.shape[1:])
-
-
-class _Seen(NamedTuple):
-    """A `Memory` as all layers use it."""
-
-    memory: Memory
-    keys: Array | None  # added to keys, "m t d"
-    values: Array | None  # added to values, "m t d"
-    bias: Array | None  # added to scores, "q 1 1 t"
-
-
-class KeysValues(NamedTuple):
-    """What there is to attend to; of one layer, or of all with a leading axis "z"."""
-
-    keys: Float[Array, "*z m h t k"]
-    values: Float[Array, "*z m h t k"]
-
-
-class Attended(NamedTuple):
-    """A `Memory` of which all layers' keys and values are made."""
-
-    made: KeysValues
-    seen: _Seen
-
-    @property
-    def memory(self) -> Memory:
-        """What it was made of."""
-        return self.seen.memory
-
-
-def attend(
-    q: Float[Array, "q h p l k"],
-    k: Float[Array, "q h t k"],
-    v: Float[Array, "q h t k"],
-    *,
-    bias: Float[Array, "..."] | None = None,
-    factor: Float[Array, "q p t"] | None = None,
-    rate: float = 0.0,
-    key: Array | None = None,
-) -> Float[Array, "q h p l k"]:
-    """softmax(factor * q k^T / sqrt(width of a head) + bias) v for p texts of one memory each.
-
-    Scores and softmax are float32. `bias` has the shape "q p l t", each of its axes either whole
-    or of size one; `rate` is the dropout of attention's weights where there is a `key`.
-    """
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("qhplk,qhtk->qhplt", q, k, preferred_element_type=jnp.float32)
-    if factor is not None:
-        scores = scores * factor.astype(jnp.float32)[:, None, :, None]
-    if bias is not None:
-        scores = scores + bias[:, None]
-    weights = layers.dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(v.dtype)
-    z = jnp.einsum("qhplt,qhtk->qhplk", weights, v, preferred_element_type=jnp.float32)
-    return z.astype(v.dtype)
-
-
-class Attention(nnx.Module):
-    """ln(x + out(attention)); keys and values come from states of the width `attended`."""
-
-    def __init__(
-        self,
-        config: TowerConfig,
-        attended: int,
-        name: str,
-        dropout: float,
-        std: float,
-        rng: layers.Rng,
-    ):
-        stack, width = (config.layers,), config.width
-        self.q = layers.Linear(width, width, stack=stack, std=std, rng=rng)
-        self.k = layers.Linear(attended, width, stack=stack, std=std, rng=rng)
-        self.v = layers.Linear(attended, width, stack=stack, std=std, rng=rng)
-        self.out = layers.Linear(width, width, stack=stack, std=std, rng=rng)
-        self.ln = layers.LayerNorm(width, eps=config.eps, stack=stack)
-        self.heads = config.heads
-        self.name = name
-        self.dropout = dropout
-
-    def keys_and_values(
-        self, states: Float[Array, "m t e"], layer: layers.LayerInputs, seen: _Seen | None = None
-    ) -> KeysValues:
-        """What there is to attend to, once per row of `states`."""
-        k, v = self.k(states, layer), self.v(states, layer)
-        if seen is not None and seen.keys is not None:
-            k = k + seen.keys
-        if seen is not None and seen.values is not None:
-            v = v + seen.values
-        k, v = (y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2) for y in (k, v))
-        return KeysValues(k, v)
-
-    def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        k: Float[Array, "q h t k"],
-        v: Float[Array, "q h t k"],
-        layer: layers.LayerInputs,
-        *,
-        bias: Float[Array, "..."] | None,
-        factor: Float[Array, "q p t"] | None = None,
-    ) -> Float[Array, "b l d"]:
-        """Rows of `x` are grouped: the first b / q of them attend to the first row of `k`."""
-        grouped = (k.shape[0], -1, x.shape[1], self.heads, k.shape[-1])
-        q = self.q(x, layer).reshape(grouped).transpose(0, 3, 1, 2, 4)
-        weights_key = layer.key_of(f"{self.name}.weights")
-        z = attend(q, k, v, bias=bias, factor=factor, rate=self.dropout, key=weights_key)
-        z = self.out(z.transpose(0, 2, 3, 1, 4).reshape(x.shape), layer)
-        return self.ln(x + layers.dropout(z, self.dropout, layer.key_of(f"{self.name}.out")))
-
-
-class BertLayer(layers.Stack):
+class BertLayer(scan.Stack):
     """A layer as in the module's docstring; `config.layers` of them stacked."""
 
     def __init__(
@@ -194,8 +56,8 @@ class BertLayer(layers.Stack):
         self,
         x: Float[Array, "b l d"],
         bias: Float[Array, "b 1 #l l"] | None,
-        seen: _Seen | None,
-        layer: layers.LayerInputs,
+        seen: Seen | None,
+        layer: scan.LayerInputs,
         made: KeysValues | None = None,
     ) -> Float[Array, "b l d"]:
         """`made` are the keys and values of what is seen, where there are any already."""
@@ -209,8 +71,8 @@ class BertLayer(layers.Stack):
         own: KeysValues,
         made: KeysValues | None,
         bias: Float[Array, "..."] | None,
-        seen: _Seen | None,
-        layer: layers.LayerInputs,
+        seen: Seen | None,
+        layer: scan.LayerInputs,
     ) -> Float[Array, "b l d"]:
         """The layer with given keys and values: of the texts themselves, and of what they see."""
         h = self.attn(x, *own, layer, bias=bias)
@@ -218,8 +80,8 @@ class BertLayer(layers.Stack):
         if seen is not None and made is not None:
             k, v = (seen.memory.of_groups(y) for y in made)
             c = self.cross(h, k, v, layer, bias=seen.bias, factor=seen.memory.factor)
-        z = self.fc2(layers.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
-        y = self.ln_out(c + layers.dropout(z, self.dropout, layer.key_of("mlp.out")))
+        z = self.fc2(functions.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
+        y = self.ln_out(c + functions.dropout(z, self.dropout, layer.key_of("mlp.out")))
         if self.beside_text is not None:
             y = y + self.beside_text(h, layer)
         if self.beside_fusion is not None and seen is not None:
@@ -288,14 +150,14 @@ class Bert(nnx.Module):
         bias = _self_bias(mask, length, causal)
         x = self._embed(ids, self.position_embedding[...][:length], dtype)
         if key is not None:
-            x = layers.dropout(x, self.dropout, fold_name(key, "embedding"))
+            x = functions.dropout(x, self.dropout, fold_name(key, "embedding"))
 
         def call(
-            block: BertLayer, x: Array, layer: layers.LayerInputs, made: KeysValues | None
+            block: BertLayer, x: Array, layer: scan.LayerInputs, made: KeysValues | None
         ) -> tuple[Array, None]:
             return block(x, bias, seen, layer, made), None
 
-        return layers.collect_layers(
+        return scan.collect_layers(
             call,
             self.blocks,
             x,
@@ -312,12 +174,12 @@ class Bert(nnx.Module):
         assert seen is not None
 
         def call(
-            block: BertLayer, x: Array, layer: layers.LayerInputs, own: None
+            block: BertLayer, x: Array, layer: scan.LayerInputs, own: None
         ) -> tuple[Array, KeysValues]:
             return x, block.cross.keys_and_values(memory.states, layer, seen)
 
         start = jnp.zeros((), jnp.float32)
-        _, made = layers.collect_layers(
+        _, made = scan.collect_layers(
             call, self.blocks, start, None, self.config.layers, shared=shared
         )
         return Attended(made, seen)
@@ -357,7 +219,7 @@ class Bert(nnx.Module):
         def call(
             block: BertLayer,
             x: Array,
-            layer: layers.LayerInputs,
+            layer: scan.LayerInputs,
             own: tuple[KeysValues, KeysValues],
         ) -> tuple[Array, KeysValues]:
             past, made = own
@@ -366,7 +228,7 @@ class Bert(nnx.Module):
             past = KeysValues(*(put(old, y, at, 2) for old, y in zip(past, new, strict=True)))
             return block.combine(x, past, made, bias, attended.seen, layer), past
 
-        x, past = layers.collect_layers(
+        x, past = scan.collect_layers(
             call, self.blocks, x, (past, attended.made), self.config.layers, shared=shared
         )
         return x[:, 0], past
@@ -382,7 +244,7 @@ class Bert(nnx.Module):
                 f"texts of {length} tokens, but this backbone has {positions} positions"
             )
 
-    def _seen(self, memory: Memory | None) -> _Seen | None:
+    def _seen(self, memory: Memory | None) -> Seen | None:
         if memory is None:
             return None
         keys = None if self.cross_key is None else self.cross_key(memory.states)
@@ -390,10 +252,10 @@ class Bert(nnx.Module):
         bias = None
         if memory.mask is not None:
             bias = jnp.where(memory.of_groups(memory.mask), 0.0, _UNSEEN_CROSS)[:, None, None]
-        return _Seen(memory, keys, values, bias)
+        return Seen(memory, keys, values, bias)
 
 
-def _check_groups(seen: _Seen | None, rows: int) -> None:
+def _check_groups(seen: Seen | None, rows: int) -> None:
     if seen is None:
         return
     states, medium = seen.memory.states, seen.memory.medium
@@ -409,7 +271,7 @@ def _self_bias(
         return None
     allowed = jnp.ones((1, 1, 1, length), bool) if mask is None else mask[:, None, None]
     if causal:
-        allowed = allowed & layers.causal_mask(length)[None, None]
+        allowed = allowed & functions.causal_mask(length)[None, None]
     return jnp.where(allowed, 0.0, _UNSEEN)
 
 
@@ -425,8 +287,8 @@ class LanguageHead(nnx.Module):
     def __call__(
         self, x: Float[Array, "... d"], embedding: Float[Array, "v d"]
     ) -> Float[Array, "... v"]:
-        x = self.ln_head(layers.ACTIVATIONS[self.activation](self.dense(x)))
+        x = self.ln_head(functions.ACTIVATIONS[self.activation](self.dense(x)))
         scores = jnp.einsum(
             "...d,vd->...v", x, embedding.astype(x.dtype), preferred_element_type=jnp.float32
         )
-        return scores + layers.along_last(self.bias[...].astype(jnp.float32), scores)
+        return scores + functions.along_last(self.bias[...].astype(jnp.float32), scores)

@@ -19,9 +19,10 @@ from flax import nnx
 from jax import lax
 
 from uniadapter_jax.backbones import layers
-from uniadapter_jax.backbones.bert import Attended, Bert, KeysValues, LanguageHead, Memory
+from uniadapter_jax.backbones.bert import Bert, LanguageHead
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
-from uniadapter_jax.backbones.clip import picture_patches
+from uniadapter_jax.backbones.memory import Attended, KeysValues, Memory
+from uniadapter_jax.backbones.pixels import picture_patches
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_name, normal
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree

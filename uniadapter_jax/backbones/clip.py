@@ -8,26 +8,25 @@ config; none is guessed.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions, layers
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
     check_patches,
     checked,
     section,
 )
+from uniadapter_jax.backbones.pixels import picture_patches
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import frame_keys, normal, row_keys
-from uniadapter_jax.types import Array, Float, Int, PyTree, UInt8
-
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+from uniadapter_jax.types import Array, Float, Int, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +234,7 @@ class TextTower(nnx.Module):
             x,
             layers=self.config.text.layers,
             remat=self.remat,
-            mask=layers.causal_mask(length),
+            mask=functions.causal_mask(length),
             shared=shared,
             key=key,
         )
@@ -284,7 +283,8 @@ class CLIP(nnx.Module):
         frame_chunks: int = 0,
     ):
         self.adapters = nnx.data(None)
-        self.logit_scale = nnx.Param(jnp.asarray(layers.logit_scale_init(), jnp.float32))
+        temperature = 0.07  # CLIP, section 2.5
+        self.logit_scale = nnx.Param(jnp.asarray(-math.log(temperature), jnp.float32))
         self.text = TextTower(config, remat, rng=rng)
         self.vision = VisionTower(config, remat, rng=rng)
         self.config = config
@@ -337,36 +337,3 @@ def fastest_chunks(width: int, platform: str | None = None) -> int:
     `platform` is by default the one that this process computes on.
     """
     return 4 if (platform or jax.default_backend()) == "cpu" and width >= 512 else 1
-
-
-class _Pictures(Protocol):
-    @property
-    def image_size(self) -> int: ...
-
-    @property
-    def patch_size(self) -> int: ...
-
-
-def picture_patches(pixels: Array, config: _Pictures, dtype: jnp.dtype) -> Float[Array, "b s i"]:
-    """Pictures "b H W 3", uint8 or normalised floats, as flat patches of normalised floats.
-
-    Raises:
-      UserError: the pictures have another size.
-    """
-    size = config.image_size
-    if pixels.shape[1:] != (size, size, 3):
-        raise UserError(f"pictures of {size}x{size}x3 expected, got {pixels.shape[1:]}")
-    # Cut as bytes, which XLA would turn into floats first: to cut those takes a TPU several times
-    # the memory, most of it padding.
-    patches = jax.lax.optimization_barrier(layers.tiles(pixels, config.patch_size))
-    return (normalize_pixels(patches) if patches.dtype == jnp.uint8 else patches).astype(dtype)
-
-
-def normalize_pixels(pixels: UInt8[Array, "... i"]) -> Float[Array, "... i"]:
-    """uint8 to CLIP's zero-mean, unit-variance floats; the last axis is one pixel or several."""
-    count = pixels.shape[-1] // 3
-    mean, std = (
-        layers.along_last(jnp.tile(jnp.asarray(of, jnp.float32), count), pixels)
-        for of in (PIXEL_MEAN, PIXEL_STD)
-    )
-    return (pixels.astype(jnp.float32) / 255.0 - mean) / std

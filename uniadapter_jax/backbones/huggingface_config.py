@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import functions
 from uniadapter_jax.errors import UserError
 
 _MOST_LAYERS = 1000  # a wrong number should be an error, not an endless loop
@@ -24,10 +24,9 @@ class TowerConfig:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.activation not in layers.ACTIVATIONS:
-            raise UserError(
-                f"hidden_act={self.activation!r} is not known; known: {sorted(layers.ACTIVATIONS)}"
-            )
+        known = functions.ACTIVATIONS
+        if self.activation not in known:
+            raise UserError(f"hidden_act={self.activation!r} is not known; known: {sorted(known)}")
         if self.width % self.heads:
             raise UserError(f"hidden_size={self.width} does not divide by {self.heads} heads")
         if self.layers > _MOST_LAYERS:

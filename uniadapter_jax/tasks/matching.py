@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import matching_losses as losses
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.backbones.bert import Memory
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import ClipStates, clip_features, encode_clips, frame_features
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from uniadapter_jax.backbones.clip import LARGEST_ID, PIXEL_MEAN, PIXEL_STD, CLIPConfig, TowerConfig
+from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
+from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
 from uniadapter_jax.errors import UserError
 
 # Fields of a tower that are sizes, with open_clip's defaults.
