@@ -219,8 +219,8 @@ def _hint(case: Case, kept: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {}
 
 
-def write(kept: dict[str, dict[str, Any]]) -> None:
-    """The page and its picture."""
+def page(kept: dict[str, dict[str, Any]]) -> str:
+    """`PAGE`, from the lines of `KEPT` by case."""
     lines = [_HEAD]
     for model in MODELS:
         rows = [(case, kept.get(case.name)) for case in cases() if case.model is model]
@@ -230,9 +230,13 @@ def write(kept: dict[str, dict[str, Any]]) -> None:
     for model in (MODELS[0], RING):
         for case in weak_scaling(model):
             lines.append(_weak_row(case, kept.get(case.name)))
-    PAGE.write_text("\n".join(lines) + "\n")
-    draw(kept)
-    say(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
+    return "\n".join(lines) + "\n"
+
+
+def read_kept() -> dict[str, dict[str, Any]]:
+    """The lines of `KEPT` by case."""
+    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    return {line["case"]: line for line in map(json.loads, lines)}
 
 
 def _row(case: Case, line: dict[str, Any] | None) -> str:
@@ -310,11 +314,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="compile nothing")
     given = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")  # this process computes nothing
-    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
-    kept = {line["case"]: line for line in map(json.loads, lines)}
+    kept = read_kept()
     if not given.write:
         compile_all([case for case in cases() if re.search(given.only, case.name)], kept)
-    write(kept)
+    PAGE.write_text(page(kept))
+    draw(kept)
+    say(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
