@@ -257,9 +257,10 @@ def compare_base(checkout, names):
         with tempfile.TemporaryDirectory() as scratch:
             found = uniadapter.differences(name, case, arrays, tensors, None, scratch)
         for kind, pattern in KINDS.items():
-            of_kind = [value for key, value in found.items() if re.fullmatch(pattern, key)]
+            of_kind = {value: key for key, value in found.items() if re.fullmatch(pattern, key)}
             if of_kind:
-                print(f"BLIP-base, {name}, {kind}: {max(of_kind):.1e}", flush=True)
+                worst = max(of_kind)
+                print(f"BLIP-base, {name}, {kind}: {worst:.1e} ({of_kind[worst]})", flush=True)
 
 
 def main() -> None:
