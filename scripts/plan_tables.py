@@ -295,7 +295,8 @@ def draw(kept: dict[str, dict[str, Any]]) -> None:
         traffic.plot(chips, sent, "o-", label=label)
     texts = [(case.chips, _texts(case) / 1e6) for case in weak_scaling(MODELS[0])]
     traffic.plot(*zip(*texts, strict=True), "k--", label="features of all texts")
-    memory.set(ylabel="HBM of a chip (GiB)", ylim=(0, None), title="memory")
+    whole = CHIPS["v5e"].hbm / _GIB
+    memory.set(ylabel=f"HBM of a chip (GiB of {whole:.0f})", ylim=(0, whole), title="memory")
     traffic.set(ylabel="sent by a chip (MB a step)", yscale="log", title="traffic")
     for axes in (memory, traffic):
         axes.set(xlabel="chips (v5e), 16 clips each", xscale="log", xticks=list(WEAK))
