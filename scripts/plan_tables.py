@@ -61,7 +61,7 @@ fits. HBM is what it needs on a chip, of the chip's; `sent` what a chip sends in
 is the bound of that step by the chip's published rates, and what sets it. At that bound stand
 samples/s, of the whole slice, and useful FLOP (`flops.py`, `blip_flops.py`), of the peak. There are
 two batches: the paper's, and 16 clips (or 32 pictures) a chip. A v5p-64 has 32 chips. UniAdapter's
-configs begin with remat=full.
+configs begin with remat=full; its queue of 57,600 is cut to whole batches.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |
@@ -79,12 +79,13 @@ and what it sends grows no faster than the features that the dense loss gathers,
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is planned: `plan`'s flags, the paper's global batch, and samples a chip."""
+    """What is planned: `plan`'s flags, the paper's global batch, samples a chip, ITC's queue."""
 
     title: str
     flags: tuple[str, ...]
     batch: int
     per_chip: int
+    queue: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,14 @@ MODELS = [
         for name, title in _SIZES.items()
         for frames, words in ((12, 32), (64, 64))  # of DiDeMo and ActivityNet the second
     ),
-    Model("UniAdapter, BLIP-base, retrieval, 384 px", ("coco", "blip-base-384"), 256, 32),
+    Model("UniAdapter, BLIP-base, retrieval, 384 px", ("coco", "blip-base-384"), 256, 32, 57_600),
     Model("UniAdapter, BLIP-base, VQA, 480 px", ("vqav2", "blip-base-capfilt-480"), 128, 32),
     Model(
-        "UniAdapter, BLIP-base, 8 frames, 224 px", ("msrvtt_uniadapter", "blip-base-224"), 64, 16
+        "UniAdapter, BLIP-base, 8 frames, 224 px",
+        ("msrvtt_uniadapter", "blip-base-224"),
+        64,
+        16,
+        57_600,
     ),
 ]
 _GENERAL = ("compute.remat", "train.accumulation", "mesh.weights", "mesh.fsdp")  # on any slice
@@ -155,6 +160,8 @@ def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
     """What `python -m uniadapter_jax.plan` says of a case with these fields of the config."""
     config, backbone, *own = case.model.flags
     fields = {"compute.dtype": "bfloat16", "train.batch_size": case.batch, **fields}
+    if case.model.queue:  # whole batches fill it
+        fields["task.queue"] = case.model.queue // case.batch * case.batch
     command = [sys.executable, "-m", "uniadapter_jax.plan", f"--config=configs/{config}.py"]
     command += [f"--backbone-config={backbone}", f"--topology={case.topology}"]
     command += ["--train-only", "--json"]
