@@ -73,8 +73,8 @@ class Ring:
 def fetch_rows(tree: _Tree, index: Int[Array, " n"], mesh: Mesh | None) -> _Tree:
     """x[index] of every array, where the leading axes of all are cut over the mesh alike.
 
-    What a device has goes round the ring and each takes what it asked for, so that none holds more
-    than two devices' rows at once, however many there are.
+    What a device has goes round the ring and each takes what it asked for. So beside its own and
+    those it takes, a device holds the rows of one other, however many there are.
     """
     ring = Ring(mesh)
     if ring.size == 1:
