@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import signal
 import time
 
+import jax
 import numpy as np
+import pytest
 import small_run
 from small_run import OFTEN
+
+from uniadapter_jax.evaluate import make_evaluator
+from uniadapter_jax.experiment import build
+from uniadapter_jax.preemption import Preempted
+from uniadapter_jax.train import fit
 
 # Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
 MOMENTS = list(zip((3, 6, 10, 15), np.random.default_rng(0).uniform(0.0, 0.08, 4), strict=True))
@@ -79,3 +88,37 @@ def test_sigterm_before_the_first_step_ends_well(small):
     job.signal(signal.SIGTERM)
     said = job.end(0)
     assert "Run the same command to go on" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("stopped", [0, 1], ids=["amid training", "after the last step"])
+def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
+    """Two epochs of three steps; the validation after one of them is asked to stop."""
+    config = runpy.run_path(str(small.config))["get_config"]("method=projection")
+    config.data.val, config.train.steps = 6, 6
+    calls = iter(range(10))
+
+    def run(workdir, stopped=None):
+        experiment = build(config)
+        evaluate = make_evaluator(experiment)
+
+        def maybe_asked_to_stop(trainable, records):
+            if next(calls) == stopped:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluate(trainable, records)
+
+        return fit(experiment, workdir, maybe_asked_to_stop)
+
+    torn, undisturbed = (small.root / f"validation-{name}-{stopped}" for name in ("torn", "whole"))
+    expected = run(undisturbed)
+    step = 3 * (stopped + 1)
+    with pytest.raises(Preempted, match=f"stopped at step {step} of 6; saved"):
+        run(torn, 2 + stopped)
+    assert small_run.checkpoint_steps(torn)[-1] == step
+    found = run(torn)
+    assert found.step == expected.step
+    for mine, its in zip(*map(jax.tree.leaves, (found.trainable, expected.trainable)), strict=True):
+        np.testing.assert_array_equal(mine, its)
+    assert small_run.lines(torn, "val") == small_run.lines(undisturbed, "val")
+    assert small_run.checkpoint_steps(torn) == small_run.checkpoint_steps(undisturbed)
+    run(torn)
+    assert next(calls) == 5, "what has a value is not measured again"

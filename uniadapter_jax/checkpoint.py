@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import math
 import os
 import pathlib
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from uniadapter_jax.errors import UserError
@@ -157,6 +159,22 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
+    def set_selection(self, step: int, selection: float) -> None:
+        """Adds the value to a checkpoint that was saved without one; all processes do the same."""
+        if jax.process_index() == 0:
+            path = self.directory / str(step) / "metrics" / "metrics"  # as orbax reads it
+            text = json.dumps({"selection": selection})
+            with disk_errors(path, len(text)):
+                scratch = path.with_name("metrics.tmp")
+                scratch.write_text(text)
+                scratch.replace(path)
+        multihost_utils.sync_global_devices(f"selection of step {step}")
+        self._manager.reload()
+
+    def has_selection(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was saved with a value."""
+        return bool(self._manager.metrics(step))
+
     def latest(self) -> int | None:
         """The newest complete step, or None."""
         return self._manager.latest_step()
@@ -164,7 +182,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step with the best selection metric (of equals the last), None without any."""
         step = self._manager.best_step()
-        return None if step is None or not self._manager.metrics(step) else step
+        return None if step is None or not self.has_selection(step) else step
 
     def restore(self, step: int, abstract: PyTree) -> PyTree:
         """The state of `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.

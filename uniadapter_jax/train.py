@@ -20,7 +20,7 @@ from uniadapter_jax.evaluate import Evaluator, selection_value
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.optimizers import lr_schedule
 from uniadapter_jax.partition import flat_names
-from uniadapter_jax.preemption import Preempted, noting_sigterm, reached
+from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm, reached
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks.base import place_state
@@ -96,10 +96,13 @@ class _Loop:
 
     def run(self) -> Fit:
         try:
-            if self.start < self.total:
-                with noting_sigterm(self._on_sigterm):
+            with noting_sigterm(self._on_sigterm):
+                self._select_late()
+                if self.start < self.total:
                     self._steps()
             self.checkpoints.wait()
+            if self.terminate:  # it came after the last step's look for it
+                raise Preempted("stopped after the last step; saved")
             chosen = self._choose()
         except BaseException:
             self._abandon()
@@ -203,18 +206,33 @@ class _Loop:
     def _after_step(self, step: int) -> None:
         train = self.e.config.train
         every = train.checkpoint_every or self.e.epoch_steps
-        ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
-        selection = self._select(step) if ends_epoch else None
-        if self._must_stop():
+        stop, selection = self._must_stop(), None
+        if self._selects(step) and not stop:
+            try:
+                with leaving_on_sigterm():
+                    selection = self._select(step)
+            except Preempted:
+                stop = True
+        if stop:
             self._save(step, selection, wait=True)
             raise Preempted(f"stopped at step {step} of {self.total}; saved")
         if step % every == 0 or step == self.total or selection is not None:
             self._save(step, selection)
 
-    def _select(self, step: int) -> float | None:
+    def _selects(self, step: int) -> bool:
+        ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
+        return ends_epoch and self.e.config.selection != "last"
+
+    def _select_late(self) -> None:
+        """What SIGTERM kept from being measured when the state was saved."""
+        if self.start and self._selects(self.start):
+            if not self.checkpoints.has_selection(self.start):
+                with leaving_on_sigterm():
+                    selection = self._select(self.start)
+                self.checkpoints.set_selection(self.start, selection)
+
+    def _select(self, step: int) -> float:
         which = self.e.config.selection
-        if which == "last":
-            return None
         records = self.e.data.val if which == "val" else self.e.data.test
         assert records is not None
         found = self.evaluate(self.trainable, records)
