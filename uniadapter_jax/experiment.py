@@ -33,7 +33,7 @@ from uniadapter_jax.weights.directory import (
     backbone_family,
     load_backbone,
 )
-from uniadapter_jax.weights.families import FAMILIES, check_tokenizer, family_of
+from uniadapter_jax.weights.families import check_family, check_tokenizer, family_of
 
 
 @dataclasses.dataclass
@@ -209,11 +209,7 @@ def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
     if not config.backbone:
         raise UserError("config.backbone is empty: a directory, or random:<config.json>")
     family = backbone_family(config.backbone)
-    if family is not FAMILIES[kind.family]:
-        raise UserError(
-            f"config.task.name={kind.name!r} is a task for a {FAMILIES[kind.family].title}, and "
-            f"config.backbone={config.backbone} is a {family.title}"
-        )
+    check_family(family, kind.name, kind.family, f"config.backbone={config.backbone}")
     options = {name: config.compute[name] for name in family.options}
     return load_backbone(config.backbone, seed=config.seed, **options)
 

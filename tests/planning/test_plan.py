@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
@@ -191,6 +192,16 @@ def test_a_backbone_that_is_not_there(config):
     assert sizes.patch_size == 16 and "published sizes" in source
     sizes, _ = backbone_config(config, "vit-l-14-336")
     assert (sizes.vision.layers, sizes.patches, sizes.text.width) == (24, 576, 768)
+
+
+@pytest.mark.parametrize(
+    ("config_of", "backbone"), [("coco", "vit-b-32"), ("msrvtt", "blip-base-224")]
+)
+def test_a_backbone_of_the_other_family(config_of, backbone):
+    path = small_run.ROOT / "configs" / f"{config_of}.py"
+    config = runpy.run_path(str(path))["get_config"]()
+    with pytest.raises(UserError, match=r"is a task for a (BLIP|CLIP), and the published sizes of"):
+        plan(config, "cpu:8", backbone=backbone)
 
 
 def test_published_sizes_count_as_published():

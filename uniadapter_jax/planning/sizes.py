@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.directory import read_config
-from uniadapter_jax.weights.families import Config
+from uniadapter_jax.weights.families import Config, check_family, family_of
 
 
 def _large(image_size: int) -> dict[str, Any]:
@@ -76,19 +77,25 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]
         names, or a known name if that directory is not there.
 
     Raises:
-      UserError: nothing there says how large the backbone is.
+      UserError: nothing there says how large the backbone is, or it is not one for the task.
     """
     source = given or config.backbone.removeprefix("random:")
     path = pathlib.Path(source)
     if path.is_dir():
         path = path / "config.json"
     if source and path.is_file():
-        return read_config(path), str(path)
-    known = known_config(path.name)
-    if known is not None:
-        return known, f"the published sizes of {path.name}"
+        sizes, where = read_config(path), str(path)
+    elif known := known_config(path.name):
+        sizes, where = known, f"the published sizes of {path.name}"
+    else:
+        raise UserError(_unknown(source, given))
+    check_family(family_of(sizes), config.task.name, get_task(config.task.name).family, where)
+    return sizes, where
+
+
+def _unknown(source: str, given: str | None) -> str:
     field = "--backbone-config" if given else "config.backbone"
-    raise UserError(
+    return (
         f"{field}={source!r} is no config.json and no directory with one; pass "
         f"--backbone-config=FILE, or one of {', '.join((*_KNOWN, *BLIP_BASE))}"
     )

@@ -97,6 +97,15 @@ def family_of(config: Config) -> Family:
     return next(family for family in FAMILIES.values() if isinstance(config, family.config))
 
 
+def check_family(family: Family, task: str, needed: str, source: str) -> None:
+    """Raises `UserError` unless `task`, which needs the family of that name, got it."""
+    if family is not FAMILIES[needed]:
+        raise UserError(
+            f"config.task.name={task!r} is a task for a {FAMILIES[needed].title}, and {source} is "
+            f"a {family.title}"
+        )
+
+
 def check_tokenizer(tokenizer: Tokenizer, config: Config, where: str, source: str) -> None:
     """Raises `UserError` unless the ids of the tokenizer in `where` are the backbone's."""
     if tokenizer.vocab_size > config.vocab_size:
