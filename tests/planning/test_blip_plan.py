@@ -180,3 +180,14 @@ def test_a_batch_is_called_what_it_is(blip, task, frames, said):
     config = config_of(blip, task, frame_weights=False)
     config.data.frames, config.train.batch_size = frames, 7  # which two devices do not divide
     assert said in "\n".join(tables(plan(config, "cpu:2")))
+
+
+@pytest.mark.tpu_compiler
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_a_tpus_programs(blip, chip):
+    """A v6e's training step has an option of its own (`step.py`)."""
+    pytest.importorskip("libtpu")
+    found = plan(config_of(blip, "matching"), f"{chip}:2x2")
+    assert found["fits"] and list(found["programs"]) == [TRAIN, FRAMES, TEXT, STATES, RERANK]
+    for program in found["programs"].values():
+        assert program["executed_flops"] >= 0.9 * program["useful_flops"] > 0
