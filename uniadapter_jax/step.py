@@ -14,7 +14,6 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.accumulation import InHalves, value_and_grad
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.randomness import stream
-from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Loss, Task, step_shardings
 from uniadapter_jax.types import Array, PyTree
 
@@ -43,7 +42,7 @@ def make_step(
     step = pure_step(task, part, optimizer, mesh, seed, accumulation)
     shardings = step_shardings(task, part.trainable, mesh)
     kind = mesh.devices.flat[0].device_kind
-    options = _COMPILER_OPTIONS.get((get_task(task.options.name).family, kind))
+    options = _COMPILER_OPTIONS.get((task.family, kind))
     return jax.jit(
         step, donate_argnums=(0, 1, 2), out_shardings=shardings, compiler_options=options
     )

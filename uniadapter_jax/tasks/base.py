@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
@@ -36,7 +36,11 @@ class Task(Protocol):
     """The loss of a global batch, and what of it lives from step to step.
 
     A step calls `begin`, outside the gradient, then `loss` with what that gave.
+
+    family: see `Kind`.
     """
+
+    family: ClassVar[str]
 
     @property
     def options(self) -> Any:

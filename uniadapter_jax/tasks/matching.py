@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class Matching:
       pad_id: what fills texts.
     """
 
+    family: ClassVar[str] = "blip"
     options: Any
     mesh: Mesh
     embed: int
@@ -302,7 +303,7 @@ def _make(setting: Setting) -> Matching:
 
 KIND = Kind(
     name="matching",
-    family="blip",
+    family=Matching.family,
     make=_make,
     options={
         "momentum": 0.995,  # of the averaged trainables; 0: no momentum

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +36,7 @@ class Retrieval(Stateless):
     mesh: what the batch is cut over; None knows of one device.
     """
 
+    family: ClassVar[str] = "clip"
     options: Any
     mesh: Mesh | None
 
@@ -103,7 +104,7 @@ def _make(setting: Setting) -> Retrieval:
 
 KIND = Kind(
     name="retrieval",
-    family="clip",
+    family=Retrieval.family,
     make=_make,
     options={
         "similarity": "q_score",

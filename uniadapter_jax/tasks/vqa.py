@@ -8,7 +8,7 @@ questions here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -27,6 +27,7 @@ from uniadapter_jax.types import Array, Bool, Float, Int
 class Vqa(Stateless):
     """See the module. options: `config.task`; pad_id: what fills texts."""
 
+    family: ClassVar[str] = "blip"
     options: Any
     mesh: Mesh
     pad_id: int
@@ -125,7 +126,7 @@ def check(options: Any, config: BLIPConfig) -> None:
 
 KIND = Kind(
     name="vqa",
-    family="blip",
+    family=Vqa.family,
     make=_make,
     options={
         "smoothing": 0.1,  # of the training loss' targets
