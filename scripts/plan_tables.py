@@ -5,10 +5,11 @@
     python scripts/plan_tables.py --only='ViT-L/14,.*v5e-8'
     python scripts/plan_tables.py --write    # only writes, from docs/plans.jsonl
 
-No TPU and no weights are needed. A case takes a core one minute to several, and is kept as soon as
-it is there, so what was stopped goes on; delete docs/plans.jsonl to compile all again. Where a
-program does not fit, `plan` names the smallest change with which it does, and the numbers are those
-with it. On other slices of the same chip, with as many clips a chip, that change is tried first.
+No TPU and no weights are needed. A case takes a core one minute to several (a BLIP on a v6e up to
+half an hour), and is kept as soon as it is there, so what was stopped goes on; delete
+docs/plans.jsonl to compile all again. Where a program does not fit, `plan` names the smallest
+change with which it does, and the numbers are those with it. On other slices of the same chip, with
+as many clips a chip, that change is tried first.
 """
 
 from __future__ import annotations
