@@ -7,9 +7,9 @@
 
 No TPU and no weights are needed. A case takes a core one minute to several (a BLIP on a v6e up to
 half an hour), and is kept as soon as it is there, so what was stopped goes on; delete
-docs/plans.jsonl to compile all again. Where a program does not fit, `plan` names the smallest
-change with which it does, and the numbers are those with it. On other slices of the same chip, with
-as many clips a chip, that change is tried first.
+docs/plans.jsonl to compile all again (six hours of a core). Where a program does not fit, `plan`
+names the smallest change with which it does, and the numbers are those with it. On other slices of
+the same chip, with as many clips a chip, that change is tried first.
 """
 
 from __future__ import annotations
