@@ -182,6 +182,20 @@ def test_a_batch_is_called_what_it_is(blip, task, frames, said):
     assert said in "\n".join(tables(plan(config, "cpu:2")))
 
 
+@pytest.mark.parametrize(("family", "refused"), [("blip", True), ("clip", False)])
+def test_options_of_the_compiler_are_of_family_and_device(run_of, monkeypatch, family, refused):
+    """The step of another family goes without; an option that is not known shows which got it."""
+    monkeypatch.setattr(
+        "uniadapter_jax.step._COMPILER_OPTIONS", {(family, "cpu"): {"no_such_option": True}}
+    )
+    lowered = run_of("vqa").lower(TRAIN)
+    if refused:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+            lowered.compile()
+    else:
+        lowered.compile()
+
+
 @pytest.mark.tpu_compiler
 @pytest.mark.parametrize("chip", ["v5e", "v6e"])
 def test_a_tpus_programs(blip, chip):
