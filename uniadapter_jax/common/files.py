@@ -1,0 +1,138 @@
+"""Files of ours that others may have damaged or made: read within bounds, written whole or not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import stat
+from typing import Any, NoReturn
+
+from uniadapter_jax.errors import UserError
+
+JSON_BYTES = (
+    16 * 2**20
+)  # more than any config, identity or result of ours; parsing takes 30 times it
+
+_NAMES = {
+    dict: "a JSON object",
+    list: "a JSON array",
+    str: "a string",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+AnyPath = str | os.PathLike[str]
+
+
+class FileError(UserError):
+    """A file that cannot be used.
+
+    Attributes:
+      path: the file.
+      reason: what is wrong with it and what to do; the message is `path: reason`.
+    """
+
+    def __init__(self, path: AnyPath, reason: str):
+        super().__init__(f"{os.fspath(path)}: {reason}")
+        self.path = os.fspath(path)
+        self.reason = reason
+
+
+def read_bytes(path: AnyPath, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+      FileNotFoundError: there is none.
+      FileError: it is no regular file (a pipe would be waited for without end), is larger, or
+        cannot be read.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FileError(path, "is no regular file")
+            if status.st_size > limit:
+                raise FileError(path, f"has {status.st_size:,} bytes, more than {limit:,}")
+            return file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise FileError(path, f"cannot be read: {getattr(error, 'strerror', error)}") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_json(path: AnyPath, kind: type = dict, *, limit: int = JSON_BYTES) -> Any:
+    """The JSON value of a file, which must be of `kind`, such as `dict`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      FileError: it is no JSON of that kind, too large, too deep, or holds NaN or infinity.
+    """
+    return parse_json(read_bytes(path, limit), path, kind)
+
+
+def parse_json(data: bytes | str, path: AnyPath, kind: type = dict) -> Any:
+    """The JSON value of `data`, which `path` holds; see `read_json`."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
+        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"is not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise FileError(path, "is not JSON of ours: nested too deep") from error
+    except ValueError as error:
+        raise FileError(path, f"is not JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise FileError(path, f"should hold {_name(kind)}, holds {_name(type(value))}")
+    return value
+
+
+def _not_finite(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is beyond float64")
+    return value
+
+
+def _name(kind: type) -> str:
+    return _NAMES.get(kind, kind.__name__)
+
+
+def write_whole(path: AnyPath, data: bytes | str) -> None:
+    """Writes a file so that it is the old one or the new one whenever the machine dies.
+
+    A scratch file left by a process that died is written over by the next write of `path`.
+    """
+    path = pathlib.Path(path)
+    scratch = path.with_name(f".{path.name}.tmp")
+    with scratch.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    sync_directory(path.parent)
+
+
+def write_json(path: AnyPath, value: Any) -> None:
+    """Writes JSON that `read_json` reads back, whole or not at all; NaN and infinity raise."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def sync_directory(path: AnyPath) -> None:
+    """Makes a rename in `path` last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
