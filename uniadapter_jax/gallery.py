@@ -35,7 +35,7 @@ def film_strip(frames: Sequence[bytes]) -> Image.Image:
     """The frames side by side, each `FRAME` pixels high."""
     pictures = []
     for data in frames:
-        with Image.open(io.BytesIO(data)) as file:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as file:
             width = max(1, round(file.width * FRAME / file.height))
             pictures.append(file.convert("RGB").resize((width, FRAME), Image.Resampling.BICUBIC))
     strip = Image.new("RGB", (sum(p.width for p in pictures), FRAME))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from uniadapter_jax.data import clips, images
-from uniadapter_jax.data.video import DecodeError
+from uniadapter_jax.data.media import DecodeError
 
 
 def noise(width, height, seed=0):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from uniadapter_jax.data import sampling, video
-from uniadapter_jax.data.video import DecodeError, read_frames
+from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.video import read_frames
 
 # name, codec, container options
 KINDS = {

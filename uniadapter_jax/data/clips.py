@@ -14,11 +14,10 @@ import PIL
 from jaxtyping import Int
 from PIL import Image
 
-from uniadapter_jax.data import images, sampling, video
+from uniadapter_jax.data import images, media, sampling, video
+from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources import SOURCES
-from uniadapter_jax.data.sources.files import PICTURE_EXTENSIONS
 from uniadapter_jax.data.sources.item import Item
-from uniadapter_jax.data.video import DecodeError
 from uniadapter_jax.errors import UserError
 
 
@@ -106,19 +105,19 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
       DecodeError: the media file gives no usable clip.
     """
     path = os.path.join(root, item.path)
-    if os.path.splitext(path)[1].lower() in PICTURE_EXTENSIONS:
-        pictures, pts = [read_picture(path)], [0.0]
+    if (medium := media.identify(path)).kind == "picture":
+        pictures, pts = [read_picture(path, medium)], [0.0]
     else:
         choose = functools.partial(_choose, settings)
         pictures, pts = video.read_frames(path, choose, item.start, item.end)
     return Clip([_encode(picture, settings) for picture in pictures], pts)
 
 
-def read_picture(path: str) -> Image.Image:
+def read_picture(path: str, medium: media.Medium | None = None) -> Image.Image:
     """A picture file as upright RGB."""
-    video.check_file(path)
+    medium = medium or media.identify(path)
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file, formats=(medium.pillow,)) as image:
             image.load()
             return images.to_rgb(image)
     except Exception as error:  # a hostile file makes Pillow's decoders raise nearly anything

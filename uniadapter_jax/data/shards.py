@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions, read_clip
+from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources.item import Item, clean_text
-from uniadapter_jax.data.video import DecodeError
 from uniadapter_jax.errors import UserError
 
 ITEMS_PER_SHARD = 16

@@ -8,13 +8,14 @@ not match them, one full decode answers instead. Both ways give the same frames 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 
 import av
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
+
+from uniadapter_jax.data.media import DecodeError, check_file
 
 # Demuxers that read one file's own bytes. Playlists and scripts, which would make FFmpeg open other
 # files or addresses, and formats that show any text as a picture are not among them.
@@ -26,18 +27,6 @@ MISSING_SHARE = 0.05  # of the announced length that may lack before a file coun
 MISSING_SECONDS = 0.5  # or this much, whichever is more
 
 av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
-
-
-class DecodeError(Exception):
-    """A media file that gives no usable clip.
-
-    `reason` is one of: missing, empty, unreadable, truncated, damaged, no_video, no_frames.
-    """
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +76,6 @@ def read_frames(
     except (ValueError, EOFError) as error:
         raise DecodeError("unreadable", str(error)) from error
     return images, [float(t) for t in chosen.seconds]
-
-
-def check_file(path: str) -> None:
-    """Raises DecodeError for a path that is no file with something in it."""
-    try:
-        size = os.stat(path).st_size
-    except (OSError, ValueError) as error:
-        raise DecodeError("missing", getattr(error, "strerror", None) or str(error)) from error
-    if os.path.isdir(path):
-        raise DecodeError("missing", "it is a directory")
-    if size == 0:
-        raise DecodeError("empty")
 
 
 class _Unindexed(Exception):
