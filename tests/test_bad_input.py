@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 import small_run
 
-from uniadapter_jax.checkpoint import disk_errors
+from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.directory import load_backbone, save_backbone

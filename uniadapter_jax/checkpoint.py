@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,56 +15,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.types import PyTree
-
-_DISK = {
-    errno.ENOSPC: "no space left",
-    errno.EDQUOT: "quota exceeded",
-    errno.EFBIG: "file size limit reached",
-    errno.EROFS: "read-only file system",
-    errno.EACCES: "no permission",
-    errno.EPERM: "not permitted",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EEXIST: "a file is in the way",
-}
-# tensorstore reports the system's message, not its number.
-_DISK_MESSAGES = {os.strerror(number): text for number, text in _DISK.items()}
-
-
-@contextlib.contextmanager
-def disk_errors(path: pathlib.Path, needed: int) -> Iterator[None]:
-    """Turns a failed write below `path` into an error with needed and free bytes."""
-    try:
-        yield
-    except UserError:  # says more already
-        raise
-    except Exception as error:  # orbax wraps the system's error in several types of its own
-        reason = _disk_reason(error)
-        if reason is None:
-            raise
-        free = shutil.disk_usage(_existing(path)).free
-        raise UserError(
-            f"{path}: cannot write: {reason} (needed {needed:,} bytes or more, free {free:,}). The "
-            "last complete checkpoint is untouched; make room and run the same command again"
-        ) from error
-
-
-def _disk_reason(error: BaseException | None) -> str | None:
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            return _DISK[error.errno]
-        for message, reason in _DISK_MESSAGES.items():
-            if message in str(error):
-                return reason
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _existing(path: pathlib.Path) -> pathlib.Path:
-    while not path.exists():
-        path = path.parent
-    return path
 
 
 def tree_bytes(tree: PyTree) -> int:

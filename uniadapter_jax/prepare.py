@@ -30,8 +30,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.data.clips import PrepareSettings
-from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards, writing
+from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards
 from uniadapter_jax.data.sources import Source, read_source
 from uniadapter_jax.data.workers import decode_shards
 from uniadapter_jax.errors import UserError, run_app
@@ -128,7 +129,7 @@ def _finished(
 @contextlib.contextmanager
 def _work_directory(path: str) -> Iterator[str]:
     """The directory for unfinished work; one command at a time may use it."""
-    with writing(path):
+    with disk_errors(path):
         os.makedirs(path, exist_ok=True)
         lock = open(os.path.join(path, "lock"), "w")  # held until the end
     with lock:
@@ -177,7 +178,7 @@ def _make(
 def _clean(work: str, shards: Sequence[Shard]) -> None:
     """Removes what a killed run or other settings left; keeps the lock and the planned shards."""
     keep = {os.path.basename(shard.path) for shard in shards}
-    with writing(work):
+    with disk_errors(work):
         os.makedirs(os.path.join(work, "shards"), exist_ok=True)
         for entry in os.scandir(work):
             if entry.name not in ("lock", "shards"):
@@ -189,7 +190,7 @@ def _clean(work: str, shards: Sequence[Shard]) -> None:
 
 def _publish(new: str, output: str, work: str) -> None:
     """Puts the finished directory in its place; a half-written one is never seen there."""
-    with writing(output):
+    with disk_errors(output):
         if os.path.isdir(output):
             os.rename(output, os.path.join(work, "old"))
         os.rename(new, output)

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax.checkpoint import disk_errors
-from uniadapter_jax.data.shards import sync_directory
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import sync_directory
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.reranking_plan import Pairs
 from uniadapter_jax.types import PyTree
@@ -79,7 +79,7 @@ class Parts:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
-            sync_directory(str(self.directory))
+            sync_directory(self.directory)
 
     def remove(self) -> None:
         """Once all is done."""

@@ -17,7 +17,9 @@ import jax
 from ml_collections import ConfigDict
 
 from uniadapter_jax import __version__, launch
-from uniadapter_jax.checkpoint import check_identity, disk_errors, last_step
+from uniadapter_jax.checkpoint import check_identity, last_step
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import read_json, write_json, write_whole
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
@@ -61,7 +63,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
     found = evaluate(trained.trainable, experiment.data.test)
     result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
     if jax.process_index() == 0:
-        _write_json(workdir / "result.json", result)
+        write_json(workdir / "result.json", result)
         if save_backbone_to:
             part = experiment.partition
             model = part.merge(trained.trainable, part.frozen)
@@ -153,7 +155,7 @@ def _claim(workdir: pathlib.Path) -> None:
 def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
     """Raises if another run lies there; changes nothing."""
     try:
-        saved = json.loads((workdir / "identity.json").read_text())
+        saved = read_json(workdir / "identity.json")
     except FileNotFoundError:
         return
     check_identity(workdir, saved, experiment.identity)
@@ -162,23 +164,9 @@ def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
 def _keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
     """Marks the workdir as this run's, and leaves the config for people."""
     if jax.process_index() == 0:
-        _replace(workdir / "config.json", experiment.config.to_json_best_effort(indent=2) + "\n")
-        _write_json(workdir / "identity.json", experiment.identity)
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    with disk_errors(path, len(text)):
-        with scratch.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    _replace(path, json.dumps(value, indent=1) + "\n")
+        text = experiment.config.to_json_best_effort(indent=2)
+        write_whole(workdir / "config.json", f"{text}\n")
+        write_json(workdir / "identity.json", experiment.identity)
 
 
 def _announce(experiment: Experiment) -> None:

@@ -19,10 +19,10 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
+from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.answers import check_answers, read_answer_list, training_answers
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records, open_records
-from uniadapter_jax.data.shards import writing
 from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
@@ -239,16 +239,9 @@ def _write_best(
     path: pathlib.Path, questions: list[Question], best: dict[QuestionId, list[Answer]]
 ) -> None:
     """One line a question: {"question_id", "question", "answers": [{"answer", "score"}]}."""
-    scratch = path.with_name(f"{path.name}.tmp")
-    with writing(str(path)):
-        with scratch.open("w", encoding="utf-8") as file:
-            for question in questions:
-                line = {
-                    "question_id": question.id,
-                    "question": question.text,
-                    "answers": [
-                        {"answer": a.text, "score": round(a.score, 6)} for a in best[question.id]
-                    ],
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        scratch.replace(path)
+    lines = []
+    for question in questions:
+        answers = [{"answer": a.text, "score": round(a.score, 6)} for a in best[question.id]]
+        line = {"question_id": question.id, "question": question.text, "answers": answers}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_whole(path, "".join(lines))

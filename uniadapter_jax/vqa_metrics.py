@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniadapter_jax.data.shards import writing
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.vqa_answers import normalize_answer, strip_answer
@@ -118,11 +119,9 @@ def write_results(
     if wrong := [question.id for question in questions if not isinstance(question.id, int)]:
         raise UserError(f"{path}: the server knows questions by number, not by {wrong[0]!r}")
     results = [{"question_id": q.id, "answer": predictions[q.id]} for q in questions]
-    scratch = path.with_name(f"{path.name}.tmp")
-    with writing(str(path)):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(results))
-        scratch.replace(path)
+        write_whole(path, json.dumps(results))
 
 
 def _check_ids(predictions: Mapping[QuestionId, str], questions: Sequence[Question]) -> None:

@@ -17,7 +17,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from uniadapter_jax.checkpoint import disk_errors
+from uniadapter_jax.common.disk import disk_errors
 
 
 class Writer:

@@ -32,7 +32,7 @@ def test_json_that_is_none_of_ours_is_named(tmp_path, content, message):
 def test_pipes_directories_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        with pytest.raises(FileError, match="no regular file|directory"):
+        with pytest.raises(FileError, match=r"no regular file|directory"):
             read_bytes(path, 100)
     with pytest.raises(FileNotFoundError):
         read_bytes(tmp_path / "none", 100)

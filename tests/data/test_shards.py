@@ -136,7 +136,7 @@ def test_full_disk(source, tmp_path, workers):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(UserError, match=r"cannot write .*shard-.*File too large.*bytes free"):
+        with pytest.raises(UserError, match=r"shard-.*cannot write: file size limit.*free [\d,]+"):
             decode(source, shards, workers)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,6 +9,7 @@ import pathlib
 import stat
 from typing import Any, NoReturn
 
+from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.errors import UserError
 
 JSON_BYTES = (
@@ -113,15 +114,18 @@ def write_whole(path: AnyPath, data: bytes | str) -> None:
     """Writes a file so that it is the old one or the new one whenever the machine dies.
 
     A scratch file left by a process that died is written over by the next write of `path`.
+    Raises `UserError` where the disk is full or says no.
     """
     path = pathlib.Path(path)
+    content = data.encode() if isinstance(data, str) else data
     scratch = path.with_name(f".{path.name}.tmp")
-    with scratch.open("wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    sync_directory(path.parent)
+    with disk_errors(path, len(content)):
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        sync_directory(path.parent)
 
 
 def write_json(path: AnyPath, value: Any) -> None:

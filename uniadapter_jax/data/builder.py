@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -31,17 +30,11 @@ from absl import logging
 from tensorflow_datasets.core import writer as example_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import sync_directory
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions
-from uniadapter_jax.data.shards import (
-    Outcome,
-    Shard,
-    free_space,
-    read_shard,
-    sync_directory,
-    writing,
-)
+from uniadapter_jax.data.shards import Outcome, Shard, read_shard
 from uniadapter_jax.data.sources import Item, Source, clean_text
-from uniadapter_jax.errors import UserError
 
 RECORDS_FORMAT = 1
 FILE_BYTES = 128 << 20  # of frames per record file
@@ -128,13 +121,8 @@ class _SameBytesWriter(example_writer.ExampleWriter):
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
         parse = tf_example_pb2.Example.FromString
         same = ((k, parse(e).SerializeToString(deterministic=True)) for k, e in examples)
-        try:
+        with disk_errors(path):
             return super().write(path, same)
-        except RuntimeError as error:  # how ArrayRecord reports a full disk: "write() failed: ..."
-            if not re.search(r"\w\(\) failed: ", str(error)):
-                raise
-            message = f"cannot write {os.fspath(path)}: {error}; {free_space(os.fspath(path))}"
-            raise UserError(message) from error
 
 
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
@@ -202,7 +190,7 @@ def build(
     shutil.rmtree(directory, ignore_errors=True)
     data_dir = f"{directory}.tfds"
     shutil.rmtree(data_dir, ignore_errors=True)
-    with writing(directory):
+    with disk_errors(directory):
         builder = RecordsBuilder(found.entries, data_dir=data_dir, file_format="array_record")
         with _quiet():
             builder.download_and_prepare(

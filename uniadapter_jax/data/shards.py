@@ -9,19 +9,18 @@ How items are cut into shards does not depend on the number of workers.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-import shutil
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import sync_directory
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions, read_clip
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources.item import Item, clean_text
-from uniadapter_jax.errors import UserError
 
 ITEMS_PER_SHARD = 16
 FORMAT = 1  # raise it when the content of a shard changes its meaning
@@ -103,7 +102,7 @@ def decode_item(
 def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:
     """All or nothing, also when the process or the machine dies in between."""
     temporary = f"{path}.{os.getpid()}.tmp"
-    with writing(temporary):
+    with disk_errors(temporary):
         with open(temporary, "wb") as file:
             for outcome in outcomes:
                 frames = outcome.clip.frames if outcome.clip else []
@@ -136,35 +135,3 @@ def read_shard(path: str, with_frames: bool = True) -> Iterator[Outcome]:
             clip = None if head["reason"] else Clip(frames, head["pts"])
             sizes = tuple(head["sizes"])
             yield Outcome(head["index"], head["reason"], head["detail"], clip, sizes)
-
-
-class writing:
-    """Turns the errors of a full, limited or read-only disk into a `UserError` with free bytes."""
-
-    DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-    def __init__(self, path: str):
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and error.errno in self.DISK:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; {free_space(self.path)}")
-
-
-def free_space(path: str) -> str:
-    """'N bytes free' on the file system of `path` or of its first parent that exists."""
-    while not os.path.exists(path) and os.path.dirname(path) != path:
-        path = os.path.dirname(path)
-    return f"{shutil.disk_usage(path).free:,} bytes free"
-
-
-def sync_directory(path: str) -> None:
-    """Makes a rename in `path` last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
