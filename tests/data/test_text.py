@@ -270,7 +270,7 @@ def test_broken_files_name_the_culprit(trained, tmp_path):
     with pytest.raises(UserError, match="inconsistent"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("{")
-    with pytest.raises(UserError, match=r"vocab.json is not JSON"):
+    with pytest.raises(UserError, match=r"vocab.json: is not JSON"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "WordPiece", "vocab": {}}}')
     with pytest.raises(UserError, match="no CLIP tokenizer"):

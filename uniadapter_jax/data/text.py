@@ -14,15 +14,24 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import ftfy
 import numpy as np
 import tokenizers
+from jaxtyping import Int
 from tokenizers import models, pre_tokenizers, trainers
 
+from uniadapter_jax.common.files import FileError, read_bytes
+from uniadapter_jax.data.added_tokens import (
+    JSON_BYTES,
+    AddedToken,
+    Splitter,
+    read_added_tokens,
+    read_tokenizer_json,
+)
 from uniadapter_jax.errors import UserError
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -42,8 +51,24 @@ class Tokenizer(ABC):
     fingerprint: str
 
     @abstractmethod
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        """int32 "n length": BOS, at most length - 2 ids, EOS, then `PAD_ID`."""
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, all of them, without BOS and EOS."""
+
+    def encode(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "n l"]:
+        """Rows of BOS, at most length - 2 ids, EOS, then `PAD_ID`; int32."""
+        if length < 2:
+            raise ValueError(f"length={length} has no room for BOS and EOS")
+        rows = np.full((len(texts), length), PAD_ID, np.int32)
+        rows[:, 0] = self.bos_id
+        for row, ids in zip(rows, self.ids(texts), strict=True):
+            kept = ids[: length - 2]
+            row[1 : 1 + len(kept)] = kept
+            row[1 + len(kept)] = self.eos_id
+        return rows
+
+    def lengths(self, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+        """How many tokens each text has, BOS and EOS included, where nothing is cut."""
+        return np.fromiter((len(ids) + 2 for ids in self.ids(texts)), np.int64, len(texts))
 
 
 class MissingTokenizer(Tokenizer):
@@ -55,7 +80,7 @@ class MissingTokenizer(Tokenizer):
         self.directory = str(directory)
         self.files = files
 
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
         raise UserError(
             f"{self.directory} has no tokenizer ({self.files}), so text cannot be encoded. Copy "
             "the files of the backbone there, or pass the directory of another tokenizer"
@@ -64,12 +89,16 @@ class MissingTokenizer(Tokenizer):
 
 @dataclass(frozen=True)
 class Bpe:
-    """What defines a byte-level BPE: ids of tokens, merges by rank, names of BOS and EOS."""
+    """What defines a byte-level BPE: ids of tokens, merges by rank, names of BOS and EOS.
+
+    `vocab` has the ids of `added` tokens, too; BOS and EOS need not be among those.
+    """
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
     bos: str
     eos: str
+    added: tuple[AddedToken, ...] = ()
 
 
 class ClipTokenizer(Tokenizer):
@@ -78,23 +107,30 @@ class ClipTokenizer(Tokenizer):
     def __init__(self, bpe: Bpe) -> None:
         self.bos_id, self.eos_id = bpe.vocab[bpe.bos], bpe.vocab[bpe.eos]
         self.vocab_size = max(bpe.vocab.values()) + 1
-        table = [sorted(bpe.vocab.items()), bpe.merges, bpe.bos, bpe.eos]
+        # BOS and EOS are looked for in the cleaned text, as OpenAI does. Where cleaning would
+        # change them, that would never find them.
+        own = [token for token in (bpe.bos, bpe.eos) if normalize(token) == token]
+        added = [token for token in bpe.added if token.content not in own]
+        table: list[Any] = [sorted(bpe.vocab.items()), bpe.merges, bpe.bos, bpe.eos]
+        table += [list(map(astuple, added))] if added else []
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
         self._pipeline = _pipeline(bpe)
+        self._split = Splitter(added, normalize) if added else None
 
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        if length < 2:
-            raise ValueError(f"length={length} has no room for BOS and EOS")
-        encoded = self._pipeline.encode_batch_fast(
-            [normalize(text) for text in texts], add_special_tokens=False
-        )
-        rows = np.full((len(texts), length), PAD_ID, np.int32)
-        rows[:, 0] = self.bos_id
-        for row, encoding in zip(rows, encoded, strict=True):
-            ids = encoding.ids[: length - 2]
-            row[1 : 1 + len(ids)] = ids
-            row[1 + len(ids)] = self.eos_id
-        return rows
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self._split is None:
+            return self._ids_of_cleaned([normalize(text) for text in texts])
+        parts = [list(self._split(text)) for text in texts]
+        plain = [part for several in parts for part in several if isinstance(part, str)]
+        encoded = iter(self._ids_of_cleaned(plain))
+        return [
+            [i for part in several for i in (next(encoded) if isinstance(part, str) else [part])]
+            for several in parts
+        ]
+
+    def _ids_of_cleaned(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._pipeline.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encoded]
 
 
 def normalize(text: str) -> str:
@@ -117,9 +153,13 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         vocab, merges = _read_slow(root)
     else:
         return MissingTokenizer(root)
+    added = read_added_tokens(root, vocab)
+    vocab = vocab | {token.content: token.id for token in added}
+    if len(set(vocab.values())) < len(vocab):
+        raise UserError(f"the tokenizer in {root} is inconsistent: tokens share an id")
     bos, eos = (_special(root, vocab, role, usual) for role, usual in (("bos", BOS), ("eos", EOS)))
     try:
-        return ClipTokenizer(Bpe(vocab, merges, bos, eos))
+        return ClipTokenizer(Bpe(vocab, merges, bos, eos, added))
     except Exception as error:  # the Rust side raises bare Exception: a merge of unknown tokens
         raise UserError(f"the tokenizer in {root} is inconsistent: {error}") from error
 
@@ -155,7 +195,7 @@ def train_tokenizer(
     model = json.loads(learner.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
     vocab = {token: i for i, token in enumerate([*tokens, BOS, EOS])}
-    bpe = Bpe(vocab, [_pair(merge) for merge in model["merges"]], BOS, EOS)
+    bpe = Bpe(vocab, [_pair(merge, Path(directory)) for merge in model["merges"]], BOS, EOS)
     _write(bpe, Path(directory))
     return ClipTokenizer(bpe)
 
@@ -200,60 +240,78 @@ def _pipeline(bpe: Bpe) -> tokenizers.Tokenizer:
     return pipeline
 
 
-def read_json(path: Path) -> Any:
-    """A file's content; raises `UserError` if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+def read_vocab(value: Any, path: Path) -> dict[str, int]:
+    """A table of ids that `path` holds; raises `FileError` unless it is one."""
+    if not isinstance(value, dict) or not value:
+        raise FileError(path, "holds no vocabulary: an object of tokens and their ids")
+    for token, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+            raise FileError(path, f"vocabulary: {number!r} is no id, that of {token!r}")
+    return value
 
 
-def _pair(merge: Any) -> tuple[str, str]:
+def _pair(merge: Any, path: Path) -> tuple[str, str]:
     """A merge as either version of tokenizer.json writes it: 'a b' or ['a', 'b']."""
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
+        raise FileError(path, f"merges: not a pair of tokens: {str(merge)[:80]!r}")
+    return parts[0], parts[1]
 
 
 def _read_fast(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    content = read_json(path)
-    model = content.get("model", {})
+    model = read_tokenizer_json(path).get("model")
+    model = model if isinstance(model, dict) else {}
     if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
         raise UserError(
             f"{path} is no CLIP tokenizer: expected a BPE with end_of_word_suffix {WORD_END!r}, "
             f"found {model.get('type')!r} with {model.get('end_of_word_suffix')!r}"
         )
-    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
-    return {**model["vocab"], **added}, [_pair(merge) for merge in model["merges"]]
+    merges = model.get("merges")
+    if not isinstance(merges, list):
+        raise FileError(path, "holds no list of merges")
+    return read_vocab(model.get("vocab"), path), [_pair(merge, path) for merge in merges]
 
 
 def _read_slow(root: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     for name in ("vocab.json", "merges.txt"):
         if not (root / name).is_file():
             raise UserError(f"{root} has half a tokenizer: {name} is missing (it needs {FILES})")
+    path = root / "merges.txt"
     merges = []
-    lines = (root / "merges.txt").read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_token_lines(path), 1):
         if not line.strip() or (number == 1 and line.startswith("#version")):
             continue
         if len(line.split()) != 2:
-            raise UserError(f"{root / 'merges.txt'}, line {number}: not a pair: {line!r}")
-        merges.append(_pair(line.split()))
-    added = root / "added_tokens.json"
-    extra = read_json(added) if added.is_file() else {}
-    return {**read_json(root / "vocab.json"), **extra}, merges
+            raise UserError(f"{path}, line {number}: not a pair: {line!r}")
+        merges.append(_pair(line.split(), path))
+    path = root / "vocab.json"
+    return read_vocab(read_tokenizer_json(path), path), merges
+
+
+def read_token_lines(path: Path) -> list[str]:
+    """The lines of a list of tokens. Only line feeds end one: U+2028 may be part of a token.
+
+    Raises:
+      FileError: it is no file of UTF-8 that can be read.
+    """
+    try:
+        text = read_bytes(path, JSON_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"cannot be read: not UTF-8 at byte {error.start}") from error
+    return [line.removesuffix("\r") for line in text.split("\n")]
 
 
 def _special(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
     """The token in a role, as the directory's files say, else CLIP's name for it if it exists."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).is_file():
-            entry = read_json(root / name).get(f"{role}_token")
+            entry = read_tokenizer_json(root / name).get(f"{role}_token")
             token = entry.get("content") if isinstance(entry, dict) else entry
             if token is None:
                 continue
-            if token not in vocab:
+            if not isinstance(token, str) or token not in vocab:
                 raise UserError(f"{root / name}: {role}_token {token!r} is not in the vocabulary")
-            return str(token)
+            return token
     if usual not in vocab:
         raise UserError(
             f"{root}: no {role}_token is named in special_tokens_map.json or tokenizer_config.json "

@@ -6,6 +6,7 @@ like HuggingFace's for BLIP, does not.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,7 +19,15 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from uniadapter_jax.data.text import PAD_ID, MissingTokenizer, Tokenizer, read_json
+from uniadapter_jax.common.files import FileError
+from uniadapter_jax.data.added_tokens import AddedToken, read_added_tokens, read_tokenizer_json
+from uniadapter_jax.data.text import (
+    PAD_ID,
+    MissingTokenizer,
+    Tokenizer,
+    read_token_lines,
+    read_vocab,
+)
 from uniadapter_jax.errors import UserError
 
 PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
@@ -33,51 +42,63 @@ _CLEANING: Mapping[str, Any] = {
     "strip_accents": None,  # where letters are made small
     "lowercase": True,
 }
+# Of these, what tokenizer_config.json says where there is no tokenizer.json.
+_IN_CONFIG: Mapping[str, str] = {
+    "lowercase": "do_lower_case",
+    "strip_accents": "strip_accents",
+    "handle_chinese_chars": "tokenize_chinese_chars",
+}
 
 
 class WordPieceTokenizer(Tokenizer):
     """BERT's tokenizer over `vocab`, whose ids are 0 to its size - 1.
 
-    BOS is [CLS], EOS is [SEP]; `dec_id` and `enc_id` follow the last of them.
+    BOS is [CLS], EOS is [SEP]. `dec_id` and `enc_id` are those of `vocab`, else they follow its
+    last. `added` tokens, which `vocab` has as well, are one id in a text; so are those with a role.
 
     Raises:
       UserError: ids with gaps, or a special token missing or at another place.
     """
 
-    def __init__(self, vocab: Mapping[str, int], cleaning: Mapping[str, Any] = _CLEANING) -> None:
-        own = {token: i for token, i in vocab.items() if token not in (DEC, ENC)}
-        self.dec_id, self.enc_id = len(own), len(own) + 1
-        if sorted(own.values()) != list(range(len(own))):
-            raise UserError(f"ids are not 0 to {len(own) - 1}, as those of a WordPiece vocabulary")
+    def __init__(
+        self,
+        vocab: Mapping[str, int],
+        cleaning: Mapping[str, Any] = _CLEANING,
+        added: Sequence[AddedToken] = (),
+    ) -> None:
+        known = dict(vocab)
+        self.dec_id = min(known.get(token, len(known)) for token in (DEC, ENC))
+        self.enc_id = self.dec_id + 1
         fixed = {PAD: PAD_ID, DEC: self.dec_id, ENC: self.enc_id}
         for token, place in fixed.items():
-            if vocab.get(token, None if token == PAD else place) != place:
-                raise UserError(f"{token} has the id {vocab.get(token)}, expected {place}")
-        if missing := [token for token in (UNKNOWN, CLS, SEP) if token not in own]:
+            if known.get(token, None if token == PAD else place) != place:
+                raise UserError(f"{token} has the id {known.get(token)}, expected {place}")
+        known |= {DEC: self.dec_id, ENC: self.enc_id}
+        if sorted(known.values()) != list(range(len(known))):
+            raise UserError(
+                f"ids are not 0 to {len(vocab) - 1}, as those of a WordPiece vocabulary"
+            )
+        if missing := [token for token in (UNKNOWN, CLS, SEP) if token not in known]:
             raise UserError(f"the vocabulary has no {', '.join(missing)}")
-        self.bos_id, self.eos_id = own[CLS], own[SEP]
-        self.vocab_size = len(own) + 2
-        table = [sorted(own.items()), sorted(cleaning.items())]
-        self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
-        model = models.WordPiece(own, unk_token=UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
+        self.bos_id, self.eos_id, self.unknown_id = known[CLS], known[SEP], known[UNKNOWN]
+        self.vocab_size = len(known)
+        named = [token for token in (PAD, UNKNOWN, CLS, SEP, MASK) if token in known]
+        roles = {token: _special(token, known[token]) for token in (*named, DEC, ENC)}
+        more = [token for token in added if roles.get(token.content) != token]
+        self.fingerprint = _fingerprint(known, cleaning, self.dec_id, more)
+        model = models.WordPiece(known, unk_token=UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
         self._pipeline = tokenizers.Tokenizer(model)
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._pipeline.decoder = decoders.WordPiece(cleanup=False)
-        named = [token for token in (PAD, UNKNOWN, CLS, SEP, MASK) if token in own]
-        self._pipeline.add_special_tokens([*named, DEC, ENC])  # in a text they mean themselves
+        for token in (roles | {token.content: token for token in more}).values():
+            flags = dataclasses.asdict(token)
+            del flags["id"]  # the model has it
+            self._pipeline.add_tokens([tokenizers.AddedToken(**flags)])
 
-    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
-        if length < 2:
-            raise ValueError(f"length={length} has no room for {CLS} and {SEP}")
-        rows = np.full((len(texts), length), PAD_ID, np.int32)
-        rows[:, 0] = self.bos_id
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._pipeline.encode_batch_fast(list(texts), add_special_tokens=False)
-        for row, encoding in zip(rows, encoded, strict=True):
-            ids = encoding.ids[: length - 2]
-            row[1 : 1 + len(ids)] = ids
-            row[1 + len(ids)] = self.eos_id
-        return rows
+        return [encoding.ids for encoding in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Rows of ids as texts, as BERT's tokenizer writes them.
@@ -86,6 +107,21 @@ class WordPieceTokenizer(Tokenizer):
         """
         texts = self._pipeline.decode_batch([list(map(int, row)) for row in rows])
         return [_BLANKS.sub(r"\g<apostrophe>", text) for text in texts]
+
+
+def _special(token: str, number: int) -> AddedToken:
+    return AddedToken(token, number, special=True, normalized=False)
+
+
+def _fingerprint(
+    known: Mapping[str, int], cleaning: Mapping[str, Any], dec_id: int, added: Sequence[AddedToken]
+) -> str:
+    """Covers [DEC] and [ENC] only where they do not follow all others, which is usual."""
+    own = {token: i for token, i in known.items() if token not in (DEC, ENC)}
+    table: list[Any] = [sorted(own.items()), sorted(cleaning.items())]
+    table += [dec_id] if dec_id != len(own) else []
+    table += [[dataclasses.astuple(token) for token in added]] if added else []
+    return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
 
 def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
@@ -102,9 +138,10 @@ def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
         vocab, cleaning = _read_slow(slow)
     else:
         return MissingTokenizer(root, FILES)
+    added = read_added_tokens(root, vocab, special=(PAD, UNKNOWN, CLS, SEP, MASK, DEC, ENC))
     try:
-        return WordPieceTokenizer(vocab, cleaning)
-    except UserError as error:
+        return WordPieceTokenizer({**vocab, **{t.content: t.id for t in added}}, cleaning, added)
+    except (UserError, UnicodeError) as error:
         raise UserError(f"the tokenizer in {root}: {error}") from error
 
 
@@ -168,8 +205,11 @@ def write_wordpiece(vocab: Path, directory: str | os.PathLike[str]) -> None:
 
 
 def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    content = read_json(path)
-    model, normalizer = content.get("model") or {}, content.get("normalizer") or {}
+    content = read_tokenizer_json(path)
+    model, normalizer = (
+        value if isinstance(value := content.get(name), dict) else {}
+        for name in ("model", "normalizer")
+    )
     if (
         model.get("type") != "WordPiece"
         or model.get("continuing_subword_prefix", "##") != "##"
@@ -179,22 +219,26 @@ def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
             f"{path} is no BERT tokenizer: expected a WordPiece with a BertNormalizer, found "
             f"{model.get('type')!r} with {normalizer.get('type')!r}"
         )
-    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
-    cleaning = {name: normalizer.get(name, usual) for name, usual in _CLEANING.items()}
-    return {**model["vocab"], **added}, cleaning
+    return read_vocab(model.get("vocab"), path), _cleaning(normalizer, path)
+
+
+def _cleaning(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`settings` of a BertNormalizer over BERT's own."""
+    cleaning = {name: settings.get(name, usual) for name, usual in _CLEANING.items()}
+    for name, value in cleaning.items():
+        if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
+            raise FileError(path, f"{name} should be true or false, is {value!r}")
+    return cleaning
 
 
 def _read_slow(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    try:
-        tokens = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens)}
+    tokens = read_token_lines(path)
+    while len(tokens) > 1 and not tokens[-1]:
+        tokens.pop()
+    vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         raise UserError(f"{path}: {len(tokens) - len(vocab)} tokens stand there twice")
-    cleaning = dict(_CLEANING)
     settings = path.with_name("tokenizer_config.json")
-    if settings.is_file():
-        content: dict[str, Any] = read_json(settings)
-        cleaning["lowercase"] = content.get("do_lower_case", True)
-    return vocab, cleaning
+    content = read_tokenizer_json(settings) if settings.is_file() else {}
+    named = {ours: content[theirs] for ours, theirs in _IN_CONFIG.items() if theirs in content}
+    return vocab, _cleaning(named, settings)
