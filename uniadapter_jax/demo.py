@@ -19,7 +19,6 @@ The same by hand, once the clips are there (configs/demo.py is `get_config` belo
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import time
@@ -35,6 +34,7 @@ from uniadapter_jax import gallery, launch
 from uniadapter_jax.config import base_config, parse_argument
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.data.sources.manifest import json_lines
 from uniadapter_jax.errors import UserError, run_app
 from uniadapter_jax.evaluate import RetrievalEvaluator, make_evaluator
 from uniadapter_jax.experiment import build
@@ -159,8 +159,8 @@ def make_clips(directory: pathlib.Path, size: Size) -> None:
     """Draws the clips, unless they are there."""
     manifest = directory / "manifest.jsonl"
     if manifest.is_file():
-        lines = manifest.read_text(encoding="utf-8").splitlines()
-        found = Counter(json.loads(line)["split"] for line in lines)
+        lines = list(json_lines(str(manifest)))
+        found = Counter(line["split"] for _, line in lines)
         if (found["train"], found["test"]) != (size.train, size.test):
             raise UserError(
                 f"{directory} holds {found['train']} + {found['test']} clips, not {size.train} + "

@@ -1,5 +1,6 @@
 """Every annotation layout gives the same items; every defect names its place."""
 
+import csv
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import media
 import pytest
 
 from uniadapter_jax.data.sources import SOURCES, read_source
+from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.data.sources.msrvtt import read_caption_indices
 from uniadapter_jax.errors import UserError
 
@@ -155,6 +157,45 @@ class TestMsrvtt:
         media.write_csv(tmp_path / "MSRVTT_train.9k.csv", ["clip"], [["video0"]])
         with pytest.raises(UserError, match=r"MSRVTT_train\.9k\.csv.*'video_id'"):
             read_source("msrvtt", str(tmp_path))
+
+    def test_captions_of_a_table_keep_what_ends_no_row(self, tmp_path):
+        """Line breaks in quotes, and letters at which str.splitlines breaks; with any line end."""
+        captions = ['a man\nsays "hi",\r\nthen runs', "one\u2028two\x85three\x0cfour", "x\u2029y"]
+        for end in ("\n", "\r\n", "\r"):
+            media.msrvtt(tmp_path, TRAIN, TEST)
+            with open(
+                tmp_path / "MSRVTT_JSFUSION_test.csv", "w", newline="", encoding="utf-8"
+            ) as f:
+                writer = csv.writer(f, lineterminator=end)
+                writer.writerow(["key", "video_id", "sentence"])
+                writer.writerows([i, f"video{90 + i}", text] for i, text in enumerate(captions))
+            source = read_source("msrvtt", str(tmp_path))
+            found = [item.captions for item in source.items if item.split == "test"]
+            assert found == [(text,) for text in captions], repr(end)
+
+    @pytest.mark.parametrize(
+        ("rows", "said"),
+        [
+            ('video9,a\nvideo8,"a man\nvideo7,b\n', "line 3: a quote in this row is never closed"),
+            ("video9,a man, a dog\n", "line 2: too many columns: 3, not 2"),
+            ("video9\n", "line 2: too few columns: 1, not 2"),
+        ],
+    )
+    def test_rows_that_say_something_else_are_named(self, tmp_path, rows, said):
+        media.msrvtt(tmp_path, TRAIN, TEST)
+        (tmp_path / "MSRVTT_JSFUSION_test.csv").write_text(f"video_id,sentence\n{rows}")
+        with pytest.raises(UserError, match=f"JSFUSION_test.csv: {said}"):
+            read_source("msrvtt", str(tmp_path))
+
+    def test_lists_and_json_lines_break_at_line_feeds_alone(self, tmp_path):
+        """A JSON writer may leave U+2028 as it is."""
+        rows = [{"caption": "a\u2028b\x85c", "clip_name": v} for v in TRAIN]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+        (tmp_path / "train.jsonl").write_text(text, encoding="utf-8", newline="")
+        source = read_source("msrvtt", str(tmp_path))
+        assert [item.captions for item in source.items] == [("a\u2028b\x85c",)] * len(TRAIN)
+        (tmp_path / "names.txt").write_bytes("\ufeffa\u2028b\r\n\n c \rd".encode())
+        assert Tree(str(tmp_path)).read_names("names.txt") == ["a\u2028b", "c", "d"]
 
     def test_mistyped_field_names_file_and_record(self, tmp_path):
         media.msrvtt(tmp_path, TRAIN, TEST)

@@ -16,7 +16,7 @@ from typing import Any
 from uniadapter_jax.common.files import FileError, read_json
 
 JSON_BYTES = 2**26  # of a tokenizer's file; CLIP's largest has 4 MB
-_FURTHER = "additional_special_tokens"  # today's transformers does not ask it about added_tokens.json
+_FURTHER = "additional_special_tokens"  # transformers 5 does not call these special by role
 _ROLES = (
     *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
     *("extra_special_tokens", _FURTHER),

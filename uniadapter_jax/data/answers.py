@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,11 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int
 
+from uniadapter_jax.common.files import FileError
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.sources.item import clean_text
 from uniadapter_jax.data.sources.question import Question
+from uniadapter_jax.data.sources.text_files import read_json
 from uniadapter_jax.data.text import PAD_ID
 from uniadapter_jax.errors import UserError
 
@@ -27,10 +28,9 @@ def read_answer_list(path: str) -> list[str]:
       UserError: no such list, or entries that are empty or stand there twice; they are named.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.task.answers={path}: not readable as JSON: {error}") from error
+        content = read_json(path)
+    except FileError as error:
+        raise UserError(f"config.task.answers={error}") from error
     if not isinstance(content, list) or not content:
         raise UserError(f"config.task.answers={path}: expected a list of strings")
     first: dict[str, int] = {}

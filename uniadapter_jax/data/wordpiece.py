@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -91,8 +90,8 @@ class WordPieceTokenizer(Tokenizer):
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._pipeline.decoder = decoders.WordPiece(cleanup=False)
-        for token in (roles | {token.content: token for token in more}).values():
-            flags = dataclasses.asdict(token)
+        for one in (roles | {token.content: token for token in more}).values():
+            flags = dataclasses.asdict(one)
             del flags["id"]  # the model has it
             self._pipeline.add_tokens([tokenizers.AddedToken(**flags)])
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
+from uniadapter_jax.data.sources import text_files
 from uniadapter_jax.errors import UserError
 
 VIDEO_EXTENSIONS = (
@@ -67,20 +67,13 @@ class Tree:
         return {stem: path for stem, (_, path) in best.items()}
 
     def read_json(self, path: str) -> Any:
-        full = os.path.join(self.root, path)
-        try:
-            with open(full, encoding="utf-8-sig") as file:
-                return json.load(file)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{full}: not readable as JSON: {error}") from error
+        return text_files.read_json(os.path.join(self.root, path))
 
-    def read_lines(self, path: str) -> list[str]:
-        full = os.path.join(self.root, path)
-        try:
-            with open(full, encoding="utf-8-sig") as file:
-                return file.read().splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(f"{full}: not readable as text: {error}") from error
+    def read_names(self, path: str) -> list[str]:
+        return text_files.read_names(os.path.join(self.root, path))
+
+    def read_columns(self, path: str, *columns: str) -> list[tuple[str, ...]]:
+        return text_files.read_columns(os.path.join(self.root, path), *columns)
 
 
 def _walk(root: str) -> Iterable[str]:

@@ -17,7 +17,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from uniadapter_jax.common.files import FileError, read_bytes
 from uniadapter_jax.data.sources.item import SPLIT_NAME, Item, Source
+from uniadapter_jax.data.sources.text_files import LARGEST
 from uniadapter_jax.errors import UserError
 
 NAMES = ("manifest.jsonl",)
@@ -59,10 +61,9 @@ def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int
     A line that is not JSON is appended to `errors`, or raises where there is no such list.
     """
     try:
-        with open(path, "rb") as file:
-            lines = file.read().split(b"\n")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from error
+        lines = read_bytes(path, LARGEST).split(b"\n")
+    except FileNotFoundError as error:
+        raise FileError(path, "no such file") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -13,7 +13,6 @@ the files in the set are the clips, so the times are not used.
 
 from __future__ import annotations
 
-import csv
 import os
 import pickle
 from collections.abc import Iterable
@@ -93,26 +92,6 @@ def _sentences(records: Any, id_key: str, where: str, captions: Captions) -> Cap
     return captions
 
 
-def _csv_column(tree: Tree, path: str, *columns: str) -> list[tuple[str, ...]]:
-    """Rows of the named columns of a CSV file with a header."""
-    reader = csv.DictReader(tree.read_lines(path))
-    missing = [column for column in columns if column not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(
-            f"{os.path.join(tree.root, path)}: no column {missing[0]!r} in the header "
-            f"{reader.fieldnames}"
-        )
-    rows = []
-    for row in reader:
-        values = tuple(row[column] for column in columns)
-        if any(value is None for value in values):
-            raise UserError(
-                f"{os.path.join(tree.root, path)}, line {reader.line_num}: too few columns"
-            )
-        rows.append(values)
-    return rows
-
-
 def _clip4clip(tree: Tree, train_list: str) -> Source:
     test_list = tree.find("MSRVTT_JSFUSION_test.csv")
     annotations = tree.find("MSRVTT_data.json")
@@ -122,9 +101,9 @@ def _clip4clip(tree: Tree, train_list: str) -> Source:
     where = os.path.join(tree.root, annotations)
     sentences = Fields(where).get(tree.read_json(annotations), "sentences", list)
     captions = _sentences(sentences, "video_id", where, {})
-    train = [video for (video,) in _csv_column(tree, train_list, "video_id")]
+    train = [video for (video,) in tree.read_columns(train_list, "video_id")]
     test: Captions = {}
-    for video, sentence in _csv_column(tree, test_list, "video_id", "sentence"):
+    for video, sentence in tree.read_columns(test_list, "video_id", "sentence"):
         test.setdefault(video, []).append(sentence)
     items = _items(tree, "train", train, captions) + _items(tree, "test", test, test)
     protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
@@ -173,11 +152,9 @@ def _frozen(tree: Tree) -> Source:
     records = Fields(where).get(tree.read_json(annotations), "annotations", list)
     captions = _sentences(records, "image_id", where, {})
     chosen = read_caption_indices(os.path.join(tree.root, indices))
-    train = [line.strip() for line in tree.read_lines(train_list) if line.strip()]
+    train = tree.read_names(train_list)
     test: Captions = {}
-    for video in (line.strip() for line in tree.read_lines(test_list)):
-        if not video:
-            continue
+    for video in tree.read_names(test_list):
         index, known = chosen.get(video), captions.get(video, [])
         if index is None or not 0 <= index < len(known):
             raise UserError(
