@@ -6,6 +6,13 @@ import pytest
 from uniadapter_jax.data import sampling
 
 
+def per_second(times, fps, last=None):
+    """Each frame until the next; the last for as long as the one before, or `last` seconds."""
+    times = np.asarray(times, float)
+    last = last or (times[1] - times[0] if len(times) > 1 else 0.1)
+    return sampling.per_second(times, np.append(times[1:], times[-1] + last), fps).tolist()
+
+
 @pytest.mark.parametrize(
     ("frames", "rate", "expected"),
     [
@@ -13,26 +20,37 @@ from uniadapter_jax.data import sampling
         (37, 12, [0, 12, 24, 36]),
         (5, 10, [0]),
         (1, 10, [0]),
-        (31, 29.97, [0, 30]),
+        (31, 29.97, [0, 29]),  # frame 30 comes at 1.001 s
+        (30, 29.97, [0, 29]),  # which stays until then
         (25, 10, [0, 10, 20]),
     ],
 )
 def test_per_second(frames, rate, expected):
-    chosen = sampling.per_second(np.arange(frames) / rate, 1.0, 1 / rate)
-    assert chosen.tolist() == expected
+    assert per_second(np.arange(frames) / rate, 1.0) == expected
 
 
 def test_per_second_twice_a_second():
-    assert sampling.per_second(np.arange(20) / 10, 2.0, 0.1).tolist() == [0, 5, 10, 15]
+    assert per_second(np.arange(20) / 10, 2.0) == [0, 5, 10, 15]
 
 
 def test_per_second_faster_than_the_video_takes_each_frame_once():
-    assert sampling.per_second(np.arange(5) / 2, 30.0, 0.5).tolist() == [0, 1, 2, 3, 4]
+    assert per_second(np.arange(5) / 2, 30.0) == [0, 1, 2, 3, 4]
 
 
-def test_per_second_with_a_gap_takes_the_next_frame_once():
-    times = np.asarray([0.0, 0.5, 3.5, 4.0])
-    assert sampling.per_second(times, 1.0, 0.5).tolist() == [0, 2, 3]
+def test_per_second_takes_the_frame_on_show():
+    assert per_second([0.0, 0.5, 3.5, 4.0], 1.0) == [0, 1, 3]
+    assert per_second([0.0, 0.9, 1.1, 1.2], 1.0) == [0, 1, 3]
+    assert per_second([0.0, 0.5], 1.0, last=0.4) == [0]
+    assert per_second([0.0, 0.5], 1.0, last=0.6) == [0, 1]
+
+
+def test_per_second_before_the_first_picture_takes_it():
+    assert per_second([0.5, 1.5, 2.5], 1.0) == [0, 1, 2]
+    assert per_second([2.5, 3.5], 1.0) == [0, 1]
+
+
+def test_per_second_with_a_gap_of_years():
+    assert per_second([0.0, 0.5, 1e9], 1.0) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import media
 import numpy as np
 import pytest
 
-from uniadapter_jax.data import sampling, video
+from uniadapter_jax.data import sampling, video, video_file
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.video import read_frames
 
@@ -29,7 +29,7 @@ def each(times):
 
 
 def per_second(times):
-    return sampling.per_second(times.seconds, 1.0, times.period)
+    return sampling.per_second(times.seconds, times.ends, 1.0, times.slack)
 
 
 def numbers(images):
@@ -70,10 +70,10 @@ class TestKinds:
     def test_seeking_gives_the_frames_of_a_full_decode(self, files, name, monkeypatch):
         quick = read_frames(str(files / name), lambda times: np.asarray([3, 13, 14, 24]))
 
-        def unindexed(container, stream):
-            raise video._Unindexed
+        def mismatch(self, wanted, keep):
+            raise video._Mismatch
 
-        monkeypatch.setattr(video, "_packet_times", unindexed)
+        monkeypatch.setattr(video._Reader, "_seek", mismatch)
         full = read_frames(str(files / name), lambda times: np.asarray([3, 13, 14, 24]))
         assert [image.tobytes() for image in quick[0]] == [image.tobytes() for image in full[0]]
 
@@ -81,7 +81,7 @@ class TestKinds:
 def test_groups_without_a_chosen_frame_are_not_decoded(tmp_path, monkeypatch):
     media.write_video(tmp_path / "long.mp4", frames=200, keyframes=10)
     decoded = []
-    original = video._open
+    original = video_file.open_file
 
     class Counting:
         def __init__(self, container):
@@ -90,10 +90,11 @@ def test_groups_without_a_chosen_frame_are_not_decoded(tmp_path, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.container, name)
 
-        def decode(self, stream):
-            for frame in self.container.decode(stream):
-                decoded.append(frame.pts)
-                yield frame
+        def demux(self, *streams):
+            for packet in self.container.demux(*streams):
+                if streams:  # else only the stamps are read
+                    decoded.append(packet.pts)
+                yield packet
 
         def __enter__(self):
             return self
@@ -101,7 +102,7 @@ def test_groups_without_a_chosen_frame_are_not_decoded(tmp_path, monkeypatch):
         def __exit__(self, *error):
             self.container.close()
 
-    monkeypatch.setattr(video, "_open", lambda path: Counting(original(path)))
+    monkeypatch.setattr(video_file, "open_file", lambda path: Counting(original(path)))
     images, _ = read_frames(str(tmp_path / "long.mp4"), lambda times: np.asarray([2, 195]))
     assert len(images) == 2
     assert len(decoded) < 30

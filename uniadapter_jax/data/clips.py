@@ -18,7 +18,10 @@ from uniadapter_jax.data import images, media, sampling, video
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources import SOURCES
 from uniadapter_jax.data.sources.item import Item
+from uniadapter_jax.data.video_clock import Times
 from uniadapter_jax.errors import UserError
+
+MAX_CLIP_BYTES = 200_000_000  # of the JPEG frames of one clip, which a worker holds at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +108,11 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
       DecodeError: the media file gives no usable clip.
     """
     path = os.path.join(root, item.path)
+    keep = _Encoder(settings)
     if (medium := media.identify(path)).kind == "picture":
-        pictures, pts = [read_picture(path, medium)], [0.0]
-    else:
-        choose = functools.partial(_choose, settings)
-        pictures, pts = video.read_frames(path, choose, item.start, item.end)
-    return Clip([_encode(picture, settings) for picture in pictures], pts)
+        return Clip([keep(read_picture(path, medium))], [0.0])
+    choose = functools.partial(_choose, settings)
+    return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
 
 
 def read_picture(path: str, medium: media.Medium | None = None) -> Image.Image:
@@ -128,14 +130,30 @@ def read_picture(path: str, medium: media.Medium | None = None) -> Image.Image:
         ) from error
 
 
-def _choose(settings: PrepareSettings, times: video.Times) -> Int[np.ndarray, "f"]:
+def _choose(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:
     count = len(times.stamps)
     if settings.sampling == "fps":
-        return sampling.per_second(times.seconds, settings.fps, times.period)
+        return sampling.per_second(times.seconds, times.ends, settings.fps, times.slack)
     if settings.sampling == "uniform":
         return sampling.uniform(count, settings.frames)
     return sampling.middle(count, settings.frames)
 
 
-def _encode(picture: Image.Image, settings: PrepareSettings) -> bytes:
-    return images.encode_jpeg(images.shrink(picture, settings.short_side), settings.quality)
+class _Encoder:
+    """Shrinks and encodes the frames of one clip as they come, within bounds."""
+
+    def __init__(self, settings: PrepareSettings):
+        self.settings = settings
+        self.size = 0
+
+    def __call__(self, picture: Image.Image) -> bytes:
+        small = images.shrink(picture, self.settings.short_side)
+        data = images.encode_jpeg(small, self.settings.quality)
+        self.size += len(data)
+        if self.size > MAX_CLIP_BYTES:
+            raise DecodeError(
+                "too_large",
+                f"its frames take more than {MAX_CLIP_BYTES:,} bytes; fewer fit, by fps or "
+                "frames, short_side, or start and end",
+            )
+        return data

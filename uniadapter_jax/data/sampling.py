@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 SAMPLINGS = ("fps", "uniform", "middle")
 
 
-def per_second(times: np.ndarray, fps: float, period: float) -> Int[np.ndarray, "f"]:
+def per_second(
+    begins: Float[np.ndarray, "f"], ends: Float[np.ndarray, "f"], fps: float, slack: float = 1e-6
+) -> Int[np.ndarray, "k"]:
     """The frames on show at 0, 1/fps, 2/fps, ... seconds of the clip (CLIP4Clip's 1 fps list).
 
+    Each is taken once, however long it stays, so a pause of years costs nothing. Before the first
+    picture comes, that one counts as on show.
+
     Args:
-      times: seconds from the clip's beginning, ascending.
+      begins, ends: seconds of the clip at which a frame comes on show and goes; ascending.
       fps: frames to take per second.
-      period: seconds between two frames of the video; the one nearest to the wanted time is taken.
+      slack: seconds by which both may be rounded.
     """
-    if not len(times):
-        return np.zeros(0, int)
-    wanted = np.arange(0, times[-1] + 0.5 * period, 1 / fps)
-    first = np.searchsorted(times, wanted - 0.5 * period)
-    return np.unique(np.minimum(first, len(times) - 1))
+    seen_at = np.ceil(np.maximum(begins - slack, 0.0) * fps) / fps
+    chosen = seen_at < ends - slack
+    chosen[:1] = True
+    return np.flatnonzero(chosen)
 
 
 def uniform(count: int, num: int) -> Int[np.ndarray, "f"]:

@@ -1,72 +1,58 @@
 """Reads the chosen frames of a video file with PyAV (FFmpeg).
 
 Two passes: packet time stamps first, which costs no decoding, then only the groups of pictures that
-hold a chosen frame. Where the container gives no usable time stamps, or the frames that come out do
-not match them, one full decode answers instead. Both ways give the same frames of a sound file.
+hold a chosen frame. Where the container gives no usable time stamps, the frames that come out do
+not match them, or one of them is broken, a full decode answers instead. Both ways give the same
+frames of a sound file.
+
+What FFmpeg decodes is used. Packets that it cannot decode matter where a chosen frame is one of
+them, or is made from one.
 """
 
 from __future__ import annotations
 
+import array
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import av
 import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
+from uniadapter_jax.data import video_clock, video_complete, video_file
 from uniadapter_jax.data.media import DecodeError, check_file
+from uniadapter_jax.data.video_clock import Choose, Times
+from uniadapter_jax.data.video_picture import picture, pixel_aspect
 
-# Demuxers that read one file's own bytes. Playlists and scripts, which would make FFmpeg open other
-# files or addresses, and formats that show any text as a picture are not among them.
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,gif,apng,ogg,asf,"
-    "rm,h264,hevc,av1,obu,ivf,nut,mxf,dv,m4v,mjpeg,yuv4mpegpipe,swf,nsv,wtv,webp_anim"
-)
-MISSING_SHARE = 0.05  # of the announced length that may lack before a file counts as truncated,
-MISSING_SECONDS = 0.5  # or this much, whichever is more
-
-av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """The frames of a clip: time stamps in units of the stream, seconds, seconds between two."""
-
-    stamps: Int[np.ndarray, "f"]
-    seconds: np.ndarray
-    period: float
-
-    def within(self, start: float | None, end: float | None) -> Times:
-        """Frames on show from `start` until before `end`, seconds counted from `start`."""
-        half = 0.5 * self.period
-        first = np.searchsorted(self.seconds, (start or 0.0) - half)
-        last = len(self.seconds) if end is None else np.searchsorted(self.seconds, end - half)
-        seconds = self.seconds[first:last] - (start or 0.0)
-        return Times(self.stamps[first:last], seconds, self.period)
-
-
-Choose = Callable[[Times], Int[np.ndarray, "f"]]  # frames of a clip -> indices, ascending
+Keep = Callable[[Image.Image], Any]
+_FLUSHES = 64  # errors that a decoder may report while it gives its last frames
+_REORDERED = 16  # packets that may be decoded before a frame of an earlier one is shown
 
 
 def read_frames(
-    path: str, choose: Choose, start: float | None = None, end: float | None = None
-) -> tuple[list[Image.Image], list[float]]:
-    """The frames that `choose` takes from the clip, upright RGB, and their seconds in it.
+    path: str,
+    choose: Choose,
+    start: float | None = None,
+    end: float | None = None,
+    keep: Keep = lambda image: image,
+) -> tuple[list[Any], list[float]]:
+    """The frames that `choose` takes from the clip, and the seconds of it at which they come.
+
+    One decoded frame is held at a time.
+
+    Args:
+      start, end: seconds on the file's clock (see `video_clock`).
+      keep: makes what is returned of an upright RGB picture.
 
     Raises:
-      DecodeError: the file is missing, empty, no video, cut short, or has no frame in the range.
+      DecodeError: the file is missing, empty, no video, cut short, too large, has nothing on show
+        in the range, or a chosen frame is broken.
     """
     check_file(path)
     try:
-        with _open(path) as container:
-            stream = _stream(container)
-            try:
-                times, keys = _packet_times(container, stream)
-                chosen = _choose(times.within(start, end), choose)
-                images = _seek_and_decode(path, chosen.stamps, keys)
-            except _Unindexed:
-                chosen, images = _decode_all(path, choose, start, end)
+        return _Reader(path, choose, start, end).read(keep)
     except av.error.ArgumentError as error:  # how FFmpeg refuses a format outside FORMATS
         raise DecodeError("unreadable", "not a known video format") from error
     except av.error.EOFError as error:
@@ -75,168 +61,233 @@ def read_frames(
         raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
     except (ValueError, EOFError) as error:
         raise DecodeError("unreadable", str(error)) from error
-    return images, [float(t) for t in chosen.seconds]
 
 
-class _Unindexed(Exception):
-    """The packets do not say where the frames are."""
+class _Mismatch(Exception):
+    """The packets do not say where the frames are, or one of them needs a closer look."""
 
 
-def _open(path: str) -> av.container.InputContainer:
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    return av.open(path, options=options)
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A decoded frame.
 
-
-def _stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first video stream that is no cover picture. One thread: `prepare` runs many workers."""
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            stream.thread_type = "NONE"
-            stream.thread_count = 1
-            return stream
-    raise DecodeError("no_video", "no video stream")
-
-
-def _times(stream: av.VideoStream, ascending: Sequence[int]) -> Times:
-    """Seconds count from the first frame."""
-    if stream.time_base is None:
-        raise _Unindexed
-    stamps = np.asarray(ascending, np.int64)
-    seconds = (stamps - stamps[0]) * float(stream.time_base)
-    return Times(stamps, seconds, 1 / _rate(stream))
-
-
-def _rate(stream: av.VideoStream) -> float:
-    """Frames per second; for variable ones the average."""
-    return float(stream.average_rate or stream.guessed_rate or 25)
-
-
-def _packet_times(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> tuple[Times, Int[np.ndarray, "k"]]:
-    """Time stamps of all frames in order of display, and those of the key frames."""
-    stamps: list[int] = []
-    keys: list[int] = []
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:
-        raise _Unindexed  # AVI stores times of decoding
-    for packet in container.demux(stream):
-        if packet.size == 0:
-            continue  # the flush packet at the end
-        if packet.is_corrupt:
-            raise DecodeError("truncated", f"broken packet after {len(stamps)} frames")
-        if packet.pts is None:
-            raise _Unindexed
-        if packet.is_discard:
-            continue  # hidden by an edit list
-        stamps.append(packet.pts)
-        if packet.is_keyframe:
-            keys.append(packet.pts)
-    if not stamps:
-        raise DecodeError("no_frames", "the video stream holds no frames")
-    stamps.sort()
-    if len(set(stamps)) < len(stamps):
-        raise _Unindexed
-    times = _times(stream, stamps)
-    _check_complete(container, stream, times)
-    return times, np.asarray(sorted(keys), np.int64)
-
-
-def _check_complete(
-    container: av.container.InputContainer, stream: av.VideoStream, times: Times
-) -> None:
-    """Compares with what the header announced: FFmpeg reads a file cut short without complaint."""
-    end = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if 0 < container.size < end:
-        raise DecodeError("truncated", f"{container.size} of {end} bytes or more")
-    if container.format.name.startswith("mov"):
-        return  # its index was the whole truth; its counts include frames hidden by an edit list
-    count = len(times.stamps)
-    if stream.frames and count < stream.frames * (1 - MISSING_SHARE):
-        raise DecodeError("truncated", f"{count} of {stream.frames} frames")
-    announced = _announced_seconds(container, stream)
-    length = float(times.seconds[-1]) + times.period
-    if length < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
-        raise DecodeError("truncated", f"{length:.2f} of {announced:.2f} seconds")
-
-
-def _announced_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Length of the video stream as the header has it, 0 where it does not say.
-
-    The container's length is that of its longest stream, so a second is taken off for sound.
+    Attributes:
+      broken: it is, or it is made from one that is.
+      leans: it may be made from a frame that is shown after it.
     """
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska: 00:00:04.000000000
-        hours, minutes, seconds = tag.split(":")
-        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
-    if container.duration is not None and not stream.frames:
-        return container.duration / av.time_base - 1.0
-    return 0.0
+
+    frame: av.VideoFrame
+    broken: bool
+
+    @property
+    def leans(self) -> bool:
+        return self.frame.pict_type == av.video.frame.PictureType.B
 
 
-def _choose(clip: Times, choose: Choose) -> Times:
-    if not len(clip.stamps):
-        raise DecodeError("no_frames", "no frame between start and end")
-    indices = choose(clip)
-    return Times(clip.stamps[indices], clip.seconds[indices], clip.period)
+def _check_next(shown: Iterator[_Shown], entry: _Shown) -> None:
+    """Raises _Mismatch where `entry` may be made from a broken frame that follows it."""
+    while entry.leans:
+        following = next(shown, None)
+        if following is None:
+            return
+        if following.broken:
+            raise _Mismatch
+        entry = following
 
 
-def _seek_and_decode(
-    path: str, wanted: Int[np.ndarray, "f"], keys: Int[np.ndarray, "k"]
-) -> list[Image.Image]:
-    """Decodes from the key frame before each wanted frame, skipping groups without one."""
-    images: list[Image.Image] = []
-    with _open(path) as container:
-        stream = _stream(container)
-        frames, shown = container.decode(stream), None
-        for stamp in wanted.tolist():
-            before = keys[keys <= stamp]
-            if len(before) and shown is not None and before[-1] > shown:
-                container.seek(int(before[-1]), stream=stream, backward=True)
-                frames = container.decode(stream)
-            for frame in frames:
-                if frame.pts is None:
-                    raise _Unindexed
-                shown = frame.pts
-                if shown >= stamp:
-                    break
-            if shown != stamp:
-                raise _Unindexed
-            images.append(_image(frame))
-    return images
+class _Reader:
+    """Reads one clip."""
 
+    def __init__(self, path: str, choose: Choose, start: float | None, end: float | None):
+        self.path, self.choose, self.start, self.end = path, choose, start, end
 
-def _decode_all(
-    path: str, choose: Choose, start: float | None, end: float | None
-) -> tuple[Times, list[Image.Image]]:
-    """Two full decodes, one for the times and one for the pixels, so that memory stays small."""
-    with _open(path) as container:
-        stream = _stream(container)
-        shown = [frame.pts for frame in container.decode(stream)]
-        if not shown:
+    def read(self, keep: Keep) -> tuple[list[Any], list[float]]:
+        with video_file.open_file(self.path) as container:
+            stream = video_file.video_stream(container)
+            video_file.decoder(stream)  # says what it cannot do before all is read
+            self.name = container.format.name
+            self.tick, self.rate = video_file.tick_of(stream), video_file.rate_of(stream)
+            self.packets = video_file.survey(container, stream)
+            video_complete.check_complete(self.path, container, stream, self.packets)
+            begin = container.start_time
+            self.origin = None if begin is None else begin / av.time_base
+        if self.packets.indexed:
+            stamps = self.packets.stamps
+            ends = self.packets.video_end, self.packets.file_end
+            chosen = self._choose(stamps, stamps, self.tick, self.origin, *ends)
+            try:
+                return self._seek(chosen.stamps, keep), _seconds(chosen)
+            except _Mismatch:
+                pass  # a full decode knows better
+        return self._decode_all(keep)
+
+    def _choose(
+        self,
+        stamps: Int[np.ndarray, "f"],
+        ticks: Int[np.ndarray, "f"],
+        tick: float,
+        origin: float | None,
+        video_end: float,
+        file_end: float,
+    ) -> Times:
+        """The chosen frames; see `video_clock.times_of`."""
+        times = video_clock.times_of(stamps, ticks, tick, origin, video_end)
+        zero = float(ticks[0]) * tick - float(times.seconds[0])
+        clip = times.within(self.start, self.end, file_end - zero)
+        return clip.take(self.choose(clip))
+
+    def _seek(self, wanted: Int[np.ndarray, "k"], keep: Keep) -> list[Any]:
+        """Decodes from the key frame before each wanted frame, skipping groups without one."""
+        kept: list[Any] = []
+        keys = self.packets.keys
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            shown, last = iter(frames), None
+            for stamp in wanted.tolist():
+                before = keys[keys <= stamp]
+                if len(before) and last is not None and before[-1] > last:
+                    _check_next(shown, entry)
+                    frames.seek(int(before[-1]))
+                    shown = iter(frames)
+                for entry in shown:
+                    last = entry.frame.pts
+                    if last is None or entry.broken:
+                        raise _Mismatch
+                    if last >= stamp:
+                        break
+                if last != stamp:
+                    raise _Mismatch
+                kept.append(keep(frames.picture(entry.frame)))
+            _check_next(shown, entry)
+        return kept
+
+    def _decode_all(self, keep: Keep) -> tuple[list[Any], list[float]]:
+        """Two full decodes, one for the times and one for the pixels, so that memory stays small.
+
+        Frames are known by their place; -1 - i is the i-th packet that gave none.
+        """
+        chosen = self._scan()
+        if (chosen.stamps < 0).any():
+            lost = chosen.seconds[chosen.stamps < 0][0]
+            raise DecodeError("damaged", f"the frame at {lost:.2f} s cannot be decoded")
+        wanted, kept = set(chosen.stamps.tolist()), []
+        leaning = False  # on a frame that comes next
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            for i, entry in enumerate(frames):
+                if entry.broken and (i in wanted or leaning):
+                    raise DecodeError("damaged", f"a broken frame at {entry.frame.time} s")
+                leaning = entry.leans and (leaning or i in wanted)
+                if i in wanted:
+                    kept.append(keep(frames.picture(entry.frame)))
+        if len(kept) < len(wanted):
+            raise DecodeError("damaged", "two decodes gave different frames")
+        return kept, _seconds(chosen)
+
+    def _scan(self) -> Times:
+        """Decodes all for the times of the frames, and of the packets that gave none."""
+        stamps, unknown = array.array("q"), 0
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            for entry in frames:
+                unknown += entry.frame.pts is None
+                stamps.append(entry.frame.pts or 0)
+        if not stamps:
+            if frames.lost:
+                raise DecodeError("unreadable", f"none of {len(frames.lost)} frames is decoded")
             raise DecodeError("no_frames", "no frame could be decoded")
-        stamps = [stamp for stamp in shown if stamp is not None]
-        by_count = sorted(set(stamps)) != shown or stream.time_base is None
-        if by_count:  # no usable time stamps
-            order = np.arange(len(shown))
-            times = Times(order, order / _rate(stream), 1 / _rate(stream))
+        places = np.arange(len(stamps))
+        lost = [(at, pts) for at, pts in frames.lost if at > 0]  # players wait for the first
+        lost_places = -1 - np.arange(len(lost))
+        at = [place for place, _ in lost]
+        if unknown or (self.name == "avi" and not self.packets.indexed):
+            places = np.insert(places, at, lost_places)
+            count, tick = len(places), 1 / self.rate
+            return self._choose(places, np.arange(count), tick, None, count * tick, count * tick)
+        ticks = video_clock.in_a_row(stamps, self.tick, 1 / self.rate, self.name)
+        ends = self.packets.video_end, self.packets.file_end
+        if np.array_equal(ticks, np.asarray(stamps)):
+            given = set(stamps)
+            late = [pts for _, pts in lost if pts is not None and pts not in given]
+            at, lost_places = np.searchsorted(ticks, late).tolist(), -1 - np.arange(len(late))
         else:
-            times = _times(stream, stamps)
-        _check_complete(container, stream, times)
-    chosen = _choose(times.within(start, end), choose)
-    wanted, images = set(chosen.stamps.tolist()), []
-    with _open(path) as container:
-        for i, frame in enumerate(container.decode(_stream(container))):
-            if (i if by_count else frame.pts) in wanted:
-                images.append(_image(frame))
-    return chosen, images
+            late = ticks[np.asarray(at, int) - 1].tolist()
+            ends = (float(ticks[-1]) * self.tick + 1 / self.rate,) * 2
+        ticks, places = np.insert(ticks, at, late), np.insert(places, at, lost_places)
+        return self._choose(places, ticks, self.tick, self.origin, *ends)
+
+    @property
+    def _flagged(self) -> frozenset[int]:
+        """Packets of which a part lacks. In joinable formats a wrong counter flags whole ones."""
+        return frozenset() if self.name in video_clock.JOINABLE else self.packets.broken
 
 
-def _image(frame: av.VideoFrame) -> Image.Image:
-    """Upright RGB. The rotation that phones write beside the pixels counts counter-clockwise."""
-    if frame.is_corrupt:
-        raise DecodeError("damaged", f"a broken frame at {frame.time} s")
-    image = frame.to_image()
-    quarter_turns = round((frame.rotation or 0) / 90) % 4
-    turn = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
-    return image.transpose(turn[quarter_turns]) if quarter_turns else image
+class _Frames:
+    """The frames of an open file in order of display, whichever packets cannot be decoded."""
+
+    def __init__(self, container: av.container.InputContainer, flagged: frozenset[int]):
+        self.container, self.flagged = container, flagged
+        self.stream = video_file.video_stream(container)
+        self.decoder = video_file.decoder(self.stream)
+        self.aspect = pixel_aspect(self.stream)
+        self.lost: list[tuple[int, int | None]] = []  # undecodable: frames before it, its stamp
+        self._count = 0
+        self._fault: int | None = None  # stamp of the newest broken packet or frame
+        self._since_fault = 0  # packets decoded since
+
+    def seek(self, stamp: int) -> None:
+        self.container.seek(stamp, stream=self.stream, backward=True)
+        self.decoder.flush_buffers()
+        self._fault, self._since_fault = None, _REORDERED
+
+    def picture(self, frame: av.VideoFrame) -> Image.Image:
+        return picture(frame, self.aspect)
+
+    def __iter__(self) -> Iterator[_Shown]:
+        self._broken = False
+        for packet in self.container.demux(self.stream):
+            for frame in self._decode(packet):
+                yield _Shown(frame, self._judge(frame))
+                self._count += 1
+
+    def _decode(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
+        self._since_fault += 1
+        if packet.size and packet.pts in self.flagged:
+            self._set_fault(packet.pts)
+        for _ in range(_FLUSHES):
+            try:
+                yield from self.decoder.decode(packet)
+                return
+            except av.error.EOFError:
+                return  # flushed already
+            except av.error.FFmpegError:
+                self._set_fault(packet.pts)
+                if packet.size:
+                    self.lost.append((self._count, packet.pts))
+                    return
+
+    def _set_fault(self, stamp: int | None) -> None:
+        self._broken, self._fault, self._since_fault = True, stamp, 0
+
+    def _judge(self, frame: av.VideoFrame) -> bool:
+        """Whether a frame is broken or follows one that is, up to the next sound key frame.
+
+        A packet is decoded before the frames of earlier ones are shown, which are sound.
+        """
+        if frame.is_corrupt:
+            self._set_fault(frame.pts)
+            return True
+        if not self._broken:
+            return False
+        if unknown := self._fault is None or frame.pts is None:
+            after = self._since_fault >= _REORDERED
+        else:
+            after = frame.pts > self._fault
+        if frame.key_frame and after:
+            self._broken = False
+        leans = frame.pict_type == av.video.frame.PictureType.B
+        return self._broken and (unknown or after or leans or frame.pts == self._fault)
+
+
+def _seconds(chosen: Times) -> list[float]:
+    return [float(t) for t in np.maximum(chosen.seconds, 0.0)]
