@@ -178,7 +178,7 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
     own = run.config["method"]
     options = {name: own[name] for name in method.options}
     like = _shapes_of_trainables(base, method, options)
-    trained = restore_trainable(run.workdir / "checkpoints", step, like)
+    trained, _ = restore_trainable(run.workdir / "checkpoints", step, like)
     task = run.config["task"]
     return AdapterFiles(
         method=method.name,

@@ -23,6 +23,7 @@ from uniadapter_jax.partition import flat_names
 from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm, reached
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.step import init_opt_state, make_step
+from uniadapter_jax.stored_checkpoint import Damaged
 from uniadapter_jax.tasks.base import place_state
 from uniadapter_jax.types import PyTree
 from uniadapter_jax.writer import Writer
@@ -77,15 +78,16 @@ class _Loop:
         self.terminate = False
 
     def _resume(self) -> int:
-        latest = self.checkpoints.latest()
-        if latest is None:
+        newest = self.checkpoints.restore_newest(abstract_like(self._state()))
+        if newest is None:
             return 0
-        self._restore(latest)
-        say(f"resumed from step {latest} of {self.total}")
-        return latest
+        step, state = newest
+        self._take(state)
+        say(f"resumed from step {step} of {self.total}")
+        return step
 
-    def _restore(self, step: int) -> None:
-        state = self.checkpoints.restore(step, abstract_like(self._state()))
+    def _take(self, state: Mapping[str, PyTree]) -> None:
+        """What a checkpoint holds is what training goes on from."""
         self.trainable, self.opt_state = state["trainable"], state["opt_state"]
         self.task_state = state.get("task_state", {})
 
@@ -115,9 +117,14 @@ class _Loop:
         """The step to be tested, restored."""
         if self.e.config.selection == "last":
             return self.total
-        chosen = self.checkpoints.best() or self.total
-        if chosen != self.total:
-            self._restore(chosen)
+        abstract = abstract_like(self._state())
+        while (chosen := self.checkpoints.best() or self.total) != self.total:
+            try:
+                self._take(self.checkpoints.restore(chosen, abstract))
+                break
+            except Damaged as error:
+                self.checkpoints.forget(chosen)
+                say(f"warning: the best checkpoint, of step {chosen}, is damaged: {error}")
         say(f"best on {self.e.config.selection}: step {chosen}")
         return chosen
 
@@ -230,15 +237,35 @@ class _Loop:
                 with leaving_on_sigterm():
                     selection = self._select(self.start)
                 self.checkpoints.set_selection(self.start, selection)
+        self._select_again()
+
+    def _select_again(self) -> None:
+        """The value of an earlier checkpoint whose own is damaged."""
+        for step in self.checkpoints.steps:
+            known = self.checkpoints.has_selection(step)
+            if step >= self.start or known or not self._selects(step):
+                continue
+            try:
+                state = self.checkpoints.restore(step, abstract_like(self._state()))
+            except Damaged as error:
+                say(f"warning: the checkpoint of step {step} is damaged: {error}")
+                continue
+            with leaving_on_sigterm():
+                selection = self._measure(step, state["trainable"])
+            self.checkpoints.set_selection(step, selection)
 
     def _select(self, step: int) -> float:
+        return self._measure(step, self.trainable)
+
+    def _measure(self, step: int, trainable: PyTree) -> float:
         which = self.e.config.selection
         records = self.e.data.val if which == "val" else self.e.data.test
         assert records is not None
-        found = self.evaluate(self.trainable, records)
+        found = self.evaluate(trainable, records)
         value = selection_value(found["metrics"], self.e.config.selection_metric)
         flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
-        self.writer.write(which, step, {"selection": value, **flat})
+        if not any(line["step"] == step for line in self.writer.read(which)):
+            self.writer.write(which, step, {"selection": value, **flat})
         say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
         return value
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import pathlib
 import stat
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from uniadapter_jax.common.disk import disk_errors
@@ -131,6 +133,30 @@ def write_whole(path: AnyPath, data: bytes | str) -> None:
 def write_json(path: AnyPath, value: Any) -> None:
     """Writes JSON that `read_json` reads back, whole or not at all; NaN and infinity raise."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the SHA-256 of what it holds under "sha256"."""
+    return {**value, "sha256": _seal(value)}
+
+
+def unsealed(value: Mapping[str, Any], path: AnyPath) -> tuple[dict[str, Any], bool]:
+    """(The object without its "sha256", whether it had one); `path` holds it.
+
+    Raises:
+      FileError: the content has changed since it was sealed.
+    """
+    content = {name: field for name, field in value.items() if name != "sha256"}
+    if "sha256" not in value:
+        return content, False
+    if value["sha256"] != _seal(content):
+        raise FileError(path, "is damaged: its content does not have the SHA-256 that it names")
+    return content, True
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sync_directory(path: AnyPath) -> None:
