@@ -119,7 +119,7 @@ def test_unreadable_runs_name_the_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_results([str(tmp_path)])
     (tmp_path / "result.json").write_text('{"method": ')
-    with pytest.raises(UserError, match=r"result.json cannot be read"):
+    with pytest.raises(UserError, match=r"result.json: is not JSON"):
         read_results([str(tmp_path)])
     (tmp_path / "result.json").write_text('{"method": "lora"}')
     with pytest.raises(UserError, match="lacks"):

@@ -20,6 +20,7 @@ from typing import Any
 
 from uniadapter_jax.errors import UserError, reporting
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, paired_bootstrap
+from uniadapter_jax.run_files import read_result
 
 PROTOCOL = ("v2t", "ties")  # similarity is part of a method and may differ
 Result = dict[str, Any]
@@ -33,11 +34,9 @@ def read_results(paths: Sequence[str]) -> list[Result]:
 def _read(path: Path) -> Result:
     file = path / "result.json" if path.is_dir() else path
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = read_result(file)
     except FileNotFoundError:
         raise UserError(f"{file} does not exist; has the run ended? Rerun its command") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read as JSON: {error}") from error
     needed = ("method", "seed", "parameters", "metrics", "ranks", "query_ids", "data")
     missing = [key for key in needed if key not in result]
     if missing:

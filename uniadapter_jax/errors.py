@@ -27,18 +27,27 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
         except UserError as error:
             return _report(error)
 
-    # Orbax and TFDS narrate every file at INFO. Orbax also logs, with its traceback, what a thread
-    # of it raises; that reaches us as an exception.
-    logging.set_verbosity(logging.WARNING)
-    logging.get_absl_logger().addFilter(
-        lambda record: not ("orbax" in record.pathname and record.exc_info)
-    )
-    sys.unraisablehook = _unraisable
+    _silence_libraries()
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def _silence_libraries() -> None:
+    """Orbax and TFDS narrate every file at INFO.
+
+    Orbax also logs, with its traceback, what a thread of it raises; that reaches us as an
+    exception.
+    """
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_logger().addFilter(_no_traceback_of_orbax)
+    sys.unraisablehook = _unraisable
+
+
+def _no_traceback_of_orbax(record: Any) -> bool:
+    return not ("orbax" in record.pathname and record.exc_info)
+
+
 def _unraisable(problem: Any) -> None:
-    """Python's own hook, except for writes that end after another write of the checkpoint failed.
+    """Python's own hook, except for what ends after another array of the checkpoint failed.
 
     Orbax closes its event loop on the first failure, which reaches us as an exception; what
     tensorstore still had under way then finds the loop closed, once per array.
@@ -52,6 +61,7 @@ def reporting(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def guarded(*args: Any) -> int:
+        _silence_libraries()
         try:
             return command(*args)
         except UserError as error:

@@ -14,7 +14,6 @@ projection and full. See docs/weights.md.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import sys
@@ -36,6 +35,7 @@ from uniadapter_jax.model import put_adapter
 from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
 from uniadapter_jax.partition import Partition, flat_names, partition
 from uniadapter_jax.randomness import generator
+from uniadapter_jax.run_files import Run, check_same, read_run
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
@@ -44,7 +44,6 @@ from uniadapter_jax.weights.directory import (
     huggingface_tensors,
     load_backbone,
     new_directory,
-    read_json,
     write_backbone,
 )
 from uniadapter_jax.weights.families import family_of
@@ -54,22 +53,12 @@ from uniadapter_jax.weights.peft_layout import write_peft
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a workdir says about its run; `result` is None if it has none."""
-
-    workdir: pathlib.Path
-    config: Mapping[str, Any]
-    identity: Mapping[str, Any]
-    result: Mapping[str, Any] | None
-
-    @property
-    def tested_step(self) -> int:
-        """The step that the result is of, else the newest."""
-        step = self.result["step"] if self.result else last_step(self.workdir / "checkpoints")
-        if step is None:
-            raise UserError(f"{self.workdir} holds no checkpoint yet")
-        return step
+def _tested_step(run: Run) -> int:
+    """The step that the result is of, else the newest."""
+    step = run.result["step"] if run.result else last_step(run.workdir / "checkpoints")
+    if step is None:
+        raise UserError(f"{run.workdir} holds no checkpoint yet")
+    return step
 
 
 def export(
@@ -94,10 +83,10 @@ def export(
       UserError: no run there, a method that has nothing to export or cannot be merged, another
         backbone than the run's. Nothing is left behind then.
     """
-    run = _read_run(pathlib.Path(workdir))
+    run = read_run(workdir)
     method = _check_method(run, merge)
     base = _load_backbone(run, backbone)
-    chosen = run.tested_step if step is None else step
+    chosen = _tested_step(run) if step is None else step
     adapter = _adapter(run, method, base, chosen)
     part = put_adapter(base, adapter)  # as strictly as whoever loads it
     card = model_card(
@@ -121,19 +110,6 @@ def export(
             if tokenizer is not None and tokenizer != base.source:
                 copy_tokenizer(tokenizer, made, family_of(base.model.config))
         (made / "README.md").write_text(card)
-
-
-def _read_run(workdir: pathlib.Path) -> Run:
-    for name in ("config.json", "identity.json"):
-        if not (workdir / name).is_file():
-            raise UserError(f"{workdir} holds no {name}, so it is no workdir of a run")
-    result = workdir / "result.json"
-    return Run(
-        workdir,
-        read_json(workdir / "config.json"),
-        read_json(workdir / "identity.json"),
-        read_json(result) if result.is_file() else None,
-    )
 
 
 def _check_method(run: Run, merge: bool) -> Method:
@@ -178,7 +154,8 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
     own = run.config["method"]
     options = {name: own[name] for name in method.options}
     like = _shapes_of_trainables(base, method, options)
-    trained, _ = restore_trainable(run.workdir / "checkpoints", step, like)
+    trained, identity = restore_trainable(run.workdir / "checkpoints", step, like)
+    check_same(run.workdir, run.identity, identity)
     task = run.config["task"]
     return AdapterFiles(
         method=method.name,

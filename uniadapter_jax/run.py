@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 from uniadapter_jax import __version__, launch
 from uniadapter_jax.checkpoint import check_identity, last_step
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.common.files import read_json, write_json, write_whole
+from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
 from uniadapter_jax.preemption import leaving_on_sigterm
 from uniadapter_jax.progress import duration, say
+from uniadapter_jax.run_files import write_result
 from uniadapter_jax.train import Fit, fit
 from uniadapter_jax.weights.directory import save_backbone
 
@@ -63,7 +64,7 @@ def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
     found = evaluate(trained.trainable, experiment.data.test)
     result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
     if jax.process_index() == 0:
-        write_json(workdir / "result.json", result)
+        write_result(workdir / "result.json", result)
         if save_backbone_to:
             part = experiment.partition
             model = part.merge(trained.trainable, part.frozen)
@@ -158,6 +159,10 @@ def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
         saved = read_json(workdir / "identity.json")
     except FileNotFoundError:
         return
+    except FileError as error:
+        raise UserError(
+            f"{error}. The checkpoints hold the same: remove the file, and the command goes on"
+        ) from error
     check_identity(workdir, saved, experiment.identity)
 
 

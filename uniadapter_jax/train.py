@@ -135,7 +135,7 @@ class _Loop:
         return Fit(
             trainable=self.trainable,
             step=chosen,
-            final_loss=steps[-1]["loss"] if steps else None,
+            final_loss=steps[-1]["loss"] if steps and steps[-1]["step"] == self.total else None,
             data_wait_share=sum(s["wait_seconds"] for s in warm) / wall if warm else None,
             seconds=sum(step["seconds"] for step in steps),
             steps_run=self.total - self.start,

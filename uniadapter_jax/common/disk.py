@@ -20,6 +20,7 @@ _REASONS = {
     errno.EPERM: "not permitted",
     errno.ENOTDIR: "a part of the path is a file",
     errno.EEXIST: "a file is in the way",
+    errno.EISDIR: "a directory is in the way",
 }
 # tensorstore and ArrayRecord report the system's message, not its number.
 _MESSAGES = {os.strerror(number): reason for number, reason in _REASONS.items()}
