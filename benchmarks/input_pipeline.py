@@ -20,6 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from PIL import Image
 
+from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.pipeline import train_batches
@@ -33,7 +34,7 @@ _SIZE = flags.DEFINE_integer("image_size", 224, "Side of the frames in the batch
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Clips per batch.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Measured time per line, after the first batch.", 0.1)
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Worker processes, one line each.")
-_THREADS = flags.DEFINE_integer("threads", os.cpu_count() or 1, "Decoding threads in all.", 1)
+_THREADS = flags.DEFINE_integer("threads", usable_cores(), "Decoding threads in all.", 1)
 _CLIPS = flags.DEFINE_integer("clips", 48, "Clips to make where there are no records.", 1)
 
 MADE_SIZE = (320, 240)  # MSR-VTT's usual size; stored with a short side of `image_size`
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> None:
             records = make_records(root, _CLIPS.value, _FRAMES.value, _SIZE.value)
         print(
             f"{len(records)} clips, {_FRAMES.value} frames of {_SIZE.value} px, batches of "
-            f"{_BATCH.value}, {_THREADS.value} threads, {os.cpu_count()} cores"
+            f"{_BATCH.value}, {_THREADS.value} threads, {usable_cores()} cores"
         )
         print("| workers | augment | frames/s | frames/s per core busy | ms per frame and core |")
         print("|---|---|---|---|---|")

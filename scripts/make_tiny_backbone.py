@@ -13,7 +13,6 @@ twenty for a BLIP; stopped, the same command goes on.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
 
@@ -23,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from uniadapter_jax import launch
+from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
@@ -84,7 +84,7 @@ def make_records(family: str, workdir: pathlib.Path, config: ConfigDict) -> None
         PrepareSettings.from_config(config.data.prepare),
         str(raw),
         config.data.records,
-        workers=os.cpu_count() or 1,
+        workers=usable_cores(),
         **{SIZE_OF[family]: VOCABULARY[family]},
     )
 

@@ -172,7 +172,7 @@ def test_a_method_comes_with_its_options():
     [
         ("compute.dtype", "float16", "choose one of float32, bfloat16"),
         ("data.words", 2, "BOS, a token and EOS"),
-        ("train.batch_size", 0, "must be positive"),
+        ("train.batch_size", 0, "at least 1"),
         ("selection", "val", "needs config.data.val"),
         ("selection_metric", "v2t/R@2", "Rsum, or one of t2v, v2t"),
     ],

@@ -418,7 +418,7 @@ class TestCommandLine:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"source": "imagenet"}, r"prepare\.source='imagenet' is not one of msrvtt"),
+            ({"source": "imagenet"}, r"prepare\.source='imagenet': choose one of msrvtt"),
             ({"sampling": "random"}, r"prepare\.sampling='random'"),
             ({"fps": 0.0}, r"prepare\.fps=0\.0"),
             ({"fps": float("nan")}, r"prepare\.fps=nan"),

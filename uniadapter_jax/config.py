@@ -8,10 +8,11 @@ brings its options in, and any of them can then be overridden (`--config.method.
 from __future__ import annotations
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from uniadapter_jax.adapters import get_method
+from uniadapter_jax.config_rules import MULTIPLIERS, check_values, multipliers
 from uniadapter_jax.errors import UserError, unknown
-from uniadapter_jax.sharding import WEIGHTS
 from uniadapter_jax.tasks import get_task
 
 
@@ -72,7 +73,11 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.optimizer.lr = 1e-5
     config.optimizer.weight_decay = 0.2
     config.optimizer.warmup = 0.1  # share of all steps
-    config.optimizer.clip_norm = 1.0
+    config.optimizer.clip_norm = 1.0  # 0: none
+    # {regular expression on a path such as "heads/text/kernel": factor of its learning rate}, of
+    # which the first that is found in a path counts; None: one rate. A placeholder takes a dict as
+    # it is, where a ConfigDict would sort the patterns and refuse dots in them.
+    config.optimizer.lr_multipliers = placeholder(object)
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # pairs of the global batch
@@ -114,67 +119,26 @@ def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
     return values
 
 
-_CHOICES = {
-    "compute.dtype": ("float32", "bfloat16"),
-    "compute.remat": ("none", "full", "dots"),
-    "data.captions": ("all", "random"),
-    "data.sampling": ("evenly", "uniform", "middle", "random"),
-    "data.resize": ("crop", "squash"),
-    "data.augment": ("none", "crop_flip", "crop_flip_color", "blip"),
-    "data.preprocess": ("none", "blip"),
-    "mesh.weights": WEIGHTS,
-    "selection": ("auto", "last", "val", "test"),
-}
-# Keys without a default.
-_OPTIONAL = ("optimizer.lr_multipliers",)
 _HINTS = {
     "config.method": "; --config=FILE:method=NAME brings the options of a method along",
     "config.task": "; base_config(method, task) brings the options of a task along",
 }
-_POSITIVE = (
-    "train.batch_size",
-    "train.accumulation",
-    "train.log_every",
-    "train.keep",
-    "eval.batch_size",
-    "data.frames",
-    "data.answers",
-    "data.threads",
-    "data.prefetch_mb",
-    "optimizer.lr",
-)
 
 
 def validate(config: ConfigDict) -> ConfigDict:
     """The config with `selection` resolved.
 
+    `optimizer.lr_multipliers`, in the given config too, becomes a tuple of (pattern, factor): a
+    copy of a config would turn a dict into a ConfigDict.
+
     Raises:
       UserError: a field that does not exist, a value outside its choices or range; it is named.
     """
-    _check_fields(config)
-
-    def value(path: str) -> object:
-        node = config
-        for key in path.split("."):
-            node = node[key]
-        return node
-
+    defaults = _check_fields(config)
+    check_values(config, defaults)
+    if config.optimizer.get("lr_multipliers") is not None:
+        config.optimizer.lr_multipliers = multipliers(config.optimizer.lr_multipliers)
     kind = get_task(config.task.name)
-    own = {f"task.{name}": choices for name, choices in kind.choices.items()}
-    for path, choices in {**_CHOICES, **own}.items():
-        if value(path) not in choices:
-            raise UserError(f"config.{path}={value(path)!r}: choose one of {', '.join(choices)}")
-    for path in _POSITIVE:
-        if not value(path) > 0:  # type: ignore[operator]
-            raise UserError(f"config.{path}={value(path)}: must be positive")
-    if config.data.words < 3:
-        raise UserError(f"config.data.words={config.data.words}: BOS, a token and EOS need 3")
-    if config.data.answer_words < 3:
-        raise UserError(
-            f"config.data.answer_words={config.data.answer_words}: [DEC], a token and [SEP] need 3"
-        )
-    if config.data.max_words < 0:
-        raise UserError(f"config.data.max_words={config.data.max_words}: must be at least 0")
     if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
     group, _, metric = config.selection_metric.partition("/")
@@ -194,20 +158,25 @@ def validate(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_fields(config: ConfigDict) -> None:
-    """Raises `UserError` where the fields are not `base_config`'s of its method and task."""
+def _check_fields(config: ConfigDict) -> ConfigDict:
+    """The default config of its method and task; `UserError` where the fields are not the same."""
 
     def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
         for name in known:
-            if name not in mine:
+            if name not in mine and f"{path}.{name}" != f"config.{MULTIPLIERS}":
                 raise UserError(f"{path} has no {name!r}{_HINTS.get(path, '')}")
         for name in mine:
-            if name not in known and f"{path}.{name}" not in optional:
+            if name not in known:
                 raise UserError(unknown(path, name, known))
-            if isinstance(known.get(name), ConfigDict):
+            if isinstance(known[name], ConfigDict):
                 if not isinstance(mine[name], ConfigDict):
                     raise UserError(f"{path}.{name}={mine[name]!r}: has {', '.join(known[name])}")
                 compare(mine[name], known[name], f"{path}.{name}")
 
-    optional = {f"config.{path}" for path in _OPTIONAL}
-    compare(config, base_config(config.method.name, config.task.name), "config")
+    for section in ("method", "task"):
+        chosen = config.get(section)
+        if not isinstance(chosen, ConfigDict) or not isinstance(chosen.get("name"), str):
+            raise UserError(f"config.{section} has no 'name'{_HINTS[f'config.{section}']}")
+    defaults = base_config(config.method.name, config.task.name)
+    compare(config, defaults, "config")
+    return defaults

@@ -31,6 +31,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from uniadapter_jax import gallery, launch
+from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.config import base_config, parse_argument
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
@@ -175,7 +176,7 @@ def make_clips(directory: pathlib.Path, size: Size) -> None:
 
 def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
     settings = PrepareSettings.from_config(config.data.prepare)
-    prepare(settings, str(clips), config.data.records, workers=os.cpu_count() or 1)
+    prepare(settings, str(clips), config.data.records, workers=usable_cores())
 
 
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:

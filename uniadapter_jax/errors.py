@@ -83,14 +83,29 @@ def _parse_flags(argv: list[str]) -> list[str]:
             # A file that cannot be read is kept as an error that any attribute raises.
             flags.FLAGS["config"].value.lock  # noqa: B018
         return rest
-    except (UserError, flags.Error) as error:
-        sys.exit(_report(f"{error}{'' if isinstance(error, UserError) else '; see --help'}"))
+    except UserError as error:
+        sys.exit(_report(error))
+    except flags.Error as error:
+        sys.exit(_report(_wrong_line(argv, str(error)) or f"{error}; see --help"))
     except OSError as error:
         sys.exit(_report(f"--config={_config_file(argv)}: {_first_cause(error)}"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of --config.some.field
         if problem := _unknown_field(argv):
             raise SystemExit(_report(problem)) from error
         raise
+
+
+def _wrong_line(argv: Sequence[str], said: str) -> str | None:
+    """Where a config file raised a TypeError or ValueError; None if `said` is of something else.
+
+    ml_collections puts the traceback into the message.
+    """
+    if "Error whilst parsing config file" not in said:
+        return None
+    file = str(_config_file(argv)).split(":")[0]
+    lines = re.findall(rf'File "{re.escape(file)}", line (\d+)', said)
+    where = f", line {lines[-1]}" if lines else ""
+    return f"{file}{where}: {said.rstrip().splitlines()[-1]}"
 
 
 def _first_cause(error: BaseException) -> str:

@@ -95,8 +95,9 @@ def make_optimizer(
     """The recipe that `config` names, for `params` (a tree of trainables; only paths are read).
 
     `config`: recipe, lr, weight_decay, warmup (share of the run), clip_norm (0: none), and
-    optionally lr_multipliers {regular expression on a path such as 'heads/text/kernel': factor},
-    of which the first that matches counts. One that matches no path raises `UserError`.
+    optionally lr_multipliers {regular expression on a path such as 'heads/text/kernel': factor}, or
+    a sequence of such pairs, of which the first that matches counts. One that matches no path
+    raises `UserError`.
     """
     recipe = _recipe(config.recipe)
     steps = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
@@ -114,7 +115,9 @@ def make_optimizer(
 
 def _recipe(name: str) -> Recipe:
     if name not in RECIPES:
-        raise UserError(f"optimizer.recipe={name!r} is unknown; choose from {sorted(RECIPES)}")
+        raise UserError(
+            f"config.optimizer.recipe={name!r} is unknown; choose from {sorted(RECIPES)}"
+        )
     return RECIPES[name]
 
 
@@ -201,8 +204,8 @@ def _check_patterns(multipliers: Mapping[str, float], params: PyTree) -> None:
     idle = [pattern for pattern in multipliers if pattern not in used]
     if idle:
         raise UserError(
-            f"optimizer.lr_multipliers {idle} match no trainable parameter (or only ones that an "
-            f"earlier pattern takes); paths look like {paths[:3]}"
+            f"config.optimizer.lr_multipliers {idle} match no trainable parameter (or only ones "
+            f"that an earlier pattern takes); paths look like {paths[:3]}"
         )
 
 

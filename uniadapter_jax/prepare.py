@@ -30,6 +30,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards
@@ -288,7 +289,7 @@ def define_flags() -> dict[str, Any]:
             "output", None, "Records directory to make; default: config.data.records."
         ),
         "workers": flags.DEFINE_integer(
-            "workers", os.cpu_count() or 1, "Decoding processes; 0: none beside this one.", 0
+            "workers", usable_cores(), "Decoding processes; 0: none beside this one.", 0
         ),
         "tokenizer": flags.DEFINE_integer(
             "train_tokenizer",

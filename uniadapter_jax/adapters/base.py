@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from uniadapter_jax.common.ranges import Range
 from uniadapter_jax.errors import UserError
 
 
@@ -24,6 +25,8 @@ class Method:
       name: the name that configs use.
       attach: puts trainable modules into the backbone's places; says nothing else.
       options: the method's knobs with their defaults, their only home.
+      ranges: {option: the numbers it may have}, of every number among the options.
+      choices: {option: the values it may have}.
       trainable: the nnx filter of what trains; None trains nothing.
       merge: works a trained module into the backbone's own weights and takes it out; None for a
         method that is not linear.
@@ -33,6 +36,8 @@ class Method:
     name: str
     attach: Callable[[nnx.Module, Any, np.random.Generator], None]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     trainable: Any = AdapterParam
     merge: Callable[[nnx.Module], None] | None = None
     version: int = 1

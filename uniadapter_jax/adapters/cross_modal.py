@@ -23,6 +23,7 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_in, normal
 from uniadapter_jax.types import Array, Float
@@ -142,4 +143,10 @@ METHOD = Method(
     name="cross_modal_adapter",
     attach=attach,
     options={"bottleneck": 8, "shared_dim": 16, "init_std": 0.01, "dropout": 0.0},
+    ranges={
+        "bottleneck": at_least(1),
+        "shared_dim": at_least(0),
+        "init_std": at_least(0),
+        "dropout": BELOW_ONE,
+    },
 )

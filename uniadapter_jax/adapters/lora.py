@@ -19,6 +19,7 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.common.ranges import BELOW_ONE, POSITIVE, at_least
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import fold_in, uniform
 from uniadapter_jax.types import Array, Float
@@ -99,4 +100,5 @@ METHOD = Method(
     attach=attach,
     merge=merge,
     options={"rank": 8, "alpha": 8.0, "targets": ("attn.q", "attn.v"), "dropout": 0.0},
+    ranges={"rank": at_least(1), "alpha": POSITIVE, "dropout": BELOW_ONE},
 )

@@ -32,6 +32,7 @@ from uniadapter_jax.adapters import uniadapter
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.adapters.uniadapter import (
     EPSILON,
+    INITS,
     SCALE,
     STD,
     Branch,
@@ -46,6 +47,7 @@ from uniadapter_jax.adapters.uniadapter import (
 )
 from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.randomness import normal
 from uniadapter_jax.types import Array, Float
@@ -196,4 +198,10 @@ METHOD = Method(
         "train_cross_norm": False,  # BLIP: LN_x
         "key_value_bottleneck": 64,  # BLIP: of the adapters of keys and values; 0: none
     },
+    ranges={
+        "bottleneck": at_least(1),
+        "dropout": BELOW_ONE,
+        "key_value_bottleneck": at_least(0),
+    },
+    choices={"init": INITS},
 )

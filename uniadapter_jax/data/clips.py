@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import av
@@ -14,6 +14,7 @@ import PIL
 from jaxtyping import Int
 from PIL import Image
 
+from uniadapter_jax.common.ranges import SHARE, Range, check_choice, check_range, check_type
 from uniadapter_jax.data import images, media, sampling, video
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources import SOURCES
@@ -22,6 +23,17 @@ from uniadapter_jax.data.video_clock import Times
 from uniadapter_jax.errors import UserError
 
 MAX_CLIP_BYTES = 200_000_000  # of the JPEG frames of one clip, which a worker holds at once
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "source": tuple(SOURCES),
+    "sampling": sampling.SAMPLINGS,
+}
+RANGES: Mapping[str, Range] = {
+    "fps": Range(1e-3, 1e3),
+    "frames": Range(1, 10_000),
+    "short_side": Range(8, 8192),
+    "quality": Range(1, 100),
+    "max_bad_share": SHARE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +68,14 @@ class PrepareSettings:
         return settings
 
     def check(self) -> None:
-        for value, known, name in (
-            (self.source, tuple(SOURCES), "source"),
-            (self.sampling, sampling.SAMPLINGS, "sampling"),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"config.data.prepare.{name}={value!r} is not one of {', '.join(known)}"
-                )
-        for name, low, high in (
-            ("fps", 1e-3, 1e3),
-            ("frames", 1, 10_000),
-            ("short_side", 8, 8192),
-            ("quality", 1, 100),
-            ("max_bad_share", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if not math.isfinite(value) or not low <= value <= high:
-                raise UserError(f"config.data.prepare.{name}={value} is not in {low} .. {high}")
+        kinds = {kind.__name__: kind for kind in (str, int, float)}
+        for field in dataclasses.fields(self):
+            path, value = f"config.data.prepare.{field.name}", getattr(self, field.name)
+            check_type(path, value, kinds[str(field.type)])
+            if field.name in CHOICES:
+                check_choice(path, value, CHOICES[field.name])
+            if field.name in RANGES:
+                check_range(path, value, RANGES[field.name])
 
     def identity(self) -> dict[str, Any]:
         """The settings that the pixels depend on: what is not used does not count."""

@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.common.ranges import Range
 from uniadapter_jax.types import Array, PyTree
 
 Batch = Mapping[str, Array]
@@ -101,6 +102,7 @@ class Kind:
       family: the name of the backbones that it needs, a key of `weights.families.FAMILIES`.
       make: the task for a setting.
       options: its knobs with their defaults, their only home.
+      ranges: {option: the numbers it may have}, of every number among the options.
       choices: {option: the values it may have}.
       protocol: options that say how a result was measured.
       kept: options that an exported adapter remembers.
@@ -114,6 +116,7 @@ class Kind:
     family: str
     make: Callable[[Setting], Task]
     options: Mapping[str, Any]
+    ranges: Mapping[str, Range]
     choices: Mapping[str, tuple[str, ...]]
     protocol: tuple[str, ...]
     kept: tuple[str, ...]

@@ -28,6 +28,7 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import ClipStates, clip_features, encode_clips, frame_features
+from uniadapter_jax.common.ranges import BELOW_ONE, SHARE, Range, at_least
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.matching_losses import Momentum, Queue
@@ -319,6 +320,14 @@ KIND = Kind(
         "rerank_beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
         "v2t": "best_caption",
         "ties": "optimistic",
+    },
+    ranges={
+        "momentum": BELOW_ONE,
+        "queue": at_least(0),
+        "alpha": SHARE,
+        "rerank_k": at_least(0),
+        "rerank_rows": at_least(1),
+        "rerank_beta": Range(),
     },
     choices={
         "queue_sharding": ("replicated", "sharded"),

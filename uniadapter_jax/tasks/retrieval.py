@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import losses, scoring
 from uniadapter_jax.backbones.clip import CLIP
+from uniadapter_jax.common.ranges import POSITIVE
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 from uniadapter_jax.randomness import row_keys, split
 from uniadapter_jax.ring_loss import ring_retrieval_loss
@@ -114,6 +115,7 @@ KIND = Kind(
         "v2t": "best_caption",  # several captions
         "ties": "optimistic",
     },
+    ranges={"temperature": POSITIVE},
     choices={
         "similarity": ("q_score", "mean_pool", "mean_pool_unit"),
         "duplicates": ("negative", "positive", "avoid"),

@@ -18,6 +18,7 @@ from uniadapter_jax.answering import generate_answers, rank_answers, read_questi
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.clip_states import ClipStates, encode_clips
+from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting, Stateless
 from uniadapter_jax.types import Array, Bool, Float, Int
@@ -139,6 +140,13 @@ KIND = Kind(
         "frame_weights": False,  # frame-aware attention, for clips of several frames
         "metric": "vqa",  # VQAv2's accuracy of 10 annotators; exact: one answer, equal strings
         "top_answers": 5,  # that are written down for each question, with scores
+    },
+    ranges={
+        "smoothing": BELOW_ONE,
+        "rank_k": at_least(1),
+        "rank_smoothing": BELOW_ONE,
+        "beams": at_least(1),
+        "top_answers": at_least(1),
     },
     choices={
         "inference": ("rank", "generate"),

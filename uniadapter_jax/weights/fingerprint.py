@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
+from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.weights.safetensors_file import pieces
 
 _FLOAT32 = np.dtype("<f4")
@@ -24,7 +24,7 @@ class BackboneConfig(Protocol):
 
 def workers() -> ThreadPoolExecutor:
     """Threads for hashing and copying of large arrays; both let go of Python's lock."""
-    return ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0))))
+    return ThreadPoolExecutor(min(8, usable_cores()))
 
 
 def digest(name: str, tensor: np.ndarray) -> str:
