@@ -17,7 +17,7 @@ import tempfile
 import time
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 from PIL import Image
 
 from uniadapter_jax.common.cores import usable_cores
@@ -25,6 +25,7 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.pipeline import train_batches
 from uniadapter_jax.data.records import Records, open_records
+from uniadapter_jax.errors import run_app
 from uniadapter_jax.prepare import prepare
 
 _RECORDS = flags.DEFINE_string("records", None, "Prepared records; default: made in a temp dir.")
@@ -141,4 +142,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_app(main)

@@ -27,6 +27,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from uniadapter_jax.common import signals
+
 # What a process of the reference is started with, by this file itself.
 _REFERENCE = "--be-the-reference"
 
@@ -254,4 +256,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

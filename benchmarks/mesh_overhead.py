@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.common import signals
 from uniadapter_jax.config import base_config
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition, partition
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

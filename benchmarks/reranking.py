@@ -35,6 +35,7 @@ from uniadapter_jax.adapters.uniadapter_blip import attach
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.common import signals
 from uniadapter_jax.pair_scores import PairScorer, Texts
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
@@ -279,4 +280,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

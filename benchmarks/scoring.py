@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uniadapter_jax.common import signals
 from uniadapter_jax.scoring import score
 
 TEMPERATURE = 5.0
@@ -114,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

@@ -24,6 +24,7 @@ import numpy as np
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.common import signals
 from uniadapter_jax.config import base_config
 from uniadapter_jax.flops import forward_flops
 from uniadapter_jax.optimizers import make_optimizer
@@ -160,4 +161,4 @@ def random_batch(config: CLIPConfig, args: argparse.Namespace) -> dict[str, np.n
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 
+from uniadapter_jax.common import signals
 from uniadapter_jax.planning.abstract import TRAIN
 from uniadapter_jax.planning.chips import CHIPS
 from uniadapter_jax.progress import duration, say
@@ -332,4 +333,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    signals.run(main)

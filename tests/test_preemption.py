@@ -9,27 +9,24 @@ import sys
 
 import pytest
 
-from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm
-from uniadapter_jax.progress import Progress
+from uniadapter_jax.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
 
 _WORK = """
 import sys, time
 import jax
-from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm
-from uniadapter_jax.progress import Progress
+from uniadapter_jax.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60)
 done = 0
-with leaving_on_sigterm():
-    with noting_sigterm(print):  # may not be left
-        Progress("working", 1, "pieces").advance(1)
+with leaving_on_signal():
+    with noting_signal(print, bool):  # may not be left
+        pass_by()
     print("begun", flush=True)
-    progress = Progress("working", 5000, "pieces")
     try:
         for _ in range(5000):
             time.sleep(0.02)
             done += 1
-            progress.advance(1)
+            pass_by()
     except Preempted:
         print("stopped after", done, flush=True)
 """
@@ -37,8 +34,8 @@ with leaving_on_sigterm():
 
 def test_one_process_leaves_at_once_or_notes_it():
     before, noted = signal.getsignal(signal.SIGTERM), []
-    with leaving_on_sigterm():
-        with noting_sigterm(lambda *_: noted.append("asked")):
+    with leaving_on_signal():
+        with noting_signal(lambda: noted.append("asked"), bool):
             os.kill(os.getpid(), signal.SIGTERM)
         assert noted == ["asked"]
         with pytest.raises(Preempted):
@@ -49,12 +46,12 @@ def test_one_process_leaves_at_once_or_notes_it():
 def test_work_that_may_not_be_left_is_not_asked(monkeypatch):
     monkeypatch.setattr("uniadapter_jax.preemption.reached", lambda: True)
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    Progress("working", 1, "pieces").advance(1)
-    with leaving_on_sigterm():
-        with noting_sigterm(print):
-            Progress("working", 1, "pieces").advance(1)
+    pass_by()
+    with leaving_on_signal():
+        with noting_signal(print, bool):
+            pass_by()
         with pytest.raises(Preempted):
-            Progress("working", 1, "pieces").advance(1)
+            pass_by()
 
 
 def test_two_processes_stop_at_one_point():

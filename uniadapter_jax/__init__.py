@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["AdaptedBLIP", "AdaptedModel", "__version__", "load_model"]
+
+
+if sys.argv[:1] == ["-m"]:  # Python's own word while it looks for one of our commands
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
 
 
 def __getattr__(name: str) -> Any:

@@ -173,6 +173,11 @@ class Checkpoints:
         """Whether the value that selects is known of the checkpoint."""
         return self._selections[step] is not None
 
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint is being written; it gets its name when it is whole."""
+        return self._unproven is not None and not self._place(self._unproven[0]).exists()
+
     def best(self) -> int | None:
         """The step with the best selection metric (of equals the last), None without any."""
         values = {step: value for step, value in self._selections.items() if value is not None}

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uniadapter_jax.errors import UserError, reporting
+from uniadapter_jax.errors import UserError, plain_command
 from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, paired_bootstrap
 from uniadapter_jax.run_files import read_result
 
@@ -188,7 +188,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-@reporting
+@plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; exit status 2 and one line where runs cannot be compared."""
     parser = argparse.ArgumentParser(

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.functions import ACTIVATIONS
-from uniadapter_jax.errors import UserError, reporting
+from uniadapter_jax.errors import UserError, plain_command
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     FINGERPRINT_FILE,
@@ -125,7 +125,7 @@ def _heads(text: str) -> tuple[int, int]:
     return vision, text_heads
 
 
-@reporting
+@plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     assert __doc__

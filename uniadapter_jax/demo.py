@@ -39,7 +39,7 @@ from uniadapter_jax.data.sources.manifest import json_lines
 from uniadapter_jax.errors import UserError, run_app
 from uniadapter_jax.evaluate import RetrievalEvaluator, make_evaluator
 from uniadapter_jax.experiment import build
-from uniadapter_jax.preemption import Preempted
+from uniadapter_jax.preemption import Preempted, end
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.progress import Progress, duration, say
 from uniadapter_jax.run import run
@@ -243,8 +243,7 @@ def main() -> None:
         try:
             found = demo(workdir.value, method.value, seed.value, chosen, backbone.value)
         except Preempted as stopped:
-            say(f"{stopped}. Run the same command to go on.")
-            return 0
+            return end(stopped)
         print(f"\n{table(found)}")
         place = os.path.dirname(found["picture"])
         print(f"\n{duration(time.monotonic() - began)} in all. Look at {found['picture']}")

@@ -11,9 +11,19 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from uniadapter_jax.common import signals
+
 
 class UserError(Exception):
     """Wrong input, configuration or environment. The message says what, where, and what to do."""
+
+    status = 2  # of a command that ends with it
+
+
+class MachineError(UserError):
+    """Something outside of the input failed; the same command again may well succeed."""
+
+    status = 1
 
 
 def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
@@ -22,10 +32,7 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
     def guarded(argv: Sequence[str]) -> int | None:
         if len(argv) > 1:
             return _report(f"unexpected arguments {list(argv[1:])}; see --help")
-        try:
-            return main(argv)
-        except UserError as error:
-            return _report(error)
+        return signals.run(reporting(lambda: main(argv)))
 
     _silence_libraries()
     app.run(guarded, flags_parser=_parse_flags)
@@ -56,11 +63,11 @@ def _unraisable(problem: Any) -> None:
         sys.__unraisablehook__(problem)
 
 
-def reporting(command: Callable[..., int]) -> Callable[..., int]:
-    """For commands without absl: a `UserError` ends one with one report, status 2."""
+def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
+    """A `UserError` ends the command with one report and its status."""
 
     @functools.wraps(command)
-    def guarded(*args: Any) -> int:
+    def guarded(*args: Any) -> int | None:
         _silence_libraries()
         try:
             return command(*args)
@@ -70,9 +77,14 @@ def reporting(command: Callable[..., int]) -> Callable[..., int]:
     return guarded
 
 
+def plain_command(main: Callable[..., int | None]) -> Callable[..., int | None]:
+    """For commands without absl: how one ends on a `UserError` or a signal, as with `run_app`."""
+    return functools.wraps(main)(lambda *args: signals.run(lambda: reporting(main)(*args)))
+
+
 def _report(problem: Any) -> int:
     print(f"error: {problem}", file=sys.stderr, flush=True)
-    return 2
+    return getattr(problem, "status", 2)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.pair_scores import Texts
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.preemption import pass_by
 from uniadapter_jax.progress import Progress
 from uniadapter_jax.reranking import Reranker
 from uniadapter_jax.tasks.base import Batch
@@ -96,6 +97,7 @@ class Encoder:
             batch = {name: host[name] for name in ("frames", "frame_mask")}
             parts.append(self._run(self._frames, trainable, batch))
             masks.append(meshes.fetch(meshes.whole(batch["frame_mask"], e.mesh)))
+            pass_by()
             progress.advance(size)
         count = len(records)  # rows beyond it pad the last batch
         features = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)

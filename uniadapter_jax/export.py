@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.checkpoint import last_step, restore_trainable
-from uniadapter_jax.errors import UserError, reporting
+from uniadapter_jax.errors import UserError, plain_command
 from uniadapter_jax.model import put_adapter
 from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
 from uniadapter_jax.partition import Partition, flat_names, partition
@@ -229,7 +229,7 @@ def push(directory: str | os.PathLike[str], repository: str) -> str:
         ) from error
 
 
-@reporting
+@plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     assert __doc__

@@ -4,8 +4,8 @@
     python -m uniadapter_jax.main --config=configs/msrvtt.py:method=lora --config.method.rank=4
 
 Rerunning the same command resumes from the last checkpoint, or evaluates again when training is
-complete. The result is in WORKDIR/result.json, the losses in WORKDIR/metrics.jsonl (and
-TensorBoard); see docs/results.md.
+complete. SIGTERM or Ctrl-C has it save and stop, a second one ends it at once. The result is in
+WORKDIR/result.json, the losses in WORKDIR/metrics.jsonl (and TensorBoard); see docs/results.md.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from ml_collections import config_flags
 
 from uniadapter_jax import launch
 from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.preemption import Preempted
-from uniadapter_jax.progress import say
+from uniadapter_jax.preemption import Preempted, end
 from uniadapter_jax.run import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
             run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
             launch.end_processes()
         except Preempted as stopped:
-            say(f"{stopped}. Run the same command to go on.")
+            return end(stopped)
     return 0
 
 

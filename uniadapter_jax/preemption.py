@@ -1,54 +1,89 @@
-"""SIGTERM: whoever is asked to stop does so where nothing is lost, all processes at one point.
+"""A run that SIGTERM or SIGINT stops does so where nothing is lost, all processes at one point.
 
-With several processes JAX's own handler notes the signal and agrees with the others on a point that
-none has passed, so all have to come by the same points in the same order.
+With several processes JAX's own handler notes SIGTERM and agrees with the others on a point that
+none has passed, so all have to come by the same points in the same order; SIGINT is passed on to
+it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from uniadapter_jax.common import signals
+from uniadapter_jax.progress import say
 
-class Preempted(Exception):
-    """SIGTERM came; what is needed to go on is saved."""
+
+class Preempted(KeyboardInterrupt):
+    """SIGTERM or SIGINT came; what is needed to go on is saved.
+
+    As a KeyboardInterrupt it passes through `except Exception`, wherever it is raised.
+    """
 
 
 _points = itertools.count(1)  # of this process; they have to grow, so one count serves all work
 _may_leave = False
 
 
-def leaving_on_sigterm() -> contextlib.AbstractContextManager[None]:
-    """SIGTERM raises `Preempted`: for work that is done again where it is not finished.
+def leaving_on_signal() -> contextlib.AbstractContextManager[None]:
+    """A signal raises `Preempted`: for work that is done again where it is not finished.
 
     With one process at once, with several at the next `pass_by`.
     """
-    return _handling_sigterm(_leave, may_leave=True)
+    return _handling(_leave, lambda: True, may_leave=True)
 
 
-def noting_sigterm(handler: Callable[..., None]) -> contextlib.AbstractContextManager[None]:
-    """Calls `handler` on SIGTERM, where this is the only process: for work that asks `reached`."""
-    return _handling_sigterm(handler, may_leave=False)
+def noting_signal(
+    handler: Callable[[], None], nothing_unsaved: Callable[[], bool]
+) -> contextlib.AbstractContextManager[None]:
+    """Calls `handler` on a signal, where this is the only process: for work that asks `reached`.
+
+    nothing_unsaved: whether the process may be ended should it not come to react.
+    """
+    return _handling(handler, nothing_unsaved, may_leave=False)
 
 
 @contextlib.contextmanager
-def _handling_sigterm(handler: Callable[..., None], *, may_leave: bool) -> Iterator[None]:
+def _handling(
+    handler: Callable[[], None], nothing_unsaved: Callable[[], bool], *, may_leave: bool
+) -> Iterator[None]:
     global _may_leave
     before, _may_leave = _may_leave, may_leave
-    alone = jax.process_count() == 1
-    previous = signal.signal(signal.SIGTERM, handler) if alone else None
+    several = jax.process_count() > 1
+
+    def react(number: int, frame: Any) -> None:
+        signals.receive(number)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            handler()
+
+    kinds = [signal.SIGINT] if several else list(signals.SIGNALS)
+    handled = kinds if threading.current_thread() is threading.main_thread() else []
+    previous = {number: signal.signal(number, react) for number in handled}
     try:
-        yield
+        with signals.unsaved((lambda: False) if several else nothing_unsaved):
+            yield
     finally:
         _may_leave = before
-        if alone:
-            signal.signal(signal.SIGTERM, previous)
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+
+def end(stopped: Preempted) -> int:
+    """Says that the command was stopped, and ends it; with several processes returns the status."""
+    say(f"{stopped}. Run the same command to go on.")
+    if jax.process_count() == 1:
+        signals.leave(signals.status())
+    return signals.status()
 
 
 def reached() -> bool:
@@ -62,5 +97,5 @@ def pass_by() -> None:
         _leave()
 
 
-def _leave(*_: Any) -> None:
+def _leave() -> None:
     raise Preempted("stopped; no training step is lost")

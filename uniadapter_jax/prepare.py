@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from ml_collections import config_flags
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.progress import Progress, on_terminal
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards
 from uniadapter_jax.data.sources import Source, read_source
@@ -152,9 +152,7 @@ def _make(
 ) -> None:
     shards = plan_shards(source.items, source.root, settings, os.path.join(work, "shards"))
     _clean(work, shards)
-    progress = _Progress(shards)
-    decode_shards(shards, source.root, settings, workers, progress)
-    progress.close()
+    _decode(shards, source.root, settings, workers, output)
 
     from uniadapter_jax.data import builder  # TFDS is not needed by the workers
 
@@ -225,6 +223,32 @@ def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:
     shutil.rmtree(work)
 
 
+def _decode(
+    shards: Sequence[Shard], root: str, settings: PrepareSettings, workers: int, output: str
+) -> None:
+    total = sum(len(shard.items) for shard in shards)
+    kept = sum(len(shard.items) for shard in shards if shard.done)
+    where = f"by {workers} processes" if workers else "in this process"
+    print(f"decoding {total} items {where}, for {output}", file=sys.stderr)
+    if kept:
+        print(f"kept from an earlier run: {kept} of {total} items", file=sys.stderr)
+    every = PROGRESS_SECONDS
+    progress = Progress("prepare", total, "items", every=every, kept=kept, write=on_terminal)
+    bad = 0
+
+    def report(count: int, failed: int) -> None:
+        nonlocal bad
+        bad += failed
+        progress.note = f", {bad} bad"
+        progress.advance(count)
+
+    decode_shards(shards, root, settings, workers, report)
+    if progress.done:
+        progress.show()
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+
 def _reasons(coverage: dict[str, dict[str, Any]]) -> str:
     counts: dict[str, int] = {}
     for split in coverage.values():
@@ -241,40 +265,6 @@ def _print_report(output: str, coverage: dict[str, dict[str, Any]]) -> None:
         empty = counts["empty_captions"]
         print(line + (f"; {empty} empty captions dropped" if empty else ""))
     print(f"wrote {output}; everything left out is listed in {output}/report.jsonl")
-
-
-class _Progress:
-    """A line on stderr: items done, items/s of this run, time left, bad items."""
-
-    def __init__(self, shards: Sequence[Shard]):
-        self.total = sum(len(shard.items) for shard in shards)
-        self.kept = sum(len(shard.items) for shard in shards if shard.done)
-        self.done = self.bad = 0
-        self.began = time.monotonic()
-        self.shown = 0.0
-        if self.kept:
-            print(f"kept from an earlier run: {self.kept} of {self.total} items", file=sys.stderr)
-
-    def __call__(self, bad: int) -> None:
-        self.done += 1
-        self.bad += bad
-        if time.monotonic() - self.shown >= PROGRESS_SECONDS:
-            self.show()
-
-    def show(self) -> None:
-        self.shown = time.monotonic()
-        rate = self.done / max(self.shown - self.began, 1e-9)
-        left = (self.total - self.kept - self.done) / rate if rate else 0
-        end = "\r" if sys.stderr.isatty() else "\n"
-        text = f"{self.kept + self.done}/{self.total} items, {rate:.1f} items/s, "
-        text += f"{time.strftime('%H:%M:%S', time.gmtime(left))} left, {self.bad} bad"
-        print(text, end=end, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        if self.done:
-            self.show()
-            if sys.stderr.isatty():
-                print(file=sys.stderr)
 
 
 def define_flags() -> dict[str, Any]:

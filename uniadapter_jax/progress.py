@@ -1,20 +1,15 @@
-"""A progress line with rate and ETA."""
+"""What a run of several processes says to people: each line once."""
 
 from __future__ import annotations
 
 import sys
-import time
 
 import jax
 
-from uniadapter_jax.preemption import pass_by
+from uniadapter_jax.common import progress
+from uniadapter_jax.common.progress import duration
 
-
-def duration(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+__all__ = ["Progress", "duration", "say"]
 
 
 def say(message: str) -> None:
@@ -23,25 +18,8 @@ def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-class Progress:
-    """Says how far a long piece of work is, at most every few seconds; all processes do the same.
-
-    SIGTERM ends it here if it may be left (see `preemption`).
-    """
+class Progress(progress.Progress):
+    """The progress of work that all processes do together, said by the first."""
 
     def __init__(self, label: str, total: int, unit: str, every: float = 10.0):
-        self.label, self.total, self.unit, self.every = label, total, unit, every
-        self.start = self.last = time.monotonic()
-        self.done = 0
-
-    def advance(self, count: int) -> None:
-        """`count` more items are done."""
-        pass_by()
-        self.done += count
-        now = time.monotonic()
-        if now - self.last < self.every or self.done >= self.total:
-            return
-        self.last = now
-        rate = self.done / (now - self.start)
-        eta = duration((self.total - self.done) / rate)
-        say(f"{self.label}: {self.done}/{self.total} {self.unit}, {rate:.1f}/s, ETA {eta}")
+        super().__init__(label, total, unit, every=every, write=say)

@@ -26,6 +26,7 @@ from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.pair_scores import PairScorer, Texts
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.preemption import pass_by
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.reranking_parts import Parts, identity_of
 from uniadapter_jax.types import Float32, PyTree
@@ -91,6 +92,7 @@ class Reranker:
             calls = plan.calls(pairs, lengths, shape, start, start + batch, texts.ids.shape[1])
             for place, found in self.scorer.score(trainable, texts, media, calls):
                 logits[place] = found
+                pass_by()
                 progress.advance(len(place))
             part = pairs.of_items(start, start + batch)
             _check_finite(logits[part], pairs, part)

@@ -23,7 +23,7 @@ from uniadapter_jax.common.files import FileError, read_json, write_json, write_
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
-from uniadapter_jax.preemption import leaving_on_sigterm
+from uniadapter_jax.preemption import leaving_on_signal
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.run_files import write_result
 from uniadapter_jax.train import Fit, fit
@@ -48,9 +48,9 @@ def run(
     Raises:
       UserError: something does not fit, or cannot be written; with several processes on all of
         them, whichever found it.
-      Preempted: after SIGTERM; the same call goes on where it was.
+      Preempted: after SIGTERM or SIGINT; the same call goes on where it was.
     """
-    with leaving_on_sigterm():
+    with leaving_on_signal():
         return _run(config, pathlib.Path(workdir), save_backbone_to)
 
 

@@ -15,12 +15,13 @@ import numpy as np
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.checkpoint import Checkpoints, abstract_like
+from uniadapter_jax.data.batches import Batch, WorkerDied
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import Evaluator, selection_value
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.optimizers import lr_schedule
 from uniadapter_jax.partition import flat_names
-from uniadapter_jax.preemption import Preempted, leaving_on_sigterm, noting_sigterm, reached
+from uniadapter_jax.preemption import Preempted, leaving_on_signal, noting_signal, reached
 from uniadapter_jax.progress import duration, say
 from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.stored_checkpoint import Damaged
@@ -47,7 +48,7 @@ def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> F
     """Trains to the last step from wherever `workdir` stands; returns what is to be tested.
 
     Raises:
-      Preempted: after SIGTERM, once the state is saved.
+      Preempted: after SIGTERM or SIGINT, once the state is saved.
       UserError: non-finite values (the tensor is named), a full disk, another run's workdir.
     """
     if experiment.data.train is None:
@@ -74,7 +75,7 @@ class _Loop:
         self.task_state = place_state(experiment.task, self.trainable, experiment.mesh)
         self.start = self._resume()
         self.writer = Writer(workdir, self.start)
-        self.saved = self.start
+        self.saved = self.taken = self.start
         self.terminate = False
 
     def _resume(self) -> int:
@@ -97,18 +98,21 @@ class _Loop:
         return {**state, "task_state": self.task_state} if self.task_state else state
 
     def run(self) -> Fit:
-        try:
-            with noting_sigterm(self._on_sigterm):
-                self._select_late()
-                if self.start < self.total:
-                    self._steps()
-            self.checkpoints.wait()
-            if self.terminate:  # it came after the last step's look for it
-                raise Preempted("stopped after the last step; saved")
-            chosen = self._choose()
-        except BaseException:
-            self._abandon()
-            raise
+        with noting_signal(self._on_signal, self._nothing_unsaved):
+            try:
+                return self._run()
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _run(self) -> Fit:
+        self._select_late()
+        if self.start < self.total:
+            self._steps()
+        self.checkpoints.wait()
+        if self.terminate:  # it came after the last step's look for it
+            raise Preempted("stopped after the last step; saved")
+        chosen = self._choose()
         self.writer.close()
         self.checkpoints.close()
         return self._fit(chosen)
@@ -149,8 +153,13 @@ class _Loop:
             with contextlib.suppress(Exception):
                 part.close()
 
-    def _on_sigterm(self, *_: Any) -> None:
+    def _on_signal(self) -> None:
         self.terminate = True
+        if self._nothing_unsaved():  # such as before the first step, which takes minutes to compile
+            raise Preempted("stopped; no training step is lost")
+
+    def _nothing_unsaved(self) -> bool:
+        return self.saved == self.taken and not self.checkpoints.saving
 
     def _must_stop(self) -> bool:
         return reached() if jax.process_count() > 1 else self.terminate
@@ -162,10 +171,11 @@ class _Loop:
         step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed, accumulation)
         batches: Any = e.train_batches(self.start)
         meter = _Meter(e, self.start)
+        say("compiling the training step; the first one shows how long that takes")
         with contextlib.closing(batches):
             for step in range(self.start, self.total):
                 tick = time.monotonic()
-                batch = next(batches)
+                batch = self._next(batches)
                 waited = time.monotonic() - tick
                 # Fetching the metrics of each step blocks until it is done. That costs one
                 # dispatch a step and makes every rate, wait and loss below the truth about it.
@@ -178,10 +188,25 @@ class _Loop:
                     np.int32(step),
                 )
                 values = meshes.fetch(metrics)
+                self.taken = step + 1
                 took = time.monotonic() - tick
                 self._check_finite(step + 1, values)
                 self._log(step + 1, values, waited, took, meter)
                 self._after_step(step + 1)
+
+    def _next(self, batches: Any) -> Batch:
+        try:
+            return next(batches)
+        except WorkerDied as error:
+            kept = self._kept()
+            # Several processes save together or not at all, and the others do not know.
+            if jax.process_count() == 1 and self.taken > self.saved:
+                self._save(self.taken, None, wait=True)
+                kept = f"step {self.taken} is saved"
+            raise WorkerDied(f"{error}; {kept}. Run the same command to go on") from error
+
+    def _kept(self) -> str:
+        return f"the last checkpoint is of step {self.saved}" if self.saved else "none is saved"
 
     def _check_finite(self, step: int, values: dict[str, np.ndarray]) -> None:
         flags = values.pop("nonfinite")
@@ -191,10 +216,9 @@ class _Loop:
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             self.checkpoints.wait()
-            kept = f"the last checkpoint is of step {self.saved}" if self.saved else "none is saved"
             raise UserError(
-                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {kept}. Lower "
-                "config.optimizer.lr, or look at this batch's clips"
+                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {self._kept()}. "
+                "Lower config.optimizer.lr, or look at this batch's clips"
             )
 
     def _log(
@@ -207,7 +231,8 @@ class _Loop:
         scalars["since_start"] = step - self.start  # of this process; its first steps compile
         self.writer.write("train", step, scalars)
         meter.add(step, waited, took)
-        if step % self.e.config.train.log_every == 0 or step == self.total:
+        first = step == self.start + 1
+        if step % self.e.config.train.log_every == 0 or step == self.total or first:
             say(meter.line(step, scalars))
 
     def _after_step(self, step: int) -> None:
@@ -216,7 +241,7 @@ class _Loop:
         stop, selection = self._must_stop(), None
         if self._selects(step) and not stop:
             try:
-                with leaving_on_sigterm():
+                with leaving_on_signal():
                     selection = self._select(step)
             except Preempted:
                 stop = True
@@ -231,10 +256,10 @@ class _Loop:
         return ends_epoch and self.e.config.selection != "last"
 
     def _select_late(self) -> None:
-        """What SIGTERM kept from being measured when the state was saved."""
+        """What a signal kept from being measured when the state was saved."""
         if self.start and self._selects(self.start):
             if not self.checkpoints.has_selection(self.start):
-                with leaving_on_sigterm():
+                with leaving_on_signal():
                     selection = self._select(self.start)
                 self.checkpoints.set_selection(self.start, selection)
         self._select_again()

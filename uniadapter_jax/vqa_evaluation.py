@@ -27,6 +27,7 @@ from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.partition import Partition
+from uniadapter_jax.preemption import pass_by
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.tasks.vqa import Vqa
@@ -157,6 +158,7 @@ class VqaEvaluator:
                 batch = meshes.put_batch({"questions": self._ids(own, together)}, self.e.mesh)
                 found = self._answer(trainable, frozen, clips, batch, self.candidates)
                 yield from self._texts(now, together, *meshes.fetch(found))
+                pass_by()
                 progress.advance(sum(map(len, now)))
             first += size
 

@@ -34,7 +34,13 @@ def names(shards):
 
 def decode(source, shards, workers=0, **changes):
     reported = []
-    decode_shards(shards, source.root, media.settings(**changes), workers, reported.append)
+    decode_shards(
+        shards,
+        source.root,
+        media.settings(**changes),
+        workers,
+        lambda count, bad: reported.extend([bad] * count),
+    )
     return reported
 
 
@@ -117,7 +123,7 @@ def test_a_file_that_kills_the_decoder_costs_only_itself(source, tmp_path):
             settings = media.settings()
             os.makedirs({str(tmp_path / "w")!r})
             plan = shards.plan_shards(source.items, source.root, settings, {str(tmp_path / "w")!r})
-            workers.decode_shards(plan, source.root, settings, 2, lambda bad: None)
+            workers.decode_shards(plan, source.root, settings, 2, lambda count, bad: None)
             for shard in plan:
                 for outcome in shards.read_shard(shard.path):
                     print(outcome.index, outcome.reason)

@@ -13,14 +13,19 @@ import grain
 import numpy as np
 from absl import flags
 
+from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.frames import FrameReader
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.errors import MachineError, UserError
 
 ENDLESS = 2**40  # steps
 MOST_WAITING = 64  # batches: more of small ones would only delay the first
 
 Batch = dict[str, np.ndarray]
+
+
+class WorkerDied(MachineError):
+    """A process that makes batches is gone."""
 
 
 class Loader(Protocol):
@@ -37,9 +42,25 @@ class Batches(Iterator[Batch]):
 
     def __init__(self, iterator: Any):
         self._iterator = iterator
+        self._begun = False
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        if not self._begun:  # the first batch starts the processes
+            self._begun = True
+            with hidden_from_children():
+                return self._next()
+        return self._next()
+
+    def _next(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if "Worker process was terminated" not in str(error):  # grain's words, it has no type
+                raise
+            raise WorkerDied(
+                "a data worker died (killed, or out of memory: config.data.workers, "
+                f"config.data.prefetch_mb): {error}"
+            ) from error
 
     def close(self) -> None:
         self._iterator.close()

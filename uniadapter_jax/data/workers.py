@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
+from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.clips import PrepareSettings
 from uniadapter_jax.data.shards import Outcome, Shard, decode_item, write_shard
@@ -22,7 +23,9 @@ from uniadapter_jax.errors import UserError
 CRASHES_ALLOWED = 1  # per file; one may be the fault of the machine
 STARTS_LOST = 3  # workers that may die before they begin a file
 
-Report = Callable[[int], None]  # called with 1 if an item came out bad, else 0
+# Called with the items that are done and how many of them came out bad; with numbers below 0 where
+# a process died and what it had done has to be done again.
+Report = Callable[[int, int], None]
 
 
 def decode_shards(
@@ -49,7 +52,7 @@ def _decode(
     for index, item in enumerate(shard.items, shard.first):
         begin(index)
         outcomes.append(decode_item(index, item, root, settings, index in crashed))
-        report(int(bool(outcomes[-1].reason)))
+        report(1, int(bool(outcomes[-1].reason)))
     write_shard(shard.path, outcomes)
 
 
@@ -65,7 +68,7 @@ def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
                 settings,
                 crashed,
                 lambda index: pipe.send(("begin", index)),
-                lambda bad: pipe.send(("item", bad)),
+                lambda count, bad: pipe.send(("item", bad)),
             )
         except UserError as error:
             pipe.send(("error", str(error)))
@@ -79,7 +82,8 @@ class _Worker:
     def __init__(self, context: multiprocessing.context.SpawnContext, args: tuple):
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, *args), daemon=True)
-        self.process.start()
+        with hidden_from_children():
+            self.process.start()
         theirs.close()
         self.shard: Shard | None = None
         self.item = -1
@@ -139,9 +143,8 @@ class _Pool:
             worker.item = value
         elif kind == "item":
             worker.reported.append(value)
+            self.report(1, value)
         elif kind == "done":
-            for bad in worker.reported:
-                self.report(bad)
             self._give(worker)
         else:
             raise UserError(value)
@@ -152,6 +155,7 @@ class _Pool:
         self.workers.remove(worker)
         if worker.shard is None:
             return
+        self.report(-len(worker.reported), -sum(worker.reported))
         self.deaths[worker.item] += 1
         if worker.item < 0 and self.deaths[worker.item] > STARTS_LOST:
             raise UserError(
