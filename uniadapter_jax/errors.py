@@ -59,7 +59,8 @@ def _unraisable(problem: Any) -> None:
     Orbax closes its event loop on the first failure, which reaches us as an exception; what
     tensorstore still had under way then finds the loop closed, once per array.
     """
-    if str(problem.exc_value) != "Event loop is closed":
+    interrupted = isinstance(problem.exc_value, KeyboardInterrupt)
+    if not interrupted and str(problem.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(problem)
 
 

@@ -275,7 +275,7 @@ class _Loop:
             except Damaged as error:
                 say(f"warning: the checkpoint of step {step} is damaged: {error}")
                 continue
-            with leaving_on_sigterm():
+            with leaving_on_signal():
                 selection = self._measure(step, state["trainable"])
             self.checkpoints.set_selection(step, selection)
 
