@@ -54,10 +54,12 @@ def _no_traceback_of_orbax(record: Any) -> bool:
 
 
 def _unraisable(problem: Any) -> None:
-    """Python's own hook, except for what ends after another array of the checkpoint failed.
+    """Python's own hook, but for a signal and for what ends after another array failed.
 
-    Orbax closes its event loop on the first failure, which reaches us as an exception; what
-    tensorstore still had under way then finds the loop closed, once per array.
+    A signal's exception that is raised where Python cannot pass it on, such as in the garbage
+    collector, is lost; the command then ends after a grace (see `common.signals`). Orbax closes
+    its event loop on the first failure, which reaches us as an exception; what tensorstore still
+    had under way then finds the loop closed, once per array.
     """
     interrupted = isinstance(problem.exc_value, KeyboardInterrupt)
     if not interrupted and str(problem.exc_value) != "Event loop is closed":
