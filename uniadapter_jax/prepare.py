@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import itertools
-import json
 import os
 import re
 import shutil
@@ -31,9 +30,11 @@ from ml_collections import config_flags
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import FileError
 from uniadapter_jax.common.progress import Progress, on_terminal
 from uniadapter_jax.data.clips import PrepareSettings
-from uniadapter_jax.data.shards import Shard, hash_json, media_size, plan_shards
+from uniadapter_jax.data.prepared import read_prepared
+from uniadapter_jax.data.shards import Shard, check_shard, hash_json, media_size, plan_shards
 from uniadapter_jax.data.sources import Source, read_source
 from uniadapter_jax.data.workers import decode_shards
 from uniadapter_jax.errors import UserError, run_app
@@ -77,21 +78,9 @@ def prepare(
     if sizes and finished is not None:
         with _work_directory(f"{output}.work") as work:
             _add_tokenizers(output, work, sizes)
-    content = read_prepare_json(output)
+    content = read_prepared(output)
     assert content is not None
     return content
-
-
-def read_prepare_json(directory: str) -> dict[str, Any] | None:
-    """`prepare.json` of a finished records directory, None where there is none."""
-    path = os.path.join(directory, "prepare.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable: {error}") from error
 
 
 def _input_hash(source: Source) -> str:
@@ -108,7 +97,7 @@ def _finished(
     output: str, settings: PrepareSettings, facts: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
     """What is there already, if it answers this command; None if it has to be made."""
-    content = read_prepare_json(output)
+    content = read_prepared(output)
     if content is None:
         if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
             raise UserError(f"--output={output} exists and holds no records; name another")
@@ -152,6 +141,7 @@ def _make(
 ) -> None:
     shards = plan_shards(source.items, source.root, settings, os.path.join(work, "shards"))
     _clean(work, shards)
+    _remove_damaged(shards)
     _decode(shards, source.root, settings, workers, output)
 
     from uniadapter_jax.data import builder  # TFDS is not needed by the workers
@@ -181,10 +171,28 @@ def _clean(work: str, shards: Sequence[Shard]) -> None:
         os.makedirs(os.path.join(work, "shards"), exist_ok=True)
         for entry in os.scandir(work):
             if entry.name not in ("lock", "shards"):
-                shutil.rmtree(entry.path) if entry.is_dir() else os.unlink(entry.path)
+                _remove(entry.path)
         for entry in os.scandir(os.path.join(work, "shards")):
             if entry.name not in keep:
-                os.unlink(entry.path)
+                _remove(entry.path)
+
+
+def _remove_damaged(shards: Sequence[Shard]) -> None:
+    """What an earlier run left is read once, before its clips are counted as done."""
+    for shard in shards:
+        if shard.done:
+            try:
+                check_shard(shard)
+            except FileError as error:
+                print(f"warning: {error}; its items are decoded again", file=sys.stderr)
+                _remove(shard.path)
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
 
 
 def _publish(new: str, output: str, work: str) -> None:

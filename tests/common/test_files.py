@@ -1,10 +1,20 @@
 """Files read within bounds, and written whole or not at all."""
 
 import os
+import pickle
 
 import pytest
 
-from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json, write_whole
+from uniadapter_jax.common.files import (
+    FileError,
+    read_bytes,
+    read_json,
+    read_lines,
+    sealed,
+    unsealed,
+    write_json,
+    write_whole,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,3 +72,30 @@ def test_a_torn_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_whole(tmp_path / "a", "newer")
     assert os.listdir(tmp_path) == ["a"]
     assert (tmp_path / "a").read_bytes() == b"newer"
+
+
+def test_an_error_reaches_another_process():
+    again = pickle.loads(pickle.dumps(FileError("a/b", "is damaged")))
+    assert (again.path, again.reason, str(again)) == ("a/b", "is damaged", "a/b: is damaged")
+
+
+def test_a_seal_is_of_all_else(tmp_path):
+    path = tmp_path / "f.json"
+    write_json(path, sealed({"a": [1, 2.5], "b": {"é": None}}))
+    assert unsealed(read_json(path), path) == ({"a": [1, 2.5], "b": {"é": None}}, True)
+    assert unsealed({"a": 1}, path) == ({"a": 1}, False)
+    with pytest.raises(FileError, match=r"f\.json: is damaged: its content"):
+        unsealed({**read_json(path), "a": [1, 2.4]}, path)
+
+
+def test_lines_are_bounded(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b"one\n\xff\nlast")
+    assert list(read_lines(path, 5)) == [(1, b"one\n"), (2, b"\xff\n"), (3, b"last")]
+    path.write_bytes(b"one\n" + b"x" * 100)
+    with pytest.raises(FileError, match="line 2 has more than 50 bytes"):
+        list(read_lines(path, 50))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileError, match="no regular file"):
+        list(read_lines(path, 50))

@@ -29,6 +29,14 @@ def copy(root, tmp_path):
     return shutil.copytree(root, tmp_path / "copy")
 
 
+def without_digests(root):
+    """As prepare.json was before it named the SHA-256 of the other files."""
+    path = root / "prepare.json"
+    content = json.loads(path.read_text())
+    del content["files"], content["sha256"]
+    path.write_text(json.dumps(content))
+
+
 @pytest.fixture
 def records(root):
     return open_records(str(root), "train")
@@ -189,6 +197,9 @@ class TestRefusals:
         path = copy / "index-train.jsonl"
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(lines[::-1]))
+        with pytest.raises(UserError, match=r"index-train\.jsonl: is damaged"):
+            open_records(str(copy), "train")
+        without_digests(copy)
         with pytest.raises(UserError, match="record 0 of train is not 'p8'"):
             open_records(str(copy), "train").read(0)
 

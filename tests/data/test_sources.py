@@ -345,7 +345,7 @@ class TestManifest:
             ({"id": "b", "path": "a", "start": "0"}, "line 2: 'start'"),
             ({"id": "b", "path": "a", "start": -1}, "line 2: 'start'"),
             ({"id": "b", "path": "a", "start": True}, "line 2: 'start'"),
-            ('{"id": "b", "path": "a", "end": NaN}', "line 2: 'end'"),
+            ('{"id": "b", "path": "a", "end": NaN}', "line 2: not JSON: NaN"),
             ({"id": "b", "path": "a", "start": 3, "end": 3}, "line 2: 'end'"),
             ({"id": "b", "path": "a", "split": "my split"}, "line 2: 'split'"),
             ({"id": "b", "path": "a", "split": "all"}, "line 2: 'split'"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import pathlib
 import stat
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NoReturn
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.errors import UserError
@@ -44,6 +45,9 @@ class FileError(UserError):
         self.path = os.fspath(path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a data worker hands it to its parent
+        return type(self), (self.path, self.reason)
+
 
 def read_bytes(path: AnyPath, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
@@ -53,18 +57,40 @@ def read_bytes(path: AnyPath, limit: int) -> bytes:
       FileError: it is no regular file (a pipe would be waited for without end), is larger, or
         cannot be read.
     """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise FileError(path, f"has {size:,} bytes, more than {limit:,}")
+        return file.read(limit + 1)
+
+
+@contextlib.contextmanager
+def open_regular(path: AnyPath) -> Iterator[BinaryIO]:
+    """Opens a regular file for reading; see `read_bytes` for what it raises."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise FileError(path, "is no regular file")
-            if status.st_size > limit:
-                raise FileError(path, f"has {status.st_size:,} bytes, more than {limit:,}")
-            return file.read(limit + 1)
+            yield file
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise FileError(path, f"cannot be read: {getattr(error, 'strerror', error)}") from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        if "null byte" not in str(error):  # in the path
+            raise
+        raise FileError(path, f"cannot be read: {error}") from error
+
+
+def read_lines(path: AnyPath, limit: int) -> Iterator[tuple[int, bytes]]:
+    """(number, line with its end) of a regular file, none longer than `limit` bytes."""
+    with open_regular(path) as file:
+        number = 0
+        while line := file.readline(limit + 1):
+            number += 1
+            if len(line) > limit:
+                raise FileError(path, f"line {number} has more than {limit:,} bytes")
+            yield number, line
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -84,17 +110,22 @@ def read_json(path: AnyPath, kind: type = dict, *, limit: int = JSON_BYTES) -> A
 def parse_json(data: bytes | str, path: AnyPath, kind: type = dict) -> Any:
     """The JSON value of `data`, which `path` holds; see `read_json`."""
     try:
-        text = data if isinstance(data, str) else data.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        value = parse_line(data if isinstance(data, str) else data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise FileError(path, f"is not UTF-8 at byte {error.start}") from error
-    except RecursionError as error:
-        raise FileError(path, "is not JSON of ours: nested too deep") from error
     except ValueError as error:
         raise FileError(path, f"is not JSON: {error}") from error
     if not isinstance(value, kind):
         raise FileError(path, f"should hold {_name(kind)}, holds {_name(type(value))}")
     return value
+
+
+def parse_line(text: bytes | str) -> Any:
+    """The JSON value of a text; ValueError where it is none, too deep, or holds NaN or infinity."""
+    try:
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
 
 
 def _not_finite(name: str) -> NoReturn:

@@ -4,7 +4,7 @@ A finished directory holds, beside TFDS's own `dataset_info.json` and `features.
 
     records-<split>.array_record-*   one record per clip, in the order of the annotations
     index-<split>.jsonl              line i describes record i: id, captions, frames, qa, sha256
-    prepare.json                     settings, decoder, coverage, counts
+    prepare.json                     settings, decoder, coverage, counts, SHA-256 of what it names
     report.jsonl                     what was left out, one line each with the reason
 
 TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds
@@ -32,6 +32,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import sync_directory
+from uniadapter_jax.data import prepared
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions
 from uniadapter_jax.data.shards import Outcome, Shard, read_shard
 from uniadapter_jax.data.sources import Item, Source, clean_text
@@ -210,8 +211,9 @@ def build(
             "decoder": decoder_versions(),
             "coverage": found.coverage,
         }
-        text = json.dumps(content, indent=1, sort_keys=True)
-        write_lines(os.path.join(directory, "prepare.json"), [text])
+        indexes = (f"index-{split}.jsonl" for split, lines in builder.lines.items() if lines)
+        text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *indexes])
+        write_lines(os.path.join(directory, prepared.NAME), [text])
         for name in sorted(os.listdir(directory)):
             _sync_file(os.path.join(directory, name))
         sync_directory(directory)

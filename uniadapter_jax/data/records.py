@@ -19,6 +19,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from uniadapter_jax.common.files import open_regular, parse_line, read_lines
+from uniadapter_jax.data.prepared import DESCRIPTIONS, check_digest, check_file, read_prepared
 from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
 from uniadapter_jax.errors import UserError
 
@@ -26,6 +28,8 @@ PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
 
+LINE_BYTES = 16 << 20  # of an index line: a picture's questions take some KB
+_INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
 _OPENING = threading.Lock()
 
 
@@ -50,6 +54,7 @@ class Line:
     id: str
     captions: list[str]
     frames: int
+    frames_digest: bytes  # SHA-256 of the frames, one after the other
     questions: int
     unanswered: int  # of the questions
     digest: bytes  # SHA-256 of the index line
@@ -134,37 +139,33 @@ class Records:
     def read(self, i: int) -> Record:
         """Reads clip i. Raises UserError where the files do not match their index."""
         line = self._lines[i]
+        where = f"{self.root}: record {line.number} of {line.split}"
         try:
-            data = self._open(line.split)[line.number]
-            features = tf_example_pb2.Example.FromString(data).features.feature
+            record = _parse(self._open(line.split)[line.number])
         except Exception as error:  # ArrayRecord and protobuf have no error type of their own
+            raise UserError(f"{where} is damaged: {error}; prepare the records again") from error
+        named = f"which index-{line.split}.jsonl names; prepare the records again"
+        if record.id != line.id:
+            raise UserError(f"{where} is not {line.id!r}, {named}")
+        if record.captions != line.captions:
+            raise UserError(f"{where}, {line.id!r}, is damaged: other captions than those {named}")
+        if hashlib.sha256(b"".join(record.frames)).digest() != line.frames_digest:
             raise UserError(
-                f"{self.root}: record {line.number} of {line.split} is damaged: {error}"
-            ) from error
-        if features["id"].bytes_list.value[0].decode() != line.id:
-            raise UserError(
-                f"{self.root}: record {line.number} of {line.split} is not {line.id!r}, which "
-                f"index-{line.split}.jsonl names; prepare the records again"
+                f"{where}, {line.id!r}, is damaged: its frames lack the SHA-256 {named}"
             )
-        return Record(
-            id=line.id,
-            frames=list(features["frames"].bytes_list.value),
-            pts=np.asarray(features["pts"].float_list.value, np.float32),
-            captions=[text.decode() for text in features["captions"].bytes_list.value],
-            qa=[json.loads(text) for text in features["qa"].bytes_list.value],
-        )
+        return record
 
     def read_questions(self, i: int) -> list[Question]:
         """The questions about clip i. Raises UserError where one is no question."""
         line = self._lines[i]
         if not line.questions:
             return []
-        with open(self.index_path(i), "rb") as file:
+        with open_regular(self.index_path(i)) as file:
             file.seek(line.start)
             text = file.read(line.size)
         if _digest(text) != line.digest:
             raise UserError(f"{self.index_path(i)} has changed since it was opened")
-        return read_questions(json.loads(text)["qa"], self._name(line))
+        return read_questions(parse_line(text)["qa"], self._name(line))
 
     def _name(self, line: Line) -> str:
         return f"{line.split}/{line.id}" if self._several else line.id
@@ -212,7 +213,13 @@ def open_records(root: str, split: str) -> Records:
     UserError says how to make one, which splits there are, or that one is named twice.
     """
     root = os.path.abspath(root)
-    prepared = _read_prepared(root)
+    prepared = read_prepared(root)
+    if prepared is None:
+        raise UserError(
+            f"no records in {root} (config.data.records); make them with {PREPARE_COMMAND}{root}"
+        )
+    for name in DESCRIPTIONS:
+        check_file(root, prepared, name)
     names = [name.strip() for name in split.split(",")]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the splits {split!r} name {twice[0]!r} twice")
@@ -226,31 +233,57 @@ def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
         there = [name for name, counts in prepared["coverage"].items() if counts["found"]]
         raise UserError(f"{root} has no split {split!r}; it has {', '.join(there)}")
     lines: list[Line] = []
-    start = 0
-    with open(path, "rb") as file:
-        for number, text in enumerate(file):
-            try:
-                value = json.loads(text)
-                line = Line(
-                    id=value["id"],
-                    captions=value["captions"],
-                    frames=value["frames"],
-                    questions=len(value["qa"]),
-                    unanswered=sum(not has_answer(record) for record in value["qa"]),
-                    digest=_digest(text),
-                    split=split,
-                    number=number,
-                    start=start,
-                    size=len(text),
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}, line {number + 1}: not an index line: {error}") from error
-            lines.append(line)
-            start += len(text)
+    start, digest = 0, hashlib.sha256()
+    for number, text in read_lines(path, LINE_BYTES):
+        try:
+            lines.append(_parse_line(text, split, number - 1, start))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not an index line: {error}") from error
+        start += len(text)
+        digest.update(text)
     found = prepared["coverage"].get(split, {}).get("found")
     if len(lines) != found:
         raise UserError(f"{path} has {len(lines)} lines, prepare.json counts {found}")
+    check_digest(path, prepared, os.path.basename(path), digest.hexdigest())
     return lines
+
+
+def _parse_line(text: bytes, split: str, number: int, start: int) -> Line:
+    """Raises ValueError that names the field."""
+    value = parse_line(text)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    for name, kind in _INDEX_FIELDS.items():
+        if type(value.get(name)) is not kind:
+            raise ValueError(f"{name!r} should be {kind.__name__}, is {value.get(name)!r:.80}")
+    if not all(isinstance(caption, str) for caption in value["captions"]):
+        raise ValueError("'captions' should be a list of strings")
+    if value["frames"] < 1:
+        raise ValueError(f"'frames' should be at least 1, is {value['frames']}")
+    return Line(
+        id=value["id"],
+        captions=value["captions"],
+        frames=value["frames"],
+        frames_digest=bytes.fromhex(value["sha256"]),
+        questions=len(value["qa"]),
+        unanswered=sum(not has_answer(record) for record in value["qa"]),
+        digest=_digest(text),
+        split=split,
+        number=number,
+        start=start,
+        size=len(text),
+    )
+
+
+def _parse(data: bytes) -> Record:
+    features = tf_example_pb2.Example.FromString(data).features.feature
+    return Record(
+        id=features["id"].bytes_list.value[0].decode(),
+        frames=list(features["frames"].bytes_list.value),
+        pts=np.asarray(features["pts"].float_list.value, np.float32),
+        captions=[text.decode() for text in features["captions"].bytes_list.value],
+        qa=[json.loads(text) for text in features["qa"].bytes_list.value],
+    )
 
 
 def _index_path(root: str, split: str) -> str:
@@ -285,16 +318,3 @@ def carve_validation(records: Records, count: int) -> tuple[Records, Records]:
 
 def _digest(text: bytes) -> bytes:
     return hashlib.sha256(text).digest()
-
-
-def _read_prepared(root: str) -> dict[str, Any]:
-    path = os.path.join(root, "prepare.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no records in {root} (config.data.records); make them with {PREPARE_COMMAND}{root}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable: {error}") from error

@@ -1,6 +1,7 @@
 """Work shards: the decoded clips of a few consecutive items, kept until the records are assembled.
 
-A shard is finished or absent: it is written under a temporary name, synced and renamed. Its name
+A shard is finished or absent: it is written under a temporary name, synced and renamed, and ends
+with the SHA-256 of its content, so that a damaged one is found and made again. Its name
 holds a hash of everything its content depends on (the items, sizes and times of the media files,
 the settings, the decoders' versions), so a shard of other settings or files is never taken up.
 How items are cut into shards does not depend on the number of workers.
@@ -14,17 +15,18 @@ import json
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.common.files import sync_directory
+from uniadapter_jax.common.files import FileError, open_regular, sync_directory
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions, read_clip
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources.item import Item, clean_text
 
 ITEMS_PER_SHARD = 16
-FORMAT = 1  # raise it when the content of a shard changes its meaning
+FORMAT = 2  # raise it when the content of a shard changes its meaning
 _LENGTH = struct.Struct("<I")
+_DIGEST = hashlib.sha256().digest_size  # at the end of the file, of all before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,7 @@ def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:
     temporary = f"{path}.{os.getpid()}.tmp"
     with disk_errors(temporary):
         with open(temporary, "wb") as file:
+            digest = hashlib.sha256()
             for outcome in outcomes:
                 frames = outcome.clip.frames if outcome.clip else []
                 head = {
@@ -114,24 +117,57 @@ def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:
                     "pts": outcome.clip.pts if outcome.clip else [],
                 }
                 text = json.dumps(head).encode()
-                file.write(_LENGTH.pack(len(text)) + text)
-                file.writelines(frames)
+                for part in (_LENGTH.pack(len(text)), text, *frames):
+                    file.write(part)
+                    digest.update(part)
+            file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
         sync_directory(os.path.dirname(path))
 
 
+def check_shard(shard: Shard) -> None:
+    """Raises `FileError` unless the file holds what was written; it is read once."""
+    digest = hashlib.sha256()
+    with open_regular(shard.path) as file:
+        left = os.fstat(file.fileno()).st_size - _DIGEST
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        if file.read() != digest.digest():
+            raise FileError(shard.path, "is damaged: it does not have the SHA-256 at its end")
+
+
 def read_shard(path: str, with_frames: bool = True) -> Iterator[Outcome]:
-    """Outcomes in the order of the items; without frames, `clip.frames` is empty."""
-    with open(path, "rb") as file:
-        while prefix := file.read(_LENGTH.size):
-            head = json.loads(file.read(_LENGTH.unpack(prefix)[0]))
-            if with_frames:
-                frames = [file.read(size) for size in head["sizes"]]
-            else:
-                file.seek(sum(head["sizes"]), os.SEEK_CUR)
-                frames = []
-            clip = None if head["reason"] else Clip(frames, head["pts"])
-            sizes = tuple(head["sizes"])
-            yield Outcome(head["index"], head["reason"], head["detail"], clip, sizes)
+    """Outcomes in the order of the items; without frames, `clip.frames` is empty.
+
+    Raises:
+      FileError: the file is no work shard of ours, such as one that is damaged.
+    """
+    with open_regular(path) as file:
+        end = os.fstat(file.fileno()).st_size - _DIGEST
+        while file.tell() < end:
+            try:
+                yield _read_outcome(file, end, with_frames)
+            except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+                raise FileError(path, f"is damaged: {error!r}; remove it and run again") from error
+
+
+def _read_outcome(file: BinaryIO, end: int, with_frames: bool) -> Outcome:
+    """The next one; raises where lengths do not fit before `end`."""
+    size = _LENGTH.unpack(file.read(_LENGTH.size))[0]
+    if size > end - file.tell():
+        raise ValueError(f"a head of {size} bytes")
+    head = json.loads(file.read(size))
+    sizes = tuple(head["sizes"])
+    whole = all(type(size) is int and size >= 0 for size in sizes)
+    if not whole or sum(sizes) > end - file.tell():
+        raise ValueError("frames beyond the end")
+    if with_frames:
+        frames = [file.read(size) for size in sizes]
+    else:
+        file.seek(sum(sizes), os.SEEK_CUR)
+        frames = []
+    clip = None if head["reason"] else Clip(frames, head["pts"])
+    return Outcome(head["index"], head["reason"], head["detail"], clip, sizes)

@@ -11,13 +11,12 @@ unless they look like a misspelt one.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
-from uniadapter_jax.common.files import FileError, read_bytes
+from uniadapter_jax.common.files import FileError, parse_line, read_bytes
 from uniadapter_jax.data.sources.item import SPLIT_NAME, Item, Source
 from uniadapter_jax.data.sources.text_files import LARGEST
 from uniadapter_jax.errors import UserError
@@ -68,8 +67,8 @@ def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except (ValueError, RecursionError) as error:
+            yield number, parse_line(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except ValueError as error:
             message = f"{path}, line {number}: not JSON: {error}"
             if errors is None:
                 raise UserError(message) from error

@@ -1,0 +1,69 @@
+"""prepare.json: what a records directory says of itself, with the digests of its other files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from uniadapter_jax.common.files import FileError, read_bytes, read_json, sealed, unsealed
+
+NAME = "prepare.json"
+DESCRIPTIONS = ("dataset_info.json", "features.json")  # TFDS's own
+_COUNTS = {"expected": int, "found": int, "reasons": dict, "empty_captions": int}
+_SMALL = 64 << 20  # bytes of a file that is read whole
+
+
+def prepared_text(content: Mapping[str, Any], directory: str, files: Iterable[str]) -> str:
+    """The text of prepare.json for finished `files` of a directory."""
+    digests = {name: file_digest(os.path.join(directory, name)) for name in sorted(files)}
+    return json.dumps(sealed({**content, "files": digests}), indent=1, sort_keys=True)
+
+
+def read_prepared(directory: str) -> dict[str, Any] | None:
+    """prepare.json of a finished records directory, None where there is none.
+
+    Raises:
+      FileError: it is damaged; the field is named.
+    """
+    path = os.path.join(directory, NAME)
+    try:
+        content, _ = unsealed(read_json(path), path)
+    except FileNotFoundError:
+        return None
+    for name in ("settings", "coverage", "files"):
+        if not isinstance(content.setdefault(name, {} if name == "files" else None), dict):
+            raise FileError(path, f"{name} should be an object")
+    for split, counts in content["coverage"].items():
+        for name, kind in _COUNTS.items():
+            if not isinstance(counts, dict) or type(counts.get(name)) is not kind:
+                raise FileError(path, f"coverage.{split}.{name} should be {kind.__name__}")
+    return content
+
+
+def check_file(directory: str, prepared: Mapping[str, Any], name: str) -> None:
+    """Raises `FileError` unless a small file has the digest that prepare.json names, if any."""
+    path = os.path.join(directory, name)
+    try:
+        digest = hashlib.sha256(read_bytes(path, _SMALL)).hexdigest()
+    except FileNotFoundError as error:
+        raise FileError(path, "is missing; prepare the records again") from error
+    check_digest(path, prepared, name, digest)
+
+
+def check_digest(path: str, prepared: Mapping[str, Any], name: str, digest: str) -> None:
+    """Likewise, of a file that somebody has read."""
+    if prepared["files"].get(name, digest) != digest:
+        raise FileError(
+            path, f"is damaged: it does not have the SHA-256 that {NAME} names; prepare the "
+            "records again"
+        )  # fmt: skip
+
+
+def file_digest(path: str | pathlib.Path) -> str:
+    """SHA-256 of a file of any size."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
