@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from uniadapter_jax import gallery
+from uniadapter_jax.errors import UserError
 
 
 def jpeg(colour, size=(64, 64)):
@@ -40,5 +41,5 @@ def test_a_long_text_fits():
 
 
 def test_nothing_to_draw():
-    with pytest.raises(ValueError, match="at least one hit"):
+    with pytest.raises(UserError, match="at least one hit"):
         gallery.draw_rows("best clips", [gallery.Row("a thing", 1, [])])

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from uniadapter_jax.errors import UserError
+
 FRAME = 56  # height of a frame, pixels
 GAP = 10
 RIGHT = (20, 150, 60)  # outline of the clip that the text belongs to
@@ -32,10 +34,16 @@ class Row:
 
 
 def film_strip(frames: Sequence[bytes]) -> Image.Image:
-    """The frames side by side, each `FRAME` pixels high."""
+    """The frames side by side, each `FRAME` pixels high.
+
+    Raises:
+      UserError: no frames, or one that is no JPEG.
+    """
     pictures = []
-    for data in frames:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as file:
+    if not frames or isinstance(frames, bytes):
+        raise UserError("frames: a list of JPEG files is meant, at least one")
+    for i, data in enumerate(frames):
+        with _opened(data, i) as file:
             width = max(1, round(file.width * FRAME / file.height))
             pictures.append(file.convert("RGB").resize((width, FRAME), Image.Resampling.BICUBIC))
     strip = Image.new("RGB", (sum(p.width for p in pictures), FRAME))
@@ -46,14 +54,23 @@ def film_strip(frames: Sequence[bytes]) -> Image.Image:
     return strip
 
 
+def _opened(data: bytes, i: int) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        image.load()
+    except (OSError, TypeError, Image.DecompressionBombError) as error:
+        raise UserError(f"frames[{i}] is no JPEG that can be read: {error}") from error
+    return image
+
+
 def draw_rows(title: str, rows: Sequence[Row]) -> Image.Image:
     """All rows below each other; the right clip outlined in green.
 
     Raises:
-      ValueError: no rows, or a row without hits.
+      UserError: no rows, a row without hits, or a frame that is no JPEG.
     """
     if not rows or not all(row.hits for row in rows):
-        raise ValueError("nothing to draw: every row needs at least one hit")
+        raise UserError("nothing to draw: every row needs at least one hit")
     font, strips = ImageFont.load_default(size=14), []
     for row in rows:
         strips.append([film_strip(hit.frames) for hit in row.hits])

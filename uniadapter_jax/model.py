@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from uniadapter_jax import scoring
+from uniadapter_jax import arguments, scoring
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
@@ -29,14 +29,17 @@ from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.frames import RESIZES
 from uniadapter_jax.data.text import Tokenizer
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.model_options import Options
 from uniadapter_jax.partition import Partition, flat_names, partition
 from uniadapter_jax.randomness import generator
 from uniadapter_jax.similarity import SIMILARITIES
+from uniadapter_jax.tasks import get_task
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
 from uniadapter_jax.weights.directory import Backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
 
+DTYPES = ("float32", "bfloat16")
 _TASK = ("similarity", "temperature")
 _AS_CLIP = {"preprocess": "none", "max_words": 0, "resize": "crop"}  # CLIP's own preprocessing
 
@@ -68,6 +71,14 @@ def load_model(
         tokenizer or another version of its method, or its tensors are not exactly the method's.
         Both sides are said.
     """
+    for name, path in (("backbone", backbone), ("adapter", adapter), ("tokenizer", tokenizer)):
+        optional = name != "backbone" and path is None
+        if not optional and (not isinstance(path, str | os.PathLike) or not os.fspath(path)):
+            raise UserError(f"{name}={path!r}: a path is meant")
+    arguments.whole(batch_size, "batch_size", 1)
+    arguments.whole(seed, "seed", 0)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
     found = None if adapter is None else read_adapter(pathlib.Path(adapter))
     part = partition(base.model, None, dtype) if found is None else put_adapter(base, found, dtype)
@@ -119,6 +130,8 @@ def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Token
     own = base.source.removeprefix("random:")
     family = family_of(base.model.config)
     files = family.tokenizer_files
+    if given and not _has_any(given, files):
+        raise UserError(f"tokenizer={os.fspath(given)!r} holds none of {', '.join(files)}")
     directory = given or next((d for d in (adapter, own) if d and _has_any(d, files)), own)
     tokenizer = family.load_tokenizer(directory)
     if expected and tokenizer.fingerprint and tokenizer.fingerprint != expected:
@@ -148,7 +161,8 @@ class AdaptedModel:
       config: the backbone's.
       method: name of the method, `zero_shot` without an adapter.
       fingerprint: the backbone's.
-      task: similarity, temperature and words (tokens of a text), as the adapter was trained.
+      task: similarity, temperature and words (tokens of a text), as the adapter was trained. What
+        is set counts from the next call on.
     """
 
     def __init__(
@@ -162,8 +176,6 @@ class AdaptedModel:
         task: Mapping[str, Any],
         batch_size: int,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1")
         defaults = base_config().task
         self.partition = part
         self.config = config
@@ -171,12 +183,19 @@ class AdaptedModel:
         self.method = method
         self.fingerprint = fingerprint
         kept = {name: defaults[name] for name in _TASK}
-        self.task = {**kept, "words": config.positions, **_AS_CLIP, **task}
-        self.texts = TextRule(self.task["preprocess"], self.task["max_words"])
-        self._resize = RESIZES[self.task["resize"]]
-        self.batch_size = batch_size
+        choices = get_task("retrieval").choices
+        lengths = {"words": config.positions, **_AS_CLIP}
+        self.task: MutableMapping[str, Any] = Options(
+            {**kept, **lengths}, choices, task, config.positions
+        )
+        self.batch_size = arguments.whole(batch_size, "batch_size", 1)
         self._images = jax.jit(lambda t, f, x: part.merge(t, f).encode_images(x))
         self._text = jax.jit(lambda t, f, x: part.merge(t, f).encode_text(x))
+
+    @property
+    def texts(self) -> TextRule:
+        """What is done to strings before they are cut into tokens."""
+        return TextRule(self.task["preprocess"], self.task["max_words"])
 
     def encode_frames(self, pixels: Shaped[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N c"]:
         """Raw features (not normalised) of single frames or pictures.
@@ -184,22 +203,13 @@ class AdaptedModel:
         uint8 pixels of any size are preprocessed as in training: short side resized, middle cut
         out, normalised. Floats are taken as normalised already and must have the model's size.
         """
-        pixels = np.asarray(pixels)
-        if pixels.ndim != 4 or pixels.shape[-1] != 3:
-            raise ValueError(f"pixels of shape {pixels.shape} are not (N, H, W, 3)")
-        side = self.config.image_size
-        if pixels.dtype == np.uint8:
-            return self._batched(
-                self._images, pixels, lambda part: images.resized(part, side, self._resize)
-            )
-        if not np.issubdtype(pixels.dtype, np.floating):
-            raise ValueError(f"pixels are {pixels.dtype}: uint8, or normalised floats")
-        if pixels.shape[1:3] != (side, side):
-            raise ValueError(
-                f"normalised pixels of {pixels.shape[1]}x{pixels.shape[2]}, the model sees "
-                f"{side}x{side}; pass uint8 to have them resized"
-            )
-        return self._batched(self._images, pixels, lambda part: part.astype(np.float32))
+        if arguments.is_empty(pixels):
+            return np.empty((0, self.config.embed), np.float32)
+        side, resize = self.config.image_size, RESIZES[self.task["resize"]]
+        found = arguments.pixels_of(pixels, "pixels", "N H W 3", side)
+        if found.dtype != np.uint8:
+            return self._batched(self._images, found, lambda part: part)
+        return self._batched(self._images, found, lambda part: images.resized(part, side, resize))
 
     def encode_text(
         self, texts: str | Sequence[str] | Int[np.ndarray, "n l"]
@@ -207,20 +217,20 @@ class AdaptedModel:
         """Raw features (not normalised) of strings, or of rows of ids with BOS and EOS.
 
         Strings are cut at `task["words"]` tokens, EOS kept. Raises `UserError` without a
-        tokenizer, or for ids outside the vocabulary.
+        tokenizer, or for ids outside the vocabulary, without EOS or, where a tokenizer says which
+        it is, without BOS.
         """
-        if isinstance(texts, np.ndarray | jax.Array):
-            ids = np.asarray(texts)
-            if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-                raise ValueError(f"ids are {ids.dtype} of shape {ids.shape}, not integers (n, l)")
-            if ids.shape[1] > self.config.positions:
-                raise ValueError(
-                    f"texts of {ids.shape[1]} ids, the model reads {self.config.positions}"
-                )
-        else:
-            strings = [texts] if isinstance(texts, str) else list(texts)
+        if arguments.are_strings(texts):
+            strings = arguments.strings(texts, "texts")
+            if not strings:
+                return np.empty((0, self.config.embed), np.float32)
             ids = self.tokenizer.encode(self.texts.captions(strings), self.task["words"])
-        check_ids(ids, self.config)
+            check_ids(ids, self.config)
+        else:
+            ids = clip_ids(texts, "texts", self.config)
+            if self.tokenizer.bos_id >= 0:
+                every = np.ones(len(ids), bool)
+                arguments.check_begin(ids, every, "texts", self.tokenizer.bos_id, "BOS")
         return self._batched(self._text, ids, lambda part: part.astype(np.int32))
 
     def similarity(
@@ -233,9 +243,15 @@ class AdaptedModel:
 
         Features "m c" are clips of one frame, such as pictures.
         """
-        frames = np.asarray(frames)
+        text = arguments.floats(text, "text", "n c")
+        frames = arguments.as_array(frames, "frames")
         frames = frames[:, None] if frames.ndim == 2 else frames
-        mask = np.ones(frames.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+        frames = arguments.floats(frames, "frames", "m f c", (None, None, text.shape[1]))
+        if not frames.shape[1]:
+            raise UserError(f"frames of shape {frames.shape}: clips of no frames")
+        if mask is None:
+            mask = np.ones(frames.shape[:2], bool)
+        mask = arguments.mask_of(mask, "mask", "m f", frames.shape[:2])
         options = {name: self.task[name] for name in _TASK}
         return scoring.score(text, frames, mask, **options)
 
@@ -253,6 +269,18 @@ class AdaptedModel:
             found = function(self.partition.trainable, self.partition.frozen, padded)
             features[start : start + len(part)] = np.asarray(found)[: len(part)]
         return features
+
+
+def clip_ids(value: Any, name: str, config: CLIPConfig) -> Int[np.ndarray, "n l"]:
+    """Rows of ids that a CLIP reads; raises `UserError` for others."""
+    ids = arguments.integers(value, name, "n l")
+    if not 0 < ids.shape[1] <= config.positions:
+        raise UserError(f"{name}: rows of {ids.shape[1]} ids, the model reads {config.positions}")
+    try:
+        check_ids(ids, config)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    return ids
 
 
 def _power_of_two(count: int) -> int:

@@ -32,12 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from uniadapter_jax import arguments
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters import get_method
 from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.config import base_config
 from uniadapter_jax.errors import UserError, unknown
 from uniadapter_jax.matching_losses import average
 from uniadapter_jax.model import AdaptedModel
+from uniadapter_jax.model_options import check_option
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import count, flat_names
 from uniadapter_jax.randomness import stream
@@ -45,7 +48,13 @@ from uniadapter_jax.step import init_opt_state, make_step
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting, place_state
 from uniadapter_jax.tasks.matching import Negatives
-from uniadapter_jax.testing_batches import device_batch, reference_batch
+from uniadapter_jax.testing_batches import (
+    candidate_ids,
+    clip_fields,
+    device_batch,
+    question_ids,
+    reference_batch,
+)
 from uniadapter_jax.types import Array, PyTree
 from uniadapter_jax.weights import cma_names, uniadapter_names
 from uniadapter_jax.weights.families import FAMILIES, family_of
@@ -82,9 +91,11 @@ def loss_and_grads(
         is not said is the model's own, else the default.
       deterministic: no dropout; otherwise `seed` draws it, and negatives that are not given.
     """
-    part = model.partition
     name, options = _task(model, task)
-    arrays = device_batch(batch, options.name)
+    part = model.partition
+    arguments.flag(deterministic, "deterministic")
+    arguments.whole(seed, "seed", 0)
+    arrays = device_batch(batch, options.name, model.config)
     if deterministic and name in ("matching", "itm") and arrays["negatives"] is None:
         raise UserError(f"{name} without dropout draws nothing: give the batch its 'negatives'")
     key = None if deterministic else stream(seed, "dropout")
@@ -138,11 +149,18 @@ def momentum_update(
     One step of our average. The authors' code of UniAdapter does this twice a step to adapters of
     layers, with the same `factor`, and once to the rest; there call it again for these.
     """
+    _check_model(model)
     now = official_names(model.method, model.partition.trainable)
+    factor = arguments.real(factor, "factor", 0.0, 1.0)
+    if not isinstance(averaged, Mapping):
+        raise UserError(f"averaged: tensors by name are meant, not {type(averaged).__name__}")
     if set(averaged) != set(now):
-        wrong = sorted(set(averaged) ^ set(now))
+        wrong = sorted(map(str, set(averaged) ^ set(now)))
         raise UserError(f"averaged tensors are not those that train: {', '.join(wrong)}")
-    old = {name: jnp.asarray(averaged[name], jnp.float32) for name in now}
+    old = {}
+    for name, value in now.items():
+        axes = " ".join(f"n{i}" for i in range(value.ndim))
+        old[name] = jnp.asarray(arguments.floats(averaged[name], name, axes, value.shape))
     new = average(old, {name: jnp.asarray(value) for name, value in now.items()}, factor)
     return {name: np.asarray(value) for name, value in new.items()}
 
@@ -158,16 +176,33 @@ def rank_scores(
     Args:
       batch: frames, question and, if clips end, frame_mask.
       candidates: "n a", [DEC] first, [SEP] last, then 0.
-      task: fields of `config.task` such as {"name": "vqa", "rank_k": 3, "rank_smoothing": 0.0}.
-        All of the `rank_k` that are ranked come back.
+      task: fields of `config.task` such as {"rank_k": 3, "rank_smoothing": 0.0}. All of the
+        `rank_k` that are ranked come back; of no candidates or no questions, none.
     """
-    _, options = _task(model, task)
+    named = {"name": "vqa", **task} if isinstance(task, Mapping) else task
+    name, options = _task(model, named)
+    if name != "vqa":
+        raise UserError(f"rank_scores ranks answers to questions, task 'vqa', not {name!r}")
     options.top_answers = options.rank_k
-    rows = np.asarray(candidates, np.int32)
-    nothing = np.zeros((len(batch["question"]), 1, 2), np.int32)
-    answers = {"answer": nothing, "answer_weight": nothing[..., 0]}
-    arrays = device_batch({**batch, **answers}, "vqa")
-    part, made = model.partition, _make(model, options)
+    made = _make(model, options)
+    if not isinstance(batch, Mapping):
+        raise UserError(f"a batch is a mapping of fields, not {type(batch).__name__}")
+    fields = ("frames", "frame_mask", "question")
+    for field in batch:
+        if field not in fields:
+            raise UserError(unknown("the batch", str(field), fields))
+    for field in ("frames", "question"):
+        if field not in batch:
+            raise UserError(f"the batch has no {field!r}; ranking needs it")
+    arrays = clip_fields(batch, model.config)
+    asked = question_ids(batch["question"], "question", model.config)
+    arguments.check_shape(asked, "question", "b l", (len(arrays["frames"]), None))
+    rows = candidate_ids(candidates, model.config)
+    if not len(rows) or not len(asked):
+        shape = (len(asked), min(options.rank_k, len(rows)))
+        return np.empty(shape, np.int32), np.empty(shape, np.float32)
+    arrays["question"] = jnp.asarray(asked)
+    part = model.partition
 
     @jax.jit
     def rank(trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
@@ -182,15 +217,21 @@ def rank_scores(
 def trained_counts(model: Model) -> dict[str, int]:
     """{trained, as_released}: how many numbers train here, and in the authors' code.
 
-    They differ for questions: there UniAdapter has a second set of adapters for the decoder, which
-    trains in name only, since nothing calls it.
+    They differ for UniAdapter in BLIP. LN_x never trains there, and trains here if the method says
+    so, as `convert` does of a file whose LN_x is not (1, 0). For questions there is a second set of
+    adapters for the decoder there, which trains in name only, since nothing calls it.
     """
+    _check_model(model)
     ours = flat_names(model.partition.trainable)
-    trained = count(model.partition.trainable)
-    unused = 0
-    if model.method == "uniadapter" and any(name.startswith("decoder.") for name in ours):
-        unused = sum(leaf.size for name, leaf in ours.items() if uniadapter_names.of_layers(name))
-    return {"trained": trained, "as_released": trained + unused}
+    trained = released = count(model.partition.trainable)
+    if model.method == "uniadapter" and uniadapter_names.is_known(ours):
+        sizes = {name: leaf.size for name, leaf in ours.items()}
+        frozen = [name for name in ours if uniadapter_names.is_cross_norm(name)]
+        released -= sum(sizes[name] for name in frozen)
+        if any(name.startswith("decoder.") for name in ours):
+            of_layers = filter(uniadapter_names.of_layers, set(ours) - set(frozen))
+            released += sum(sizes[name] for name in of_layers)
+    return {"trained": trained, "as_released": released}
 
 
 def recipe_steps(
@@ -212,17 +253,19 @@ def recipe_steps(
 
     `model` is left as it was.
     """
-    recipe = dict(recipe)
-    total = recipe.pop("total_steps", n)
-    options = base_config().optimizer
-    for name, value in recipe.items():
-        if name not in options:
-            raise UserError(unknown("recipe", name, [*options, "total_steps"]))
-        options[name] = value
-    kind = _task(model, task)[1]
-    arrays = [_of_step(batch, kind.name) for batch in itertools.islice(batches, n)]
+    arguments.whole(n, "n", 0)
+    arguments.whole(seed, "seed", 0)
+    options, total = _recipe(recipe, n)
+    name, kind = _task(model, task)
+    if name in _PARTS:
+        raise UserError(f"recipe_steps trains on whole tasks; {name} is a part of 'matching'")
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise UserError(f"batches: several of them are meant, not a {type(batches).__name__}")
+    arrays = [_of_step(batch, kind.name, model) for batch in itertools.islice(batches, n)]
     if len(arrays) < n:
         raise UserError(f"recipe_steps: {n} steps, but only {len(arrays)} batches")
+    if len(sizes := {len(batch["frames"]) for batch in arrays}) > 1:
+        raise UserError(f"recipe_steps: batches of several sizes, {sorted(sizes)}")
     mesh = meshes.one_device()
     part = model.partition
     made = _make(model, kind, len(arrays[0]["frames"]) if arrays else 0, n)
@@ -238,13 +281,35 @@ def recipe_steps(
     return official_names(model.method, trainable)
 
 
-def _of_step(batch: Mapping[str, Any], kind: str) -> dict[str, Array]:
+def _recipe(recipe: Mapping[str, Any], n: int) -> tuple[ConfigDict, int]:
+    """(`config.optimizer`, steps of the whole schedule)."""
+    if not isinstance(recipe, Mapping):
+        raise UserError(f"recipe: fields by name are meant, not {type(recipe).__name__}")
+    given = dict(recipe)
+    total = arguments.whole(given.pop("total_steps", max(n, 1)), "recipe.total_steps", 1)
+    if n > total:
+        raise UserError(f"recipe_steps: {n} steps of a schedule of {total}")
+    options = base_config().optimizer
+    for name, value in given.items():
+        if name not in options:
+            raise UserError(unknown("recipe", str(name), [*options, "total_steps"]))
+        options[name] = check_option(name, value, options[name], where="recipe")
+    return options, total
+
+
+def _of_step(batch: Mapping[str, Any], kind: str, model: Model) -> dict[str, Array]:
     """What a training step reads: it makes what momentum gives, and draws negatives, itself."""
-    found = device_batch(batch, kind)
-    for name in ("given", "negatives"):
-        if found.pop(name, None) is not None:
-            raise UserError(f"recipe_steps: a step makes its own {name}; leave them out of batches")
-    return found
+    if isinstance(batch, Mapping):
+        for what, fields in (
+            ("given", ("momentum", "queue", "alpha")),
+            ("negatives", ("negatives",)),
+        ):
+            if any(batch.get(field) is not None for field in fields):
+                raise UserError(
+                    f"recipe_steps: a step makes its own {what}; leave them out of batches"
+                )
+    found = device_batch(batch, kind, model.config)
+    return {name: value for name, value in found.items() if name not in ("given", "negatives")}
 
 
 def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
@@ -254,19 +319,38 @@ def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
     those of the released checkpoints, each adapter once, as `adapters.{i}`. A method without a
     reference keeps our dotted paths.
     """
-    ours = {name: np.asarray(leaf, np.float32) for name, leaf in flat_names(tree).items()}
-    if method == "cross_modal_adapter":
-        official = cma_names.to_official(ours)
-        return {f"{cma_names.PREFIX}{name}": tensor for name, tensor in official.items()}
-    if method == "uniadapter" and uniadapter_names.is_known(ours):
-        return uniadapter_names.to_official(ours)
+    if not isinstance(method, str):
+        raise UserError(f"method: a name is meant, not {type(method).__name__}")
+    get_method(method)
+    leaves = jax.tree.leaves(tree)
+    if not isinstance(tree, Mapping) or not all(hasattr(leaf, "shape") for leaf in leaves):
+        raise UserError(f"tree: arrays by name are meant, as {method}'s trainables have them")
+    try:
+        ours = {name: np.asarray(leaf, np.float32) for name, leaf in flat_names(tree).items()}
+        if method == "cross_modal_adapter":
+            official = cma_names.to_official(ours)
+            return {f"{cma_names.PREFIX}{name}": tensor for name, tensor in official.items()}
+        if method == "uniadapter" and uniadapter_names.is_known(ours):
+            return uniadapter_names.to_official(ours)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"tree is not one of {method}'s trainables: {error!r}") from error
     return ours
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, AdaptedModel | AdaptedBLIP):
+        raise UserError(f"model: what load_model gives is meant, not {type(model).__name__}")
 
 
 def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
     """(the name that was said, `config.task`); the halves of matching's loss are no tasks."""
+    _check_model(model)
+    if not isinstance(task, str | Mapping):
+        raise UserError(f"task: a name or fields are meant, not {type(task).__name__}")
     given = {"name": task} if isinstance(task, str) else dict(task)
     name = given.pop("name", "retrieval" if isinstance(model, AdaptedModel) else "matching")
+    if not isinstance(name, str):
+        raise UserError(f"task: its name is a string, not {name!r}")
     kind = get_task("matching" if name in _PARTS else name)
     if (family := family_of(model.config)) is not FAMILIES[kind.family]:
         raise UserError(f"the task {name} needs a {kind.family}, the model is a {family.title}")
@@ -275,6 +359,7 @@ def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
         options[field] = model.task[field]
     for field, value in given.items():
         if field not in kind.options:
-            raise UserError(unknown("task", field, kind.options))
-        options[field] = value
+            raise UserError(unknown("task", str(field), kind.options))
+        choices = kind.choices.get(field, ())
+        options[field] = check_option(field, value, kind.options[field], choices)
     return name, options

@@ -75,6 +75,11 @@ def is_known(ours: Container[str]) -> bool:
     return "adapters.cross_bias" in ours
 
 
+def is_cross_norm(ours: str) -> bool:
+    """Whether this is the path of LN_x, which does not train as released."""
+    return ours.startswith("adapters.ln_cross_")
+
+
 def of_layers(ours: str) -> bool:
     """Whether this is the path of something that layers have, not encoders or heads."""
     return any(ours == path and "{i}" in name for path, name, _ in OFFICIAL)
@@ -106,7 +111,7 @@ def trained(official: Tensors, *, train_cross_norm: bool) -> dict[str, np.ndarra
     return {
         name: tensor
         for name, tensor in from_official(official)
-        if train_cross_norm or not name.startswith("adapters.ln_cross_")
+        if train_cross_norm or not is_cross_norm(name)
     }
 
 
