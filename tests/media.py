@@ -6,6 +6,7 @@ import csv
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -55,6 +56,68 @@ def write_video(
             pixels[:, : size[0] // 4] //= 2
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         file.mux(stream.encode())
+
+
+def write_frames(
+    path: Path | str,
+    stamps: Sequence[int],
+    codec: str = "libx264",
+    time_base: Fraction = Fraction(1, 1000),
+    size: tuple[int, int] = (48, 32),
+    pix_fmt: str = "yuv420p",
+    container: str | None = None,
+    options: dict[str, str] | None = None,
+    last: int = 0,
+    sound: tuple[int, float] | None = None,
+    aspect: Fraction | None = None,
+) -> None:
+    """Frame i, as `write_video` draws it, at stamps[i] units of `time_base`.
+
+    Args:
+      last: units that the last frame stays.
+      sound: (first stamp in milliseconds, seconds) of silence beside it.
+    """
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height = size
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.time_base = stream.time_base = time_base
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        noise = _silence(file, *sound) if sound else []
+        for i, stamp in enumerate(stamps):
+            pixels = np.full((size[1], size[0], 3), 6 * i % 256, np.uint8)
+            pixels[:, : size[0] // 4] //= 2
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = stamp, time_base
+            file.mux(_lasting(stream.encode(frame), stamps[-1] * time_base, last * time_base))
+        file.mux(_lasting(stream.encode(), stamps[-1] * time_base, last * time_base))
+        file.mux(noise)
+
+
+def _lasting(packets: list[av.Packet], at: Fraction, seconds: Fraction) -> list[av.Packet]:
+    """The packet at a time stays for so long, if above 0."""
+    for packet in packets:
+        if seconds and packet.pts * packet.time_base == at:
+            packet.duration = round(seconds / packet.time_base)
+    return packets
+
+
+def _silence(file: Any, first: int, seconds: float) -> list[av.Packet]:
+    """Packets of a sound stream."""
+    kinds = {"flv": "adpcm_swf", "asf": "wmav2", "mpegts": "mp2", "mpeg": "mp2"}
+    stream = file.add_stream(kinds.get(file.format.name, "aac"), rate=44100, layout="mono")
+    stream.bit_rate = 64_000
+    size = stream.codec_context.frame_size or 1024
+    packets: list[av.Packet] = []
+    for i in range(round(seconds * 44100 / size)):
+        shape, form = (1, size), stream.format.name
+        kind = np.int16 if form.startswith("s16") else np.float32
+        frame = av.AudioFrame.from_ndarray(np.zeros(shape, kind), format=form, layout="mono")
+        frame.sample_rate, frame.time_base = 44100, Fraction(1, 44100)
+        frame.pts = round(first * 44.1) + i * size
+        packets += stream.encode(frame)
+    return packets + stream.encode()
 
 
 def number(image: Image.Image) -> int:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import array
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import av
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from PIL import Image
 
 from uniadapter_jax.data import video_clock, video_complete, video_file
@@ -112,9 +112,10 @@ class _Reader:
             begin = container.start_time
             self.origin = None if begin is None else begin / av.time_base
         if self.packets.indexed:
-            stamps = self.packets.stamps
+            stamps = np.union1d(self.packets.stamps, self.packets.lost)
             ends = self.packets.video_end, self.packets.file_end
             chosen = self._choose(stamps, stamps, self.tick, self.origin, *ends)
+            _refuse_lost(chosen, np.isin(chosen.stamps, self.packets.lost))
             try:
                 return self._seek(chosen.stamps, keep), _seconds(chosen)
             except _Mismatch:
@@ -167,10 +168,8 @@ class _Reader:
         Frames are known by their place; -1 - i is the i-th packet that gave none.
         """
         chosen = self._scan()
-        if (chosen.stamps < 0).any():
-            lost = chosen.seconds[chosen.stamps < 0][0]
-            raise DecodeError("damaged", f"the frame at {lost:.2f} s cannot be decoded")
-        wanted, kept = set(chosen.stamps.tolist()), []
+        _refuse_lost(chosen, chosen.stamps < 0)
+        wanted, kept = set(chosen.stamps.tolist()), {}
         leaning = False  # on a frame that comes next
         with video_file.open_file(self.path) as container:
             frames = _Frames(container, self._flagged)
@@ -179,19 +178,21 @@ class _Reader:
                     raise DecodeError("damaged", f"a broken frame at {entry.frame.time} s")
                 leaning = entry.leans and (leaning or i in wanted)
                 if i in wanted:
-                    kept.append(keep(frames.picture(entry.frame)))
+                    kept[i] = keep(frames.picture(entry.frame))
         if len(kept) < len(wanted):
             raise DecodeError("damaged", "two decodes gave different frames")
-        return kept, _seconds(chosen)
+        return [kept[place] for place in chosen.stamps.tolist()], _seconds(chosen)
 
     def _scan(self) -> Times:
         """Decodes all for the times of the frames, and of the packets that gave none."""
-        stamps, unknown = array.array("q"), 0
+        stamps, unknown, broken = array.array("q"), 0, set()
         with video_file.open_file(self.path) as container:
             frames = _Frames(container, self._flagged)
             for entry in frames:
                 unknown += entry.frame.pts is None
                 stamps.append(entry.frame.pts or 0)
+                if entry.broken:
+                    broken.add(stamps[-1])
         if not stamps:
             if frames.lost:
                 raise DecodeError("unreadable", f"none of {len(frames.lost)} frames is decoded")
@@ -204,17 +205,33 @@ class _Reader:
             places = np.insert(places, at, lost_places)
             count, tick = len(places), 1 / self.rate
             return self._choose(places, np.arange(count), tick, None, count * tick, count * tick)
-        ticks = video_clock.in_a_row(stamps, self.tick, 1 / self.rate, self.name)
+        if self.packets.indexed:  # decoders may mix up the order after damage
+            places = np.argsort(stamps, kind="stable")
+            ticks = np.asarray(stamps)[places]
+            is_sorted = True
+        else:
+            ticks = video_clock.in_a_row(stamps, self.tick, 1 / self.rate, self.name)
+            is_sorted = np.array_equal(ticks, np.asarray(stamps))
         ends = self.packets.video_end, self.packets.file_end
-        if np.array_equal(ticks, np.asarray(stamps)):
-            given = set(stamps)
-            late = [pts for _, pts in lost if pts is not None and pts not in given]
+        if is_sorted:
+            undecoded = {pts for _, pts in lost if pts is not None}
+            late = self._not_shown(undecoded | set(self.packets.lost.tolist()), stamps, broken)
             at, lost_places = np.searchsorted(ticks, late).tolist(), -1 - np.arange(len(late))
         else:
             late = ticks[np.asarray(at, int) - 1].tolist()
             ends = (float(ticks[-1]) * self.tick + 1 / self.rate,) * 2
         ticks, places = np.insert(ticks, at, late), np.insert(places, at, lost_places)
         return self._choose(places, ticks, self.tick, self.origin, *ends)
+
+    def _not_shown(self, lost: set[int], shown: Sequence[int], broken: set[int]) -> list[int]:
+        """Lost frames, with those that a decoder passes over until its next key frame."""
+        shown_stamps, lost = set(shown), lost - set(shown)
+        before: int | None = None
+        for stamp in self.packets.stamps.tolist():
+            if stamp not in shown_stamps and (before in lost or before in broken):
+                lost.add(stamp)
+            before = stamp
+        return sorted(lost)
 
     @property
     def _flagged(self) -> frozenset[int]:
@@ -291,3 +308,9 @@ class _Frames:
 
 def _seconds(chosen: Times) -> list[float]:
     return [float(t) for t in np.maximum(chosen.seconds, 0.0)]
+
+
+def _refuse_lost(chosen: Times, lost: Bool[np.ndarray, "k"]) -> None:
+    if lost.any():
+        seconds = chosen.seconds[lost][0]
+        raise DecodeError("damaged", f"the frame at {seconds:.2f} s cannot be decoded")

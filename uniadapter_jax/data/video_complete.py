@@ -67,8 +67,7 @@ def _lengths(
             hours, minutes, seconds = match.groups()
             return 3600 * int(hours) + 60 * int(minutes) + float(seconds), packets.video_end
     if container.duration is not None and container.duration > 0:
-        start = max(container.start_time or 0, 0)
-        return (start + container.duration) / av.time_base, packets.file_end
+        return container.duration / av.time_base, packets.file_end  # some count from 0
     return 0.0, packets.file_end
 
 

@@ -26,13 +26,14 @@ ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own leave tr
 _NOTICE = "crccheck+bitstream+buffer"  # more faults that decoders then look for
 
 av.logging.set_level(av.logging.PANIC)  # broken files are reported by us, once
+av.logging.set_skip_repeated(False)  # two files may have the same fault
 
 
 def open_file(path: str) -> av.container.InputContainer:
     options = {
         "format_whitelist": FORMATS,
         "protocol_whitelist": "file",
-        "max_pixels": str(MAX_PIXELS),
+        "max_pixels": str(4 * MAX_PIXELS),  # while it looks for the size; larger has none then
     }
     return av.open(path, options=options)
 
@@ -78,17 +79,19 @@ class Survey:
     Attributes:
       stamps: of the frames in order of display.
       keys: those of the key frames.
-      broken: stamps of packets that are there in part.
+      broken: stamps of packets that are there in part, or whose predecessors are lost.
+      lost: stamps at which frames lack that the container says it could not read.
       indexed: whether the stamps find the frames; else only a full decode does.
       video_end, file_end: seconds at which the last frame goes, and the last stream ends; as the
         streams count.
       last_dts: when the last packet of the video is to be decoded; -1 if unknown.
-      bytes_read: where in the file the last packet ended, 0 if unknown.
+      bytes_read: where in the file the last packet of the video ended, 0 if unknown.
     """
 
     stamps: Int[np.ndarray, "f"]
     keys: Int[np.ndarray, "k"]
     broken: frozenset[int]
+    lost: Int[np.ndarray, "l"]
     indexed: bool
     last_dts: int
     video_end: float
@@ -113,13 +116,18 @@ def survey(container: av.container.InputContainer, stream: av.VideoStream) -> Su
     Raises:
       DecodeError: the container breaks off, or holds more packets than can be counted here.
     """
-    reader = _Survey(stream)
+    reader, name = _Survey(stream), container.format.name
+    av.logging.set_level(av.logging.ERROR)
     try:
-        for packet in container.demux():
-            reader.add(packet)
+        with av.logging.Capture() as complaints:  # a demuxer reads on after damage, and says so
+            for packet in container.demux():
+                reader.add(packet, any(speaker == name for _, speaker, _ in complaints))
+                complaints.clear()
     except av.error.FFmpegError as error:
         detail = f"cannot be read on after {len(reader.stamps)} frames: {error.strerror}"
         raise DecodeError("damaged", detail) from error
+    finally:
+        av.logging.set_level(av.logging.PANIC)
     return reader.result(container.format.name, bool(stream.codec_context.has_b_frames))
 
 
@@ -130,12 +138,16 @@ class _Survey:
         self.stream, self.tick = stream, tick_of(stream)
         self.stamps, self.durations, self.keys = (array.array("q") for _ in range(3))
         self.broken: set[int] = set()
+        self.breaks: list[int] = []  # newest stamps when the container complained
+        self.newest: int | None = None
+        self.complained = False
         self.in_order = True
         self.last_dts: int | None = None
         self.packets = self.bytes_read = 0
         self.file_end = -np.inf
 
-    def add(self, packet: av.Packet) -> None:
+    def add(self, packet: av.Packet, complained: bool) -> None:
+        self.complained |= complained
         if packet.stream_index == self.stream.index and packet.dts is not None:
             if self.last_dts is not None and packet.dts < self.last_dts - JUMP_BACK / self.tick:
                 self.in_order = False
@@ -145,8 +157,6 @@ class _Survey:
         self.packets += 1
         if self.packets > MAX_PACKETS:
             raise DecodeError("too_large", f"more than {MAX_PACKETS:,} packets")
-        if packet.pos is not None:
-            self.bytes_read = max(self.bytes_read, packet.pos + packet.size)
         if packet.pts is not None and packet.time_base:
             end = (packet.pts + (packet.duration or 0)) * float(packet.time_base)
             self.file_end = max(self.file_end, end)
@@ -154,6 +164,8 @@ class _Survey:
             self._add_frame(packet)
 
     def _add_frame(self, packet: av.Packet) -> None:
+        if packet.pos is not None:
+            self.bytes_read = max(self.bytes_read, packet.pos + packet.size)
         if packet.pts is None:
             self.in_order = False
         elif not packet.is_discard:  # else an edit list hides it
@@ -161,6 +173,12 @@ class _Survey:
             self.durations.append(packet.duration or 0)
             if packet.is_keyframe:
                 self.keys.append(packet.pts)
+            if self.complained and self.newest is not None:
+                self.breaks.append(self.newest)
+                if not packet.is_keyframe:
+                    self.broken.add(packet.pts)
+            self.complained = False
+            self.newest = max(packet.pts, packet.pts if self.newest is None else self.newest)
             if packet.is_corrupt:
                 self.broken.add(packet.pts)
 
@@ -181,12 +199,25 @@ class _Survey:
             stamps,
             np.unique(np.asarray(self.keys, np.int64)),
             frozenset(self.broken),
+            self._lost(stamps),
             indexed,
             -1 if self.last_dts is None else self.last_dts,
             video_end,
             max(self.file_end, video_end),
             self.bytes_read,
         )
+
+    def _lost(self, stamps: Int[np.ndarray, "f"]) -> Int[np.ndarray, "l"]:
+        """Where steps are long beside a complaint, frames are missing."""
+        lost: set[int] = set()
+        steps = np.diff(stamps)
+        usual = int(np.median(steps)) if len(steps) else 0
+        for newest in self.breaks:
+            place = int(np.searchsorted(stamps, newest))
+            for i in range(max(0, place - 2), min(place + 1, len(steps))):
+                if steps[i] > 1.5 * usual:
+                    lost.add(int(stamps[i]) + usual)
+        return np.asarray(sorted(lost), np.int64)
 
     def _video_end(self, stamps: Int[np.ndarray, "f"], reorders: bool) -> float:
         """Where frames are reordered, durations in MP4 are those between two decodings, whose sum
