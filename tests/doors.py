@@ -372,7 +372,13 @@ def wrong(kind, value, rng):
             {"recipe": 3},
             {3: 4},
         ]
-        return [*found, {"clip_norm": -1}, {"weight_decay": True}, {"total_steps": 1}]
+        return [
+            *found,
+            {"lr_multipliers": 3},
+            {"clip_norm": -1},
+            {"weight_decay": True},
+            {"total_steps": 1},
+        ]
     if kind == "mapping":
         return [None, 3, "text", [], [1], object(), {"a": 1}, {3: 4}]
     assert kind == "needed", kind

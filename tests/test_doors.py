@@ -153,7 +153,7 @@ def test_answers_begin_with_dec(blip, rng):
         UserError, match=r"candidates: row 0 begins with the id 2, expected \[DEC\]"
     ):
         testing.rank_scores(blip, question, doors.texts(4, rng))
-    with pytest.raises(UserError, match="texts: row 0 begins with the id 58, expected .CLS., 2"):
+    with pytest.raises(UserError, match=r"texts: row 0 begins with the id 58, expected \[CLS\], 2"):
         blip.encode_text(doors.texts(4, rng, doors.DEC))
 
 
@@ -244,7 +244,7 @@ def test_how_pictures_are_resized_counts_likewise(clip, rng):
     [
         ("frame_weight", True, "has no field 'frame_weight'; did you mean 'frame_weights'"),
         ("metric", "exact", "has no field 'metric'"),
-        ("frame_weights", 1, r"task.frame_weights='1': True or False"),
+        ("frame_weights", 1, "task.frame_weights=1: expected True or False"),
         ("beams", 0, "task.beams=0: at least 1"),
         ("rank_smoothing", 1.0, "task.rank_smoothing=1.0"),
         ("generate_mask", "all", "task.generate_mask='all': choose one of padding, released"),

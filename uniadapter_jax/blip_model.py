@@ -89,7 +89,7 @@ class AdaptedBLIP:
             "words": min(_WORDS, config.positions),
             "answer_words": base_config(task="vqa").data.answer_words,
         }
-        self.task: MutableMapping[str, Any] = Options(usual, kind.choices, task, config.positions)
+        self.task: MutableMapping[str, Any] = Options(usual, kind, task, config.positions)
         self.batch_size = arguments.whole(batch_size, "batch_size", 1)
 
         def compiled(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -193,8 +193,9 @@ class AdaptedBLIP:
     def _answer_options(self, top: int, written: bool) -> dict[str, Any]:
         """What the decoder is asked with, but for what depends on the list."""
         options = {name: self.task[name] for name in _ANSWER_OPTIONS}
-        most = _MOST_BEAMS if written else None
-        beams = max(arguments.whole(top, "top", 1, most), options["beams"])
+        beams = max(arguments.whole(top, "top", 1), options["beams"])
+        if written and beams > _MOST_BEAMS:
+            raise UserError(f"the best {beams} texts (top, task.beams): at most {_MOST_BEAMS}")
         if options[_FRAME_WEIGHTS] and not self.config.matching:
             raise UserError("task.frame_weights needs projections, which this BLIP does not have")
         return options | {"top_answers": int(top), "beams": beams}

@@ -183,11 +183,9 @@ class AdaptedModel:
         self.method = method
         self.fingerprint = fingerprint
         kept = {name: defaults[name] for name in _TASK}
-        choices = get_task("retrieval").choices
-        lengths = {"words": config.positions, **_AS_CLIP}
-        self.task: MutableMapping[str, Any] = Options(
-            {**kept, **lengths}, choices, task, config.positions
-        )
+        usual = {**kept, "words": config.positions, **_AS_CLIP}
+        kind = get_task("retrieval")
+        self.task: MutableMapping[str, Any] = Options(usual, kind, task, config.positions)
         self.batch_size = arguments.whole(batch_size, "batch_size", 1)
         self._images = jax.jit(lambda t, f, x: part.merge(t, f).encode_images(x))
         self._text = jax.jit(lambda t, f, x: part.merge(t, f).encode_text(x))

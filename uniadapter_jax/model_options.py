@@ -6,58 +6,38 @@ import collections
 from collections.abc import Mapping
 from typing import Any
 
-from uniadapter_jax import arguments
-from uniadapter_jax.data.caption_text import PREPROCESS
-from uniadapter_jax.data.frames import RESIZES
+import numpy as np
+
+from uniadapter_jax.common.ranges import check_choice, check_range, check_type
+from uniadapter_jax.config_rules import CHOICES, RANGES
 from uniadapter_jax.errors import UserError, unknown
 
-# {option: (least, most)}, both allowed.
-_RANGES: Mapping[str, tuple[float, float | None]] = {
-    "temperature": (1e-6, 1e6),
-    "smoothing": (0.0, 0.999999),
-    "rank_smoothing": (0.0, 0.999999),
-    "momentum": (0.0, 0.999999999),
-    "alpha": (0.0, 1.0),
-    "rank_k": (1, None),
-    "beams": (1, 256),
-    "top_answers": (1, None),
-    "words": (3, None),
-    "answer_words": (3, None),
-    "rerank_rows": (1, None),
-    "lr": (0.0, 1e6),
-    "weight_decay": (0.0, 1e6),
-    "warmup": (0.0, 1.0),
-    "clip_norm": (0.0, 1e30),
-}
-TEXT_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "preprocess": PREPROCESS,
-    "resize": tuple(RESIZES),
-}
 
-
-def check_option(
-    name: str, value: Any, usual: Any, choices: tuple[str, ...] = (), where: str = "task"
-) -> Any:
+def check_option(path: str, value: Any, usual: Any, ranges: Mapping[str, Any], choices: Any) -> Any:
     """The value of an option, of the type that its default `usual` has.
 
+    `ranges` and `choices` go by name, the last part of `path`.
+
     Raises:
-      UserError: it is of another type, out of range or no choice; `where.name` is in the message.
+      UserError: it is of another type, out of range or no choice; `path` is in the message.
     """
-    low, high = _RANGES.get(name, (None, None))
-    name = f"{where}.{name}"
-    if isinstance(usual, bool):
-        return arguments.flag(value, name)
-    if isinstance(usual, int):
-        return arguments.whole(value, name, int(low or 0), None if high is None else int(high))
-    if isinstance(usual, float):
-        return arguments.real(
-            value, name, -1e30 if low is None else low, 1e30 if high is None else high
-        )
-    if not isinstance(value, str):
-        raise UserError(f"{name}={str(value)[:80]!r}: a string is meant")
-    if choices and value not in choices:
-        raise UserError(f"{name}={value!r}: choose one of {', '.join(choices)}")
-    return value
+    name = path.rpartition(".")[2]
+    value = value.item() if isinstance(value, np.generic) else value
+    check_type(path, value, type(usual))
+    if name in ranges:
+        check_range(path, value, ranges[name])
+    if name in choices:
+        check_choice(path, value, choices[name])
+    return type(usual)(value)
+
+
+def of_section(rules: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Of rules by path those of a section of the config, by name."""
+    return {
+        path.removeprefix(f"{section}."): rule
+        for path, rule in rules.items()
+        if path.startswith(f"{section}.")
+    }
 
 
 class Options(collections.UserDict[str, Any]):
@@ -69,14 +49,15 @@ class Options(collections.UserDict[str, Any]):
     def __init__(
         self,
         defaults: Mapping[str, Any],
-        choices: Mapping[str, tuple[str, ...]],
+        kind: Any,
         remembered: Mapping[str, Any],
         positions: int,
     ):
-        """`positions`: of the backbone's texts, which `words` cannot exceed."""
+        """`kind`: the task; `positions`: of the backbone's texts, which `words` cannot exceed."""
         self._defaults = dict(defaults)
         self._positions = positions
-        self._choices = {**TEXT_CHOICES, **choices}
+        self._ranges = {**of_section(RANGES, "data"), **kind.ranges}
+        self._choices = {**of_section(CHOICES, "data"), **kind.choices}
         super().__init__()
         self.data.update(defaults)
         for name, value in remembered.items():
@@ -88,8 +69,8 @@ class Options(collections.UserDict[str, Any]):
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._defaults:
             raise UserError(unknown("the model's task", name, self._defaults))
-        usual, choices = self._defaults[name], self._choices.get(name, ())
-        value = check_option(name, value, usual, choices)
+        usual = self._defaults[name]
+        value = check_option(f"task.{name}", value, usual, self._ranges, self._choices)
         if name == "words" and value > self._positions:
             raise UserError(f"task.words={value}: the model reads {self._positions} tokens")
         self.data[name] = value

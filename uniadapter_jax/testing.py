@@ -37,10 +37,11 @@ from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.blip_model import AdaptedBLIP
 from uniadapter_jax.config import base_config
+from uniadapter_jax.config_rules import RANGES, multipliers
 from uniadapter_jax.errors import UserError, unknown
 from uniadapter_jax.matching_losses import average
 from uniadapter_jax.model import AdaptedModel
-from uniadapter_jax.model_options import check_option
+from uniadapter_jax.model_options import check_option, of_section
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import count, flat_names
 from uniadapter_jax.randomness import stream
@@ -289,11 +290,14 @@ def _recipe(recipe: Mapping[str, Any], n: int) -> tuple[ConfigDict, int]:
     total = arguments.whole(given.pop("total_steps", max(n, 1)), "recipe.total_steps", 1)
     if n > total:
         raise UserError(f"recipe_steps: {n} steps of a schedule of {total}")
-    options = base_config().optimizer
+    options, ranges = base_config().optimizer, of_section(RANGES, "optimizer")
     for name, value in given.items():
         if name not in options:
             raise UserError(unknown("recipe", str(name), [*options, "total_steps"]))
-        options[name] = check_option(name, value, options[name], where="recipe")
+        if name == "lr_multipliers":
+            options[name] = multipliers(value)
+        else:
+            options[name] = check_option(f"recipe.{name}", value, options[name], ranges, {})
     return options, total
 
 
@@ -360,6 +364,6 @@ def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
     for field, value in given.items():
         if field not in kind.options:
             raise UserError(unknown("task", str(field), kind.options))
-        choices = kind.choices.get(field, ())
-        options[field] = check_option(field, value, kind.options[field], choices)
+        usual = kind.options[field]
+        options[field] = check_option(f"task.{field}", value, usual, kind.ranges, kind.choices)
     return name, options
