@@ -367,7 +367,8 @@ class TestKilled:
         try:
             self.wait_until(lambda: (tmp_path / "out.work" / "shards").exists())
             os.kill(process.pid, signal.SIGSTOP)
-            with pytest.raises(UserError, match="another prepare is at work"):
+            holder = rf"in use by prepare, process {process.pid} on \S+, since"
+            with pytest.raises(UserError, match=holder):
                 prepare(media.settings(), str(manifest), str(tmp_path / "out"))
         finally:
             os.kill(process.pid, signal.SIGKILL)

@@ -44,6 +44,7 @@ from uniadapter_jax.prepare import prepare
 from uniadapter_jax.progress import Progress, duration, say
 from uniadapter_jax.run import run
 from uniadapter_jax.train import fit
+from uniadapter_jax.workdir import holding
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
@@ -118,7 +119,7 @@ def demo(
     """Runs all of it; returns {"before", "after": result.json's, "seconds": per phase, "picture"}.
 
     Raises:
-      UserError: `workdir` holds clips of another size.
+      UserError: `workdir` holds clips of another size, or another command works there.
     """
     workdir = pathlib.Path(workdir).absolute()
     method = method or METHOD[backbone]
@@ -135,13 +136,15 @@ def demo(
         seconds[name] = time.monotonic() - began
         return done
 
-    phase("draw clips", lambda: make_clips(workdir / "clips", size))
-    phase("prepare records", lambda: _prepare(after, workdir / "clips"))
-    zero_shot = phase("evaluate zero-shot", lambda: run(before, workdir / f"{mark}zero_shot"))
     place = workdir / f"{mark}{method}-seed{seed}"
-    adapted = phase(f"adapt and evaluate: {method}", lambda: run(after, place))
     picture = place / "retrieved.png"
-    phase("draw what was retrieved", lambda: draw_retrieved(after, place, picture))
+    with holding(workdir, "the demo"):
+        phase("draw clips", lambda: make_clips(workdir / "clips", size))
+        phase("prepare records", lambda: _prepare(after, workdir / "clips"))
+        zero_shot = phase("evaluate zero-shot", lambda: run(before, workdir / f"{mark}zero_shot"))
+        adapted = phase(f"adapt and evaluate: {method}", lambda: run(after, place))
+        with holding(place, "the demo"):
+            phase("draw what was retrieved", lambda: draw_retrieved(after, place, picture))
     return {"before": zero_shot, "after": adapted, "seconds": seconds, "picture": str(picture)}
 
 

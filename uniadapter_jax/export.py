@@ -48,6 +48,7 @@ from uniadapter_jax.weights.directory import (
 )
 from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
+from uniadapter_jax.workdir import check_free
 
 # Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
@@ -80,9 +81,10 @@ def export(
       license, base_model: for the model card; names that the HuggingFace hub knows.
 
     Raises:
-      UserError: no run there, a method that has nothing to export or cannot be merged, another
-        backbone than the run's. Nothing is left behind then.
+      UserError: no run there, or one that is at work just now, a method that has nothing to export
+        or cannot be merged, another backbone than the run's. Nothing is left behind then.
     """
+    check_free(workdir)
     run = read_run(workdir)
     method = _check_method(run, merge)
     base = _load_backbone(run, backbone)

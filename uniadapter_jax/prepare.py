@@ -16,7 +16,6 @@ where it was: finished work waits in RECORDS_DIR.work, which is removed at the e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -38,6 +37,7 @@ from uniadapter_jax.data.shards import Shard, check_shard, hash_json, media_size
 from uniadapter_jax.data.sources import Source, read_source
 from uniadapter_jax.data.workers import decode_shards
 from uniadapter_jax.errors import UserError, run_app
+from uniadapter_jax.workdir import LOCK, holding
 
 PROGRESS_SECONDS = 2.0
 
@@ -119,15 +119,17 @@ def _finished(
 @contextlib.contextmanager
 def _work_directory(path: str) -> Iterator[str]:
     """The directory for unfinished work; one command at a time may use it."""
-    with disk_errors(path):
-        os.makedirs(path, exist_ok=True)
-        lock = open(os.path.join(path, "lock"), "w")  # held until the end
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another prepare is at work in {path}") from error
+    with holding(path, "prepare"):
         yield path
+    with contextlib.suppress(OSError):  # it has work in it
+        os.rmdir(path)
+
+
+def _empty(path: str) -> None:
+    """Removes everything in it but the lock."""
+    for entry in os.scandir(path):
+        if entry.name != LOCK:
+            _remove(entry.path)
 
 
 def _make(
@@ -170,7 +172,7 @@ def _clean(work: str, shards: Sequence[Shard]) -> None:
     with disk_errors(work):
         os.makedirs(os.path.join(work, "shards"), exist_ok=True)
         for entry in os.scandir(work):
-            if entry.name not in ("lock", "shards"):
+            if entry.name not in (LOCK, "shards"):
                 _remove(entry.path)
         for entry in os.scandir(os.path.join(work, "shards")):
             if entry.name not in keep:
@@ -201,7 +203,7 @@ def _publish(new: str, output: str, work: str) -> None:
         if os.path.isdir(output):
             os.rename(output, os.path.join(work, "old"))
         os.rename(new, output)
-        shutil.rmtree(work)
+        _empty(work)
 
 
 def _train(records: str, target: str, size: int) -> None:
@@ -228,7 +230,7 @@ def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:
             _train(output, os.path.join(work, folder), size)
             os.rename(os.path.join(work, folder), target)
             print(f"trained {target}")
-    shutil.rmtree(work)
+    _empty(work)
 
 
 def _decode(

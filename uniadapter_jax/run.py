@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -28,6 +29,7 @@ from uniadapter_jax.progress import duration, say
 from uniadapter_jax.run_files import write_result
 from uniadapter_jax.train import Fit, fit
 from uniadapter_jax.weights.directory import save_backbone
+from uniadapter_jax.workdir import holding
 
 SCHEMA = 1
 # What may differ between processes: where things lie, and how much of a machine is used.
@@ -50,13 +52,19 @@ def run(
         them, whichever found it.
       Preempted: after SIGTERM or SIGINT; the same call goes on where it was.
     """
-    with leaving_on_signal():
-        return _run(config, pathlib.Path(workdir), save_backbone_to)
+    with leaving_on_signal(), contextlib.ExitStack() as stack:
+        return _run(config, pathlib.Path(workdir), save_backbone_to, stack)
 
 
-def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None) -> dict[str, Any]:
+def _run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    save_backbone_to: str | None,
+    stack: contextlib.ExitStack,
+) -> dict[str, Any]:
+    """`stack` keeps the lock on the workdir."""
     began = time.time()
-    experiment = _build_together(config, workdir, save_backbone_to)
+    experiment = _build_together(config, workdir, save_backbone_to, stack)
     _keep_identity(workdir, experiment)
     _announce(experiment)
     evaluate = make_evaluator(experiment, workdir)
@@ -76,14 +84,17 @@ def _run(config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
 
 
 def _build_together(
-    config: ConfigDict, workdir: pathlib.Path, save_backbone_to: str | None
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    save_backbone_to: str | None,
+    stack: contextlib.ExitStack,
 ) -> Experiment:
     """Builds; raises on all processes if one could not or if their settings differ."""
     experiment, mine = None, {}
     try:
         if save_backbone_to:
             _check_target(config, save_backbone_to)
-        _claim(workdir)
+        _claim(workdir, stack)
         experiment = build(config)
         _check_workdir(workdir, experiment)
         mine = {
@@ -139,8 +150,8 @@ def _check_agreement(sides: list[dict[str, Any]]) -> None:
         raise UserError("the processes disagree:\n  " + "\n  ".join(differing))
 
 
-def _claim(workdir: pathlib.Path) -> None:
-    """Makes the workdir and proves that it can be written, before hours of work."""
+def _claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    """Makes the workdir, proves that it can be written, and locks it, before hours of work."""
     if jax.process_index() != 0:
         return
     try:
@@ -151,6 +162,7 @@ def _claim(workdir: pathlib.Path) -> None:
         raise UserError(
             f"--workdir={workdir}: cannot write there: {error.strerror}; choose another"
         ) from error
+    stack.enter_context(holding(workdir, "a run"))
 
 
 def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
