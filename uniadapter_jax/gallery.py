@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from uniadapter_jax.data import images
 from uniadapter_jax.errors import UserError
 
 FRAME = 56  # height of a frame, pixels
+WIDEST = 8  # a frame's longer side over its shorter one; of a longer frame the middle is shown
 GAP = 10
 RIGHT = (20, 150, 60)  # outline of the clip that the text belongs to
 INK = (30, 30, 30)
@@ -43,9 +44,10 @@ def film_strip(frames: Sequence[bytes]) -> Image.Image:
     if not frames or isinstance(frames, bytes):
         raise UserError("frames: a list of JPEG files is meant, at least one")
     for i, data in enumerate(frames):
-        with _opened(data, i) as file:
-            width = max(1, round(file.width * FRAME / file.height))
-            pictures.append(file.convert("RGB").resize((width, FRAME), Image.Resampling.BICUBIC))
+        picture = _decoded(data, i)
+        picture = images.middle(picture, WIDEST * min(picture.size))
+        width = max(1, round(picture.width * FRAME / picture.height))
+        pictures.append(picture.resize((width, FRAME), Image.Resampling.BICUBIC))
     strip = Image.new("RGB", (sum(p.width for p in pictures), FRAME))
     left = 0
     for picture in pictures:
@@ -54,13 +56,11 @@ def film_strip(frames: Sequence[bytes]) -> Image.Image:
     return strip
 
 
-def _opened(data: bytes, i: int) -> Image.Image:
+def _decoded(data: bytes, i: int) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=("JPEG",))
-        image.load()
+        return images.decode_jpeg(data)
     except (OSError, TypeError, Image.DecompressionBombError) as error:
         raise UserError(f"frames[{i}] is no JPEG that can be read: {error}") from error
-    return image
 
 
 def draw_rows(title: str, rows: Sequence[Row]) -> Image.Image:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import clips, images
+from uniadapter_jax.data import images
 from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.pictures import read_picture
 
 
 def noise(width, height, seed=0):
@@ -96,7 +97,7 @@ class TestCropFlip:
 
 class TestPictureFiles:
     def pixels(self, path):
-        return np.asarray(clips.read_picture(str(path)))
+        return np.asarray(read_picture(str(path)))
 
     def test_transparency_becomes_white(self, tmp_path):
         Image.new("RGBA", (4, 4), (200, 0, 0, 0)).save(tmp_path / "a.png")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +17,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from uniadapter_jax.common.ranges import SHARE, Range, check_choice, check_range, check_type
-from uniadapter_jax.data import images, media, sampling, video
+from uniadapter_jax.data import images, media, pictures, sampling, video
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.sources import SOURCES
 from uniadapter_jax.data.sources.item import Item
@@ -100,7 +102,10 @@ class Clip:
 def decoder_versions() -> dict[str, str]:
     """What turned files into pixels; two decoders may pick different frames for one time."""
     libraries = {name: ".".join(map(str, v)) for name, v in av.library_versions.items()}
-    return {"av": av.__version__, "libavcodec": libraries["libavcodec"], "pillow": PIL.__version__}
+    versions = {"av": av.__version__, "libavcodec": libraries["libavcodec"]}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["pillow_heif"] = importlib.metadata.version("pillow_heif")
+    return versions | {"pillow": PIL.__version__}
 
 
 def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
@@ -112,24 +117,11 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
     path = os.path.join(root, item.path)
     keep = _Encoder(settings)
     if (medium := media.identify(path)).kind == "picture":
-        return Clip([keep(read_picture(path, medium))], [0.0])
+        return Clip([keep(pictures.read_picture(path, medium))], [0.0])
+    if medium.kind == "animation":
+        pictures.check_animation(path, medium)
     choose = functools.partial(_choose, settings)
     return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
-
-
-def read_picture(path: str, medium: media.Medium | None = None) -> Image.Image:
-    """A picture file as upright RGB."""
-    medium = medium or media.identify(path)
-    try:
-        with open(path, "rb") as file, Image.open(file, formats=(medium.pillow,)) as image:
-            image.load()
-            return images.to_rgb(image)
-    except Exception as error:  # a hostile file makes Pillow's decoders raise nearly anything
-        reason = "truncated" if "truncated" in str(error) else "unreadable"
-        unknown = isinstance(error, PIL.UnidentifiedImageError)  # its text holds the whole path
-        raise DecodeError(
-            reason, "not a known picture format" if unknown else str(error)
-        ) from error
 
 
 def _choose(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:

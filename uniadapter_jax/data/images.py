@@ -14,34 +14,40 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
+
+from uniadapter_jax.data.pictures import open_picture
 
 BICUBIC = Image.Resampling.BICUBIC
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps (BLIP, X-Pool)
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height
 CROP_TRIES = 10
 CHANNEL_GAIN = (0.4, 1.0)
+JPEG_SIDE = 65_500  # pixels; libjpeg's limit
+FAR_LONGER = 16  # times the other side
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB: EXIF orientation applied, transparency laid on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def shrink(image: Image.Image, short_side: int) -> Image.Image:
-    """Scales the shorter side down to `short_side`; a smaller picture stays as it is."""
+    """Scales the shorter side down to `short_side`; a smaller picture stays as it is.
+
+    Of a picture that would still be longer than a JPEG can be, the middle is kept.
+    """
+    short = min(image.size)
+    image = middle(image, JPEG_SIDE * max(short, short_side) // short_side)
     if min(image.size) <= short_side:
         return image
     return image.resize(_scaled_size(image.size, short_side), BICUBIC)
+
+
+def middle(image: Image.Image, longest: int) -> Image.Image:
+    """The picture without the ends of a side that is longer than `longest`."""
+    width, height = (min(side, longest) for side in image.size)
+    if (width, height) == image.size:
+        return image
+    left, upper = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, upper, left + width, upper + height))
 
 
 def encode_jpeg(image: Image.Image, quality: int) -> bytes:
@@ -52,17 +58,23 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 def decode_jpeg(data: bytes) -> Image.Image:
     """Full decode: JPEG's draft mode would be faster but gives other pixels."""
-    image = Image.open(io.BytesIO(data), formats=("JPEG",))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    with open_picture(io.BytesIO(data), "JPEG") as image:
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def center_crop(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
     """Resizes the short side to the side of `out` and takes the middle, bit for bit as CLIP does.
 
     One resampling from a box would skip what is cropped away, but Pillow then rounds otherwise. A
-    frame stored at the right size, the usual case, is not resampled at all.
+    frame stored at the right size, the usual case, is not resampled at all. Only where one side is
+    more than `FAR_LONGER` times the other is it resampled from the middle alone, since the whole
+    of it would fill the memory.
     """
     side = out.shape[0]
+    if max(image.size) > FAR_LONGER * min(image.size):
+        out[...] = np.asarray(image.resize((side, side), BICUBIC, box=_middle_square(image.size)))
+        return
     size = _scaled_size(image.size, side)
     if size != image.size:
         image = image.resize(size, BICUBIC)
@@ -154,3 +166,10 @@ def _scaled_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     if width <= height:
         return short_side, short_side * height // width
     return short_side * width // height, short_side
+
+
+def _middle_square(size: tuple[int, int]) -> Box:
+    width, height = size
+    side = min(size)
+    left, upper = (width - side) / 2, (height - side) / 2
+    return (left, upper, left + side, upper + side)

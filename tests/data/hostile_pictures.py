@@ -1,0 +1,126 @@
+"""Odd, broken and hostile pictures, made on the spot."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def noise(width, height, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (height // 6 + 2, width // 6 + 2, channels), dtype=np.uint8)
+    image = Image.fromarray(small if channels > 1 else small[..., 0])
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name, content):
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def png(width, height, rows, depth=8, colour=2, more=b"", interlace=0):
+    """A black PNG whose data ends after `rows`; `more` chunks come before its pixels."""
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = bytes(1 + (width * channels * depth + 7) // 8)
+    stream = zlib.compressobj(9)
+    data = b"".join(stream.compress(row) for _ in range(rows)) + stream.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + more
+        + chunk(b"IDAT", data)
+        + chunk(b"IEND", b"")
+    )
+
+
+def tiff(data, width, height, bits, sample_format=1, photometric=1, compression=1, **more):
+    """A little-endian TIFF of one sample in one strip; `more` tags by number, as in t322=16."""
+    tags = {
+        256: width, 257: height, 258: bits, 259: compression, 262: photometric, 273: 8, 277: 1,
+        278: height, 279: len(data), 339: sample_format,
+    } | {int(name[1:]): value for name, value in more.items()}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    directory = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def with_exif(jpeg, tags):
+    """A JPEG with EXIF entries (tag, type, count, value) as they are."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    body = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + jpeg[2:]
+
+
+def with_size(jpeg, width, height, marker=b"\xff\xc0"):
+    """A JPEG whose header claims another size."""
+    place = jpeg.index(marker) + 5
+    return jpeg[:place] + struct.pack(">HH", height, width) + jpeg[place + 4 :]
+
+
+def mutable():
+    """{name: data} of sound pictures in every format and way of writing it."""
+    picture, grey, clear = noise(150, 110), noise(150, 110, 1), noise(150, 110, 4)
+    black = grey.convert("1")
+    several = {"save_all": True, "append_images": [noise(60, 60, seed=1)]}
+    return {
+        "png": encoded(picture, "PNG"),
+        "png-grey": encoded(grey, "PNG"),
+        "png-alpha": encoded(clear, "PNG"),
+        "png-palette": encoded(picture.quantize(32), "PNG"),
+        "jpeg": encoded(picture, "JPEG"),
+        "jpeg-444": encoded(picture, "JPEG", quality=95, subsampling=0),
+        "jpeg-progressive": encoded(picture, "JPEG", progressive=True),
+        "jpeg-restarts": encoded(picture, "JPEG", restart_marker_blocks=4),
+        "jpeg-grey": encoded(grey, "JPEG"),
+        "jpeg-cmyk": encoded(picture.convert("CMYK"), "JPEG"),
+        "gif": encoded(picture.quantize(64), "GIF"),
+        "webp": encoded(picture, "WEBP"),
+        "webp-lossless": encoded(clear, "WEBP", lossless=True),
+        "bmp": encoded(picture, "BMP"),
+        "bmp-palette": encoded(picture.quantize(16), "BMP"),
+        "tiff": encoded(picture, "TIFF"),
+        "tiff-lzw": encoded(picture, "TIFF", compression="tiff_lzw"),
+        "tiff-deflate": encoded(picture, "TIFF", compression="tiff_adobe_deflate"),
+        "tiff-jpeg": encoded(picture, "TIFF", compression="jpeg"),
+        "tiff-packbits": encoded(picture, "TIFF", compression="packbits"),
+        "tiff-g4": encoded(black, "TIFF", compression="group4"),
+        "tiff-pages": encoded(picture, "TIFF", **several),
+        "avif": encoded(picture, "AVIF", speed=10),
+        "avif-alpha": encoded(clear, "AVIF", speed=10),
+    }
+
+
+def mutated(count, seed):
+    """`count` times (name, what was done, data), each format in turn."""
+    rng = random.Random(seed)
+    sound = sorted(mutable().items())
+    for i in range(count):
+        name, data = sound[i % len(sound)]
+        way = rng.choice(("flip", "flip", "cut", "zeros", "delete", "double", "header"))
+        place = rng.randrange(20, len(data) - 20)
+        changed = bytearray(data)
+        if way == "flip":
+            changed[place] ^= 1 << rng.randrange(8)
+        elif way == "cut":
+            del changed[place:]
+        elif way == "zeros":
+            changed[place : place + 40] = bytes(min(40, len(data) - place))
+        elif way == "delete":
+            del changed[place : place + rng.randrange(1, 200)]
+        elif way == "double":
+            changed[place:place] = data[place - rng.randrange(1, min(place, 200)) : place]
+        else:
+            changed[rng.randrange(0, min(len(data), 60))] = rng.randrange(256)
+        yield name, way, bytes(changed)
