@@ -38,6 +38,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "test": [
         "mypy==2.4.1",
+        "pillow-heif==1.8.1",
         "pytest==9.2.0",
         "pytest-xdist==3.8.0",
         "pyyaml==6.0.3",
@@ -46,6 +47,8 @@ EXTRAS = {
     ],
     # Carries CLIP's vocabulary, for `convert` of weights that come without.
     "tokenizer": ["instant-clip-tokenizer==0.1.1"],
+    # Reads HEIC, the pictures of iPhones, in `prepare`.
+    "heic": ["pillow-heif>=1,<2"],
     # The references that the parity tests compare with.
     "parity": [
         "instant-clip-tokenizer==0.1.1",

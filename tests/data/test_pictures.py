@@ -14,6 +14,7 @@ import zlib
 import hostile_pictures as hostile
 import media as made
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
@@ -185,7 +186,6 @@ class TestSeveralPictures:
         assert pixels(tmp_path, hostile.encoded(second, "TIFF", **more)).shape == (40, 60, 3)
 
     def test_heic(self, tmp_path, monkeypatch):
-        pillow_heif = pytest.importorskip("pillow_heif")
         image = hostile.noise(24, 16).resize((120, 80), Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         pillow_heif.from_pillow(image).save(buffer, quality=90)
@@ -232,6 +232,8 @@ BROKEN = {
     "apng: short of a frame": ("truncated", APNG[: APNG.rindex(b"fcTL") - 4] + APNG[-12:]),
     "gif: cut": ("truncated", GIF[:-400]),
     "gif: cut in a later frame": ("truncated", GIFS[:-100]),
+    "gif: without its last byte": ("truncated", GIF[:-1]),
+    "gif: junk where a block should begin": ("damaged", GIF[:-1] + b"junk"),
     "gif: cut in its palette": ("truncated", GIF[:40]),
     "jpeg: cut": ("truncated", JPEG[: len(JPEG) // 2]),
     "jpeg: cut and closed": ("damaged", JPEG[: len(JPEG) // 2] + b"\xff\xd9"),
@@ -271,7 +273,6 @@ SOUND = {
     "png: without IEND": (24, 30, PNG[:-12]),
     "jpeg: something behind it": (24, 36, JPEG + b"junk" * 99),
     "jpeg: 8000 x 9000": (27, 24, hostile.encoded(Image.new("L", (8000, 9000), 9), "JPEG")),
-    "gif: without its last byte": (24, 30, GIF[:-1]),
 }
 
 

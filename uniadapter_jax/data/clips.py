@@ -118,8 +118,6 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
     keep = _Encoder(settings)
     if (medium := media.identify(path)).kind == "picture":
         return Clip([keep(pictures.read_picture(path, medium))], [0.0])
-    if medium.kind == "animation":
-        pictures.check_animation(path, medium)
     choose = functools.partial(_choose, settings)
     return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
 

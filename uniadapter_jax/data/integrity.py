@@ -137,7 +137,7 @@ def check_png(file: BinaryIO, animated: bool = False) -> None:
     if animated and frames < announced:
         raise DecodeError("truncated", f"{frames} of {announced} frames")
     if animated and not whole:
-        raise DecodeError("truncated", f"ends within frame {frames}")
+        raise DecodeError("truncated", f"ends at frame {frames}, without an end mark")
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, Iterator[bytes | int]]]:
@@ -199,33 +199,30 @@ def _png_bytes(header: bytes) -> int:
 
 
 def check_gif(file: BinaryIO) -> None:
-    """Walks the blocks; the last byte, which many encoders forget, may be missing.
+    """Walks the blocks to the trailer; without it, frames may lack.
 
     Raises:
-      DecodeError: the file ends inside a frame, or something else lies where a block should begin.
+      DecodeError: there is none, or something else lies where a block should begin.
     """
-    size = os.fstat(file.fileno()).st_size
     file.seek(0)
     head = file.read(13)
     frames = 0
     try:
         file.seek(_palette(_byte(head, 10)), os.SEEK_CUR)
-        while (kind := file.read(1)) not in (b"", b";"):
-            if kind == b"!":
+        while (kind := _byte(file.read(1), 0)) != ord(";"):
+            if kind == ord("!"):
                 file.seek(1, os.SEEK_CUR)
-            elif kind == b",":
+            elif kind == ord(","):
                 frames += 1
                 file.seek(_palette(_byte(file.read(9), 8)) + 1, os.SEEK_CUR)
-            elif kind == b"\0":
-                continue  # padding between blocks
+            elif kind == 0:
+                continue  # stray zeros, which decoders skip
             else:
                 raise DecodeError("damaged", f"no block at byte {file.tell() - 1}")
             while length := _byte(file.read(1), 0):
                 file.seek(length, os.SEEK_CUR)
-        if file.tell() > size:
-            raise IndexError
     except IndexError as error:
-        raise DecodeError("truncated", f"ends within frame {frames}") from error
+        raise DecodeError("truncated", f"ends at frame {frames}, without an end mark") from error
 
 
 def check_length(file: BinaryIO) -> None:

@@ -164,12 +164,3 @@ _PREPARE: dict[str, Callable[[Image.Image, str], None]] = {
     "PNG": _prepare_png,
     "TIFF": _prepare_tiff,
 }
-
-
-def check_animation(path: str, medium: Medium) -> None:
-    """Raises DecodeError where frames are missing or damaged that FFmpeg would leave out."""
-    with open(path, "rb") as file:
-        if medium is media.GIF:
-            integrity.check_gif(file)
-        else:
-            integrity.check_png(file, animated=True)

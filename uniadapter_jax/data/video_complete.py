@@ -7,13 +7,12 @@ where they are cut (MPEG-TS, raw streams, recordings that were never closed).
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-from typing import BinaryIO
 
 import av
 
+from uniadapter_jax.data import integrity
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.video_file import Survey, rate_of, tick_of
 
@@ -98,49 +97,8 @@ def _double(data: bytes) -> float:
 
 
 def _check_animation(path: str, name: str) -> None:
-    """GIF and PNG end with a mark; without it, frames may lack."""
     with open(path, "rb") as file:
-        whole = _gif_ends(file) if name == "gif" else _png_ends(file)
-    if not whole:
-        raise DecodeError("truncated", "has no end mark")
-
-
-def _gif_ends(file: BinaryIO) -> bool:
-    """Walks the blocks of a GIF to its trailer; what follows that does not count."""
-    head = file.read(13)
-    file.seek(_table_bytes(head[10:11]), os.SEEK_CUR)
-    while kind := file.read(1):
-        if kind == b";":
-            return True
-        if kind == b",":
-            file.seek(_table_bytes(file.read(9)[8:9]) + 1, os.SEEK_CUR)  # and the LZW code's size
-        elif kind == b"!":
-            file.seek(1, os.SEEK_CUR)
-        elif kind == b"\0":
-            continue  # stray zeros, which decoders skip
+        if name == "gif":
+            integrity.check_gif(file)
         else:
-            return False
-        while length := file.read(1)[:1]:
-            if length == b"\0":
-                break
-            file.seek(length[0], os.SEEK_CUR)
-        else:
-            return False
-    return False
-
-
-def _table_bytes(flags: bytes) -> int:
-    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
-
-
-def _png_ends(file: BinaryIO) -> bool:
-    """Walks the chunks of a PNG to IEND."""
-    size = file.seek(0, os.SEEK_END)
-    place = 8
-    while place + 12 <= size:
-        file.seek(place)
-        head = file.read(8)
-        if head[4:] == b"IEND":
-            return True
-        place += 12 + int.from_bytes(head[:4], "big")
-    return False
+            integrity.check_png(file, animated=True)
