@@ -6,10 +6,13 @@ a process of its own, to be limited or killed. `small_run` uses it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import runpy
+import signal
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -24,10 +27,12 @@ def run_main(
     *,
     largest_file: int | None = None,
     log_compiles: bool = False,
+    die: tuple[str, int] | None = None,
 ) -> None:
     """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`.
 
     largest_file: bytes, as `ulimit -f` limits them.
+    die: (directory, n): SIGKILL comes just before the n-th change of what lies there.
     """
     os.chdir(cwd)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -42,5 +47,29 @@ def run_main(
     jax.config.update("jax_log_compiles", log_compiles)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if die is not None:
+        sys.addaudithook(die_at(*die))
     sys.argv = ["main", *argv]
     runpy.run_module("uniadapter_jax.main", run_name="__main__")
+
+
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}
+
+
+def die_at(directory: str, number: int) -> Callable[[str, tuple], None]:
+    """An audit hook that kills the process before the `number`-th change below `directory`.
+
+    Changes are files opened for writing, and names made, moved and removed, by Python.
+    """
+    left = itertools.count(number - 1, -1)
+
+    def hook(event: str, args: tuple) -> None:
+        if event == "open":
+            changes = bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        else:
+            changes = event in _CHANGES
+        below = changes and isinstance(args[0], str | os.PathLike)
+        if below and os.path.abspath(args[0]).startswith(directory) and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook

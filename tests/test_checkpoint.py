@@ -188,6 +188,13 @@ def test_checkpoints_without_digests_are_taken_with_a_word(copy, capsys):
     assert open_(copy).best() == 6
 
 
+def test_a_field_that_is_null_is_as_good_as_none(copy):
+    """Such as one that an earlier version did not know."""
+    checkpoints = open_(copy, identity={**IDENTITY, "task.answers": None})
+    found = checkpoints.restore_newest(abstract_like(state_of(0)))
+    assert found is not None and bytes_of(found[1]) == bytes_of(state_of(6))
+
+
 def test_written_by_orbax_alone(tmp_path):
     """The layout is orbax's: what its own manager wrote is read."""
     options = ocp.CheckpointManagerOptions(best_fn=lambda m: m.get("selection", -1.0))

@@ -238,6 +238,15 @@ class TestFinishedOutput:
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
         assert not (tmp_path / "out.work").exists()
 
+    def test_work_that_a_kill_left_behind_is_removed(self, tmp_path):
+        """It came after the records were put in place, before the work was removed."""
+        manifest = str(media.picture_manifest(tmp_path, 3))
+        prepare(media.settings(), manifest, str(tmp_path / "out"))
+        (tmp_path / "out.work" / "old").mkdir(parents=True)
+        (tmp_path / "out.work" / "old" / "prepare.json").touch()
+        prepare(media.settings(), manifest, str(tmp_path / "out"))
+        assert not (tmp_path / "out.work").exists()
+
     def test_other_settings_are_refused_by_name_unless_overwritten(self, tmp_path):
         manifest = str(media.picture_manifest(tmp_path, 3))
         prepare(media.settings(), manifest, str(tmp_path / "out"))

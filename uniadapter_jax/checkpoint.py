@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -221,20 +221,23 @@ class Checkpoints:
           Damaged: on all processes, if it is not what was saved.
           UserError: the checkpoint belongs to another run; every difference with both sides.
         """
-        reason, state, meta = None, None, None
+        meta = self._together(lambda: stored.read_meta(self._place(step)))
+        check_identity(self.directory, meta["identity"], self.identity)
+        state = self._together(lambda: stored.read_state(self._place(step), meta, abstract))
+        if not meta["digests"]:
+            say(f"the checkpoint of step {step} was saved without digests; it is taken as it is")
+        return jax.tree.map(_put, state, abstract)
+
+    def _together(self, read: Callable[[], Any]) -> Any:
+        """What each process reads; `Damaged` on all of them if it is on one."""
+        content, reason = None, None
         try:
-            meta = stored.read_meta(self._place(step))
-            if meta["identity"] == self.identity:
-                state = stored.read_state(self._place(step), meta, abstract)
+            content = read()
         except Damaged as error:
             reason = str(error)
         if reasons := [reason for reason in launch.exchange(reason) if reason]:
             raise Damaged(reasons[0])
-        assert meta is not None
-        check_identity(self.directory, meta["identity"], self.identity)
-        if not meta["digests"]:
-            say(f"the checkpoint of step {step} was saved without digests; it is taken as it is")
-        return jax.tree.map(_put, state, abstract)
+        return content
 
     def wait(self) -> None:
         """Returns when everything is on disk and has been read back."""

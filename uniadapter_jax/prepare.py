@@ -75,7 +75,8 @@ def prepare(
             _make(source, settings, facts, output, work, workers, sizes)
     else:
         print(f"{output} is up to date")
-    if sizes and finished is not None:
+    # Work beside finished records is what a kill between the last rename and the end left.
+    if finished is not None and (sizes or os.path.exists(f"{output}.work")):
         with _work_directory(f"{output}.work") as work:
             _add_tokenizers(output, work, sizes)
     content = read_prepared(output)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 import pathlib
 import shutil
-import zipfile
 from collections.abc import Iterable
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.common.files import sync_directory
+from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.reranking_plan import Pairs
 from uniadapter_jax.types import PyTree
@@ -57,29 +56,25 @@ class Parts:
                     for name in ("text", "item")
                 )
                 return file["scores"] if same else None
-        except (FileNotFoundError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-            return None  # no such file, or one that something else has written
+        except Exception:  # no such file, or damaged: zip, zlib and numpy have many types for it
+            return None
 
     def write(self, pairs: Pairs, start: int, stop: int, scores: np.ndarray) -> None:
         """All or nothing, also when the process or the machine dies in between."""
         if self.directory is None:
             return
         path, part = self._path(start), pairs.of_items(start, stop)
-        temporary = path.with_suffix(".tmp")
+        content = io.BytesIO()
+        np.savez(
+            content,
+            identity=np.array(self.identity),
+            text=pairs.text[part],
+            item=pairs.item[part],
+            scores=scores,
+        )
         with disk_errors(path, scores.nbytes):
             self.directory.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    identity=np.array(self.identity),
-                    text=pairs.text[part],
-                    item=pairs.item[part],
-                    scores=scores,
-                )
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
-            sync_directory(self.directory)
+        write_whole(path, content.getvalue())
 
     def remove(self) -> None:
         """Once all is done."""

@@ -19,6 +19,7 @@ _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
 }
+_LARGEST = 64 << 20  # bytes of a result: ranks and ids of some million queries
 _ABSENT = object()
 
 
@@ -97,7 +98,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: there is none.
       FileError: it is damaged, or no result.
     """
-    result, _ = unsealed(read_json(path), path)
+    result, _ = unsealed(read_json(path, limit=_LARGEST), path)
     for name, kind in _RESULT.items():
         if name in result and not isinstance(result[name], kind):
             raise FileError(path, f"{name} should be {kind.__name__}, is {result[name]!r:.80}")

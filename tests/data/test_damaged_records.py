@@ -128,7 +128,7 @@ def line(**changes):
         (line(frames=-1), "'frames' should be at least 1"),
         (line(sha256="xyz"), "non-hexadecimal"),
         (line(qa={}), "'qa' should be list"),
-        (line(id="x" * 17 * 2**20), "line 1 has more than 16,777,216 bytes"),
+        (line(id="x" * 5 * 2**20), "line 1 has more than 4,194,304 bytes"),
         (line(id="x" * 10**6), r"1 lines, prepare.json counts 7"),
         (None, "no regular file"),
     ],

@@ -14,7 +14,8 @@ from uniadapter_jax.common.files import FileError, read_bytes, read_json, sealed
 NAME = "prepare.json"
 DESCRIPTIONS = ("dataset_info.json", "features.json")  # TFDS's own
 _COUNTS = {"expected": int, "found": int, "reasons": dict, "empty_captions": int}
-_SMALL = 64 << 20  # bytes of a file that is read whole
+_LARGEST = 1 << 20  # bytes; a few hundred for each split
+_SMALL = 16 << 20  # bytes of a file that is read whole
 
 
 def prepared_text(content: Mapping[str, Any], directory: str, files: Iterable[str]) -> str:
@@ -31,7 +32,7 @@ def read_prepared(directory: str) -> dict[str, Any] | None:
     """
     path = os.path.join(directory, NAME)
     try:
-        content, _ = unsealed(read_json(path), path)
+        content, _ = unsealed(read_json(path, limit=_LARGEST), path)
     except FileNotFoundError:
         return None
     for name in ("settings", "coverage", "files"):

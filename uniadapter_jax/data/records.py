@@ -28,7 +28,7 @@ PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
 
-LINE_BYTES = 16 << 20  # of an index line: a picture's questions take some KB
+LINE_BYTES = 4 << 20  # of an index line: a picture's questions take some KB
 _INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
 _OPENING = threading.Lock()
 

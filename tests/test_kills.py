@@ -1,0 +1,191 @@
+"""Killed at any system call, again and again: in the end all is as if nothing had happened.
+
+By day a few kills before changes that Python makes; under `slow`, where strace is installed, at
+system calls of any thread, those of the libraries that write arrays among them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import media
+import numpy as np
+import pytest
+import small_run
+from small_run import OFTEN
+
+from uniadapter_jax.data.shards import ITEMS_PER_SHARD
+
+CALLS = (
+    "write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,mkdir,"
+    "mkdirat,rmdir,ftruncate"
+)
+TIMES = {"seconds", "wait_seconds", "since_start"}
+STRACE = shutil.which("strace")
+
+
+def strace(count):
+    """Its arguments: SIGKILL at the `count`-th of these calls of any one thread."""
+    return [
+        *(STRACE, "-f", "-qq", "-o", os.devnull, "-e", f"trace={CALLS}"),
+        *("-e", f"inject={CALLS}:signal=SIGKILL:when={count}"),
+    ]
+
+
+def names(directory):
+    """What lies in a workdir, but for names that orbax and TensorBoard choose."""
+    paths = (path.relative_to(directory) for path in directory.rglob("*"))
+    chosen = ("/d/", "tensorboard/")
+    return sorted(str(path) for path in paths if not any(word in f"{path}" for word in chosen))
+
+
+def assert_same_run(workdir, whole):
+    """Files, every line but for times, every array, and the result."""
+    assert names(workdir) == names(whole)
+    for kind in ("train", "val", "test"):
+        mine, its = (
+            [{k: v for k, v in line.items() if k not in {*TIMES, "crc"}} for line in lines]
+            for lines in (small_run.lines(workdir, kind), small_run.lines(whole, kind))
+        )
+        assert mine == its
+    for step in small_run.checkpoint_steps(whole):
+        state, expected = small_run.checkpoint(workdir, step), small_run.checkpoint(whole, step)
+        assert state.keys() == expected.keys()
+        assert not [n for n in expected if state[n].tobytes() != expected[n].tobytes()]
+    result, expected = small_run.result(workdir), small_run.result(whole)
+    free = {"seconds", "train_seconds", "data_wait_share", "sha256"}
+    assert [k for k in expected if k not in free and result.get(k) != expected[k]] == []
+    assert not (workdir / "metrics.damaged.jsonl").exists()
+
+
+def train_until_killed(small, workdir, count, *, traced):
+    """Whether it was killed; else it ended well."""
+    arguments = small.arguments(f"--workdir={workdir}", OFTEN)
+    if not traced:
+        job = small.fork(*arguments, die=(str(workdir), count))
+    else:
+        job = small.fork(*arguments)
+        tracer = subprocess.Popen([*strace(count), "-p", str(job.pid)], stderr=subprocess.DEVNULL)
+    said = job.end()
+    if traced:
+        tracer.wait(30)
+    assert "Traceback" not in said and "warning: " not in said, said
+    status = job.wait(0)
+    assert status in (0, -signal.SIGKILL), said
+    return status != 0
+
+
+def train_campaign(small, whole, place, rng, kills, *, most, traced):
+    """Runs that are killed about ten times each, until so many kills are done."""
+    done = 0
+    for number in itertools.count():
+        workdir = place / str(number)
+        limit = int(rng.integers(6, 15))
+        while (
+            done < kills
+            and limit
+            and train_until_killed(small, workdir, int(rng.integers(1, most)), traced=traced)
+        ):
+            done, limit = done + 1, limit - 1
+        small.run(f"--workdir={workdir}", OFTEN)
+        assert_same_run(workdir, whole)
+        print(f"{done} kills, {number + 1} runs", flush=True)
+        shutil.rmtree(workdir)
+        if done >= kills:
+            return
+
+
+def test_training_killed_before_changes(small, whole, tmp_path):
+    rng = np.random.default_rng(1)
+    train_campaign(small, whole, tmp_path, rng, 3, most=150, traced=False)
+
+
+@pytest.mark.slow
+def test_training_killed_200_times(small, whole, tmp_path):
+    rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "2")))
+    kills = int(os.environ.get("KILLS", "200"))
+    most = 60 if STRACE else 200
+    train_campaign(small, whole, tmp_path, rng, kills, most=most, traced=bool(STRACE))
+
+
+# The command, killed before the n-th change below a directory.
+DYING = """
+import sys
+import runpy
+sys.path.insert(0, {tests!r})
+from small_child import die_at
+sys.addaudithook(die_at({directory!r}, {number}))
+sys.argv = ["prepare", *{arguments!r}]
+runpy.run_module("uniadapter_jax.prepare", run_name="__main__")
+"""
+
+
+def prepare_until_killed(tmp_path, arguments, count, *, traced):
+    """Whether it was killed; else it ended well."""
+    if traced:
+        command = [*strace(count), sys.executable, "-m", "uniadapter_jax.prepare", *arguments]
+    else:
+        tests = str(pathlib.Path(__file__).parent)
+        text = DYING.format(
+            tests=tests, directory=str(tmp_path / "out"), number=count, arguments=arguments
+        )
+        command = [sys.executable, "-c", text]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def prepare_campaign(tmp_path, rng, kills, *, most, traced):
+    manifest = media.picture_manifest(tmp_path / "raw", 3 * ITEMS_PER_SHARD, captions=1)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from uniadapter_jax.config import base_config\n\n\ndef get_config():\n"
+        "    config = base_config()\n    config.data.prepare.source = 'manifest'\n"
+        "    return config\n"
+    )
+    common = [f"--config={config}", f"--input={manifest}", "--train_tokenizer=520"]
+    arguments = [*common, f"--output={tmp_path / 'out'}"]
+    assert not prepare_until_killed(
+        tmp_path / "whole", [*common, f"--output={tmp_path / 'whole'}"], 10**6, traced=False
+    )
+    done = 0
+    while done < kills:
+        limit = int(rng.integers(2, 8))
+        while done < kills and limit:
+            workers = f"--workers={int(rng.integers(0, 3))}"
+            count = int(rng.integers(1, most))
+            if not prepare_until_killed(tmp_path, [*arguments, workers], count, traced=traced):
+                break
+            done, limit = done + 1, limit - 1
+            # Never half of it: the records are there whole, or not at all.
+            assert not (tmp_path / "out").exists() or _content(tmp_path / "out") == _content(
+                tmp_path / "whole"
+            )
+        assert not prepare_until_killed(tmp_path, arguments, 10**6, traced=False)
+        assert _content(tmp_path / "out") == _content(tmp_path / "whole")
+        assert sorted(os.listdir(tmp_path)) == ["config.py", "out", "raw", "whole"]
+        print(f"{done} kills", flush=True)
+        shutil.rmtree(tmp_path / "out")
+
+
+def _content(directory):
+    files = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def test_prepare_killed_before_changes(tmp_path):
+    prepare_campaign(tmp_path, np.random.default_rng(3), 2, most=60, traced=False)
+
+
+@pytest.mark.slow
+def test_prepare_killed_60_times(tmp_path):
+    rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "4")))
+    kills = int(os.environ.get("KILLS", "60"))
+    prepare_campaign(tmp_path, rng, kills, most=76 if STRACE else 60, traced=bool(STRACE))
