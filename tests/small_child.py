@@ -6,6 +6,7 @@ a process of its own, to be limited or killed. `small_run` uses it.
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import resource
@@ -13,10 +14,16 @@ import runpy
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 import uniadapter_jax.run  # noqa: F401 (imported once, in the server)
+
+
+def call(module: str, function: str, arguments: tuple[Any, ...]) -> None:
+    """`MODULE.FUNCTION(*ARGUMENTS)`."""
+    getattr(importlib.import_module(module), function)(*arguments)
 
 
 def run_main(

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,19 @@ class Small:
     def _log(self) -> pathlib.Path:
         (self.root / "logs").mkdir(exist_ok=True)
         return self.root / "logs" / f"{next(_NUMBERS)}.txt"
+
+
+def child(module: str, function: str, arguments: tuple[Any, ...]) -> Any:
+    """A started process, forked with everything imported, that calls a function of a module."""
+    process = _SERVER.Process(target=small_child.call, args=(module, function, arguments))
+    process.start()
+    return process
+
+
+def remove(directory: pathlib.Path) -> None:
+    """The directory and all in it, if there is one."""
+    if directory.exists():
+        shutil.rmtree(directory)
 
 
 _NUMBERS = itertools.count()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import small_run
 import yaml
+from absl import logging
 from ml_collections import ConfigDict
 
 from uniadapter_jax import load_model
@@ -51,6 +52,12 @@ def lora(small):
     scale = "--config.method.alpha=20"  # a scale that is not 1
     small.run("--workdir=lora", "--config.train.steps=4", flags, scale, method="lora")
     return small.root / "lora"
+
+
+@pytest.fixture(scope="module")
+def lora_exported(small, lora):
+    export(lora, small.root / "lora_exported")
+    return small.root / "lora_exported"
 
 
 def test_a_fresh_process_computes_the_same_bits(small, whole, exported, backbone, tmp_path):
@@ -127,14 +134,27 @@ def test_the_tokenizer_travels_where_the_backbone_has_none(small, exported, back
 
 
 def changed(exported, place, config=None, tensors=None):
-    """A copy of an adapter with other fields, or other tensors."""
+    """A copy of an adapter with other fields, or other tensors; as it was before digests."""
     shutil.copytree(exported, place)
-    file = place / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **(config or {})}))
-    if tensors is not None:
-        specs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        write_safetensors(place / "adapter_model.safetensors", specs, tensors.items(), {})
+    file, weights = place / "adapter_config.json", place / "adapter_model.safetensors"
+    fields = {**json.loads(file.read_text()), **(config or {})}
+    file.write_text(json.dumps({k: v for k, v in fields.items() if k != "tensors_sha256"}))
+    tensors = tensors or {k: v.copy() for k, v in read_safetensors(weights).items()}
+    specs = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    weights.unlink()
+    write_safetensors(weights, specs, tensors.items(), {})
     return place
+
+
+def test_an_adapter_of_before_digests_is_loaded_with_a_word(exported, backbone, tmp_path, caplog):
+    logging.set_verbosity(logging.WARNING)
+    with caplog.at_level("WARNING", "absl"):
+        old = load_model(backbone, changed(exported, tmp_path / "old"))
+        assert "without digests" in caplog.text
+        caplog.clear()
+        new = load_model(backbone, exported)
+        assert not caplog.text
+    np.testing.assert_array_equal(old.encode_text(TEXTS), new.encode_text(TEXTS))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +185,52 @@ def test_all_tensors_that_do_not_fit_are_in_one_report(exported, backbone, tmp_p
     assert "4 problems" in said and "missing: adapters.attn_bias" in said
     assert "unknown: adapters.extra" in said and "(2, 3), this model has (2, 16)" in said
     assert "float16, expected float32" in said
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("place", ["", "peft"])
+def test_a_changed_file_of_an_adapter_is_named(lora_exported, backbone, tmp_path, file, place):
+    shutil.copytree(lora_exported, tmp_path / "other")
+    path = tmp_path / "other" / place / file
+    content = bytearray(path.read_bytes())
+    if path.suffix == ".json":
+        content += b" "
+    else:
+        content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}: has changed since it was written"):
+        load_model(backbone, tmp_path / "other")
+
+
+def test_an_adapter_that_asks_for_memory_gets_none(exported, backbone, tmp_path):
+    """Its tensors are compared with what the options mean before anything is allocated."""
+    options = json.loads((exported / "adapter_config.json").read_text())["options"]
+    huge = changed(exported, tmp_path / "other", {"options": {**options, "bottleneck": 10**9}})
+    with pytest.raises(UserError, match="problems with its tensors"):
+        load_model(backbone, huge)
+
+
+def test_a_tokenizer_that_is_nowhere_is_an_error(small, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    found = (small.records / "tokenizer").rename(small.records / "away")
+    try:
+        with pytest.raises(UserError) as caught:
+            export(workdir, tmp_path / "out")
+        assert "--tokenizer=DIR" in str(caught.value)
+        assert f"{small.records / 'tokenizer'} is no directory" in str(caught.value)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+        export(workdir, tmp_path / "out", tokenizer=str(small.records / "away"))
+    finally:
+        found.rename(small.records / "tokenizer")
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_a_merged_card_names_the_classes_of_its_config(small, lora, tmp_path):
+    export(lora, tmp_path / "merged", merge=True)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    (name,) = json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"]
+    assert f"from transformers import {name}\n" in card and f"{name}.from_pretrained" in card
 
 
 def test_a_merged_lora_computes_what_the_adapted_backbone_does(small, lora, backbone, tmp_path):

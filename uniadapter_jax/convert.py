@@ -8,15 +8,15 @@ torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-train
 or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter. Nothing
 of a torch file is executed, and torch is not needed.
 
-DEST gets config.json, model.safetensors, fingerprint.json and the tokenizer's files. It appears
-when it is complete. See docs/weights.md.
+DEST gets config.json, model.safetensors, the tokenizer's files, and fingerprint.json and
+digests.json, by which loading tells damage. It appears when it is complete; one that holds anything
+is refused. See docs/weights.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -27,19 +27,21 @@ from collections.abc import Callable, Sequence
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.functions import ACTIVATIONS
+from uniadapter_jax.common.digests import check_digests
+from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.errors import UserError, plain_command
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
-    FINGERPRINT_FILE,
+    check_fingerprint,
     huggingface_shapes,
-    new_directory,
     raise_problems,
+    seal_backbone,
     write_backbone,
 )
 from uniadapter_jax.weights.families import Config, family_of
-from uniadapter_jax.weights.fingerprint import combine, digest, workers
+from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
 from uniadapter_jax.weights.rules import Context, convert
-from uniadapter_jax.weights.sources import NO_HINTS, Hints, open_source
+from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 
 _PROGRESS_FROM = 2**28  # bytes; smaller conversions are over before a line could be read
@@ -61,6 +63,8 @@ def convert_weights(
         of them in one report. Nothing is left behind then.
     """
     found = open_source(source, hints)
+    if found.ours:
+        _check_source(found)
     config = _resized(found.config, image_size)
     grid = config.image_size // config.patch_size if image_size else None
     tensors, problems = convert(
@@ -81,17 +85,26 @@ def convert_weights(
         with workers() as pool:
             digests = pool.map(lambda pair: (pair[0], digest(*pair)), tensors.items())
             write_backbone(made, config, tensors, _progress(total))
-            fingerprint = combine(digests, config)
-        note = {"fingerprint": fingerprint, "converted_from": found.kind}
-        (made / FINGERPRINT_FILE).write_text(json.dumps(note, indent=2) + "\n")
+            made_of = combine(digests, config)
         if (own := found.adapter) is not None:
-            adapter = AdapterFiles(own.method, own.options, own.tensors, fingerprint)
+            adapter = AdapterFiles(own.method, own.options, own.tensors, made_of)
             write_adapter(made / "adapter", adapter)
         said = provide_tokenizer(
             tokenizer, found.folder, made, config.vocab_size, family_of(config)
         )
+        seal_backbone(made, {"fingerprint": made_of, "converted_from": found.kind})
     print(f"{found.kind} -> {destination}: {_describe(config)}; {said}", file=sys.stderr)
-    return fingerprint
+    return made_of
+
+
+def _check_source(found: Source) -> None:
+    """Raises `UserError` where a directory that we wrote has changed since."""
+    check_digests(found.folder)
+    tensors, problems = convert(
+        found.tensors, found.rules, huggingface_shapes(found.config), ignored=found.ignored
+    )
+    if not problems:  # else they are reported
+        check_fingerprint(found.folder, fingerprint(tensors.items(), found.config))
 
 
 def _resized(config: Config, image_size: int | None) -> Config:
@@ -150,7 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--activation",
         choices=sorted(ACTIVATIONS),
-        help="of files without a config; the default is quick_gelu (OpenAI), gelu (BLIP)",
+        help="of files without a config; the default is quick_gelu (OpenAI), gelu (BLIP), and none "
+        "for open_clip's own files, which may have either",
     )
     parser.add_argument(
         "--heads",

@@ -4,8 +4,9 @@
 
 DIR gets adapter_model.safetensors (float32), adapter_config.json (method, options, fingerprint of
 the backbone), README.md (a model card with what the run measured) and, where the backbone has none
-of its own, the tokenizer's files. `uniadapter_jax.load_model(backbone, DIR)` reads it. An exported
-LoRA is also there in PEFT's layout, under DIR/peft.
+of its own, the tokenizer's files. `uniadapter_jax.load_model(backbone, DIR)` reads it, and tells
+damage by the digests in it. An exported LoRA is also there in PEFT's layout, under DIR/peft. DIR
+appears when it is complete; one that holds anything is refused.
 
 With --merge, DIR is a whole backbone with the adapter worked into its weights: for lora,
 projection and full. See docs/weights.md.
@@ -24,27 +25,27 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
-from flax import nnx
-from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.checkpoint import last_step, restore_trainable
+from uniadapter_jax.common.digests import write_digests
+from uniadapter_jax.common.new_directory import new_directory
+from uniadapter_jax.common.ranges import check_range, check_type
+from uniadapter_jax.config import base_config
+from uniadapter_jax.config_rules import MULTIPLIERS, leaves, ranges_of
 from uniadapter_jax.errors import UserError, plain_command
-from uniadapter_jax.model import put_adapter
-from uniadapter_jax.model_card import UNKNOWN_LICENSE, model_card
-from uniadapter_jax.partition import Partition, flat_names, partition
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.model import put_adapter, trainable_shapes
+from uniadapter_jax.model_card import SELECTIONS, UNKNOWN_LICENSE, model_card
+from uniadapter_jax.partition import Partition, flat_names
 from uniadapter_jax.run_files import Run, check_same, read_run
 from uniadapter_jax.tasks import get_task
-from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
+from uniadapter_jax.weights.adapter_directory import PEFT_FOLDER, AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     Backbone,
     copy_tokenizer,
-    huggingface_tensors,
+    fill_backbone,
     load_backbone,
-    new_directory,
-    write_backbone,
 )
 from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.peft_layout import write_peft
@@ -67,6 +68,7 @@ def export(
     to: str | os.PathLike[str],
     *,
     backbone: str | None = None,
+    tokenizer: str | None = None,
     step: int | None = None,
     merge: bool = False,
     license: str = UNKNOWN_LICENSE,
@@ -76,41 +78,44 @@ def export(
 
     Args:
       backbone: where the run's backbone is now, if not where it was.
+      tokenizer: likewise, the directory of its tokenizer.
       step: of the checkpoint; by default the one that was tested.
       merge: write a whole backbone instead, with the adapter in its weights.
       license, base_model: for the model card; names that the HuggingFace hub knows.
 
     Raises:
       UserError: no run there, or one that is at work just now, a method that has nothing to export
-        or cannot be merged, another backbone than the run's. Nothing is left behind then.
+        or cannot be merged, another backbone than the run's, a tokenizer that is nowhere. Nothing
+        is left behind then.
     """
     check_free(workdir)
     run = read_run(workdir)
     method = _check_method(run, merge)
+    _check_settings(run)
     base = _load_backbone(run, backbone)
     chosen = _tested_step(run) if step is None else step
     adapter = _adapter(run, method, base, chosen)
     part = put_adapter(base, adapter)  # as strictly as whoever loads it
+    texts = _tokenizer_directory(run, base, tokenizer)
     card = model_card(
         adapter,
         run.config,
-        run.result if run.result and run.result["step"] == chosen else None,
+        _result_of(run, chosen),
         step=chosen,
         parameters=part.counts(),
         license=license,
         base_model=base_model,
-        merged=merge,
+        merged=base.model.config.to_huggingface()["architectures"] if merge else (),
     )
-    tokenizer = _tokenizer_directory(run, base)
     with new_directory(to) as made:
         if merge:
-            _write_merged(made, method, part, base, tokenizer)
+            _write_merged(made, method, part, texts)
         else:
             write_adapter(made, adapter)
             if method.name == "lora" and isinstance(base.model, CLIP):
-                write_peft(made / "peft", adapter)
-            if tokenizer is not None and tokenizer != base.source:
-                copy_tokenizer(tokenizer, made, family_of(base.model.config))
+                write_peft(made / PEFT_FOLDER, adapter)
+            if texts != base.source:
+                write_digests(made, copy_tokenizer(texts, made, family_of(base.model.config)))
         (made / "README.md").write_text(card)
 
 
@@ -136,6 +141,37 @@ def _check_method(run: Run, merge: bool) -> Method:
     return method
 
 
+def _check_settings(run: Run) -> None:
+    """Raises `UserError` for a setting that no config can have; config.json may be damaged."""
+    where, config = run.workdir / "config.json", run.config
+    method, task = get_method(config["method"]["name"]), get_task(config["task"]["name"])
+    ranges = ranges_of(method.name, task.name)
+    for path, usual in leaves(base_config(method.name, task.name)):
+        section, _, name = path.rpartition(".")
+        fields: Any = config
+        for part in filter(None, section.split(".")):
+            fields = fields.get(part, {})
+            if not isinstance(fields, Mapping):
+                raise UserError(f"{where}: config.{section} should be a JSON object")
+        if path != MULTIPLIERS and name in fields:  # a run of an earlier version may have fewer
+            check_type(f"{where}: config.{path}", fields[name], type(usual))
+            if path in ranges:
+                check_range(f"{where}: config.{path}", fields[name], ranges[path])
+
+
+def _result_of(run: Run, step: int) -> Mapping[str, Any] | None:
+    """The run's result, if it is of that step."""
+    if run.result is None or run.result["step"] != step:
+        return None
+    where = run.workdir / "result.json"
+    if run.result["selection"] not in SELECTIONS:
+        raise UserError(f"{where}: selection={run.result['selection']!r:.80}: unknown")
+    groups = [set(values) for values in run.result["metrics"].values()]
+    if not groups or any(names != groups[0] for names in groups):
+        raise UserError(f"{where}: metrics should have groups of the same names")
+    return run.result
+
+
 def _load_backbone(run: Run, given: str | None) -> Backbone:
     named = run.config["backbone"]
     if given is None and not named.startswith("random:") and not pathlib.Path(named).is_dir():
@@ -155,7 +191,7 @@ def _load_backbone(run: Run, given: str | None) -> Backbone:
 def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFiles:
     own = run.config["method"]
     options = {name: own[name] for name in method.options}
-    like = _shapes_of_trainables(base, method, options)
+    like = trainable_shapes(base, method, options)
     trained, identity = restore_trainable(run.workdir / "checkpoints", step, like)
     check_same(run.workdir, run.identity, identity)
     task = run.config["task"]
@@ -174,37 +210,39 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
     )
 
 
-def _shapes_of_trainables(base: Backbone, method: Method, options: Mapping[str, Any]) -> Any:
-    """Shapes of what the method trains in such a backbone."""
-
-    def attached() -> Any:
-        model = type(base.model)(base.model.config, rng=None)
-        method.attach(model, ConfigDict(dict(options)), generator(0, "adapters"))
-        return partition(model, method.trainable).trainable
-
-    return nnx.eval_shape(attached)
-
-
-def _tokenizer_directory(run: Run, base: Backbone) -> str | None:
-    """Where the tokenizer lies that the run used, None if it is not there any more."""
+def _tokenizer_directory(run: Run, base: Backbone, given: str | None) -> str:
+    """Where the tokenizer lies that the run used; raises `UserError` if it is nowhere."""
     config, family = run.config, family_of(base.model.config)
-    records = pathlib.Path(config["data"]["records"])
-    places = (config["tokenizer"], base.source, str(records / family.records_tokenizer))
-    for place in filter(None, places):
-        if pathlib.Path(place).is_dir():
-            if family.load_tokenizer(place).fingerprint == run.identity["tokenizer"]:
-                return place
-    return None
+    records = str(pathlib.Path(config["data"]["records"]) / family.records_tokenizer)
+    expected = run.identity["tokenizer"]
+    seen = []
+    for place in (given,) if given else (config["tokenizer"], base.source, records):
+        if not place or place.startswith("random:"):
+            continue
+        if not pathlib.Path(place).is_dir():
+            seen.append(f"{place} is no directory seen from {pathlib.Path.cwd()}")
+            continue
+        try:
+            tokenizer = family.load_tokenizer(place)
+        except UserError as error:
+            seen.append(str(error))
+            continue
+        if tokenizer.fingerprint == expected:
+            return place
+        other = f"one of fingerprint {tokenizer.fingerprint}" if tokenizer.fingerprint else "none"
+        seen.append(f"{place} has {other}")
+    reasons = "".join(f"\n  {reason}" for reason in seen)
+    raise UserError(
+        f"{run.workdir} was trained with a tokenizer of fingerprint {expected!s:.80}, which is "
+        f"not found; pass --tokenizer=DIR:{reasons}"
+    )
 
 
-def _write_merged(
-    made: pathlib.Path, method: Method, part: Partition, base: Backbone, tokenizer: str | None
-) -> None:
+def _write_merged(made: pathlib.Path, method: Method, part: Partition, tokenizer: str) -> None:
     model = part.merge(part.trainable, part.frozen)
     assert method.merge is not None
     method.merge(model)
-    write_backbone(made, base.model.config, dict(huggingface_tensors(model)))
-    copy_tokenizer(tokenizer, made, family_of(base.model.config))
+    fill_backbone(made, model, tokenizer)
 
 
 def push(directory: str | os.PathLike[str], repository: str) -> str:
@@ -245,6 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", required=True, metavar="DIR", help="new directory to write")
     add("--step", type=int, metavar="N", help="checkpoint; default: the one that was tested")
     add("--backbone", metavar="DIR", help="the run's backbone, if it is not where it was")
+    add("--tokenizer", metavar="DIR", help="likewise, the run's tokenizer")
     add("--merge", action="store_true", help="write a backbone with the adapter in its weights")
     add("--license", default=UNKNOWN_LICENSE, help="for the model card, such as apache-2.0")
     add("--base-model", metavar="NAME", help="the backbone's name on the hub, for the model card")
@@ -254,6 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.workdir,
         args.to,
         backbone=args.backbone,
+        tokenizer=args.tokenizer,
         step=args.step,
         merge=args.merge,
         license=args.license,

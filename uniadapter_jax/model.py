@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from uniadapter_jax import arguments, scoring
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
 from uniadapter_jax.blip_model import AdaptedBLIP
@@ -37,6 +38,7 @@ from uniadapter_jax.tasks import get_task
 from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
 from uniadapter_jax.weights.directory import Backbone, load_backbone
+from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import family_of
 
 DTYPES = ("float32", "bfloat16")
@@ -81,7 +83,10 @@ def load_model(
         raise UserError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
     found = None if adapter is None else read_adapter(pathlib.Path(adapter))
-    part = partition(base.model, None, dtype) if found is None else put_adapter(base, found, dtype)
+    if found is None:
+        part = partition(base.model, None, dtype)
+    else:
+        part = put_adapter(base, found, dtype, adapter)
     task = _task(found, similarity)
     if (is_blip := isinstance(base.model, BLIP)) and similarity is not None:
         raise UserError(
@@ -98,23 +103,41 @@ def load_model(
     )
 
 
-def put_adapter(base: Backbone, adapter: AdapterFiles, dtype: str = "float32") -> Partition:
-    """Puts an adapter into a backbone; strict, see `load_model`."""
+def put_adapter(
+    base: Backbone, adapter: AdapterFiles, dtype: str = "float32", where: object = "the adapter"
+) -> Partition:
+    """Puts an adapter, which `where` holds, into a backbone; strict, see `load_model`."""
     if adapter.fingerprint != base.fingerprint:
         raise UserError(
-            f"the adapter was trained on another backbone: it names the fingerprint "
-            f"{adapter.fingerprint} ({adapter.backbone or 'no path'}), {base.source} has "
+            f"{where} was trained on another backbone: it names the fingerprint "
+            f"{printable(adapter.fingerprint)} ({printable(adapter.backbone) or 'no path'}), "
+            f"{base.source} has "
             f"{base.fingerprint}"
         )
     method = get_method(adapter.method)
+    try:  # shapes first: options that ask for more than there is allocate nothing
+        expected = trainable_shapes(base, method, adapter.options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    check_tensors(where, adapter.tensors, flat_names(expected))
     method.attach(base.model, ConfigDict(dict(adapter.options)), generator(0, "adapters"))
     part = partition(base.model, method.trainable, dtype)
-    check_tensors("the adapter", adapter.tensors, flat_names(part.trainable))
     part.trainable = jax.tree.map_with_path(
         lambda path, _: jnp.asarray(adapter.tensors[".".join(entry.key for entry in path)]),
         part.trainable,
     )
     return part
+
+
+def trainable_shapes(base: Backbone, method: Method, options: Mapping[str, Any]) -> PyTree:
+    """Shapes of what the method trains in such a backbone; raises `UserError` for bad options."""
+
+    def attached() -> Any:
+        model = type(base.model)(base.model.config, rng=None)
+        method.attach(model, ConfigDict(dict(options)), None)
+        return partition(model, method.trainable).trainable
+
+    return nnx.eval_shape(attached)
 
 
 def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:

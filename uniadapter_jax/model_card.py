@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax import __version__
@@ -13,6 +13,11 @@ from uniadapter_jax.weights.adapter_directory import AdapterFiles
 
 UNKNOWN_LICENSE = "unknown"  # the hub's own word
 
+SELECTIONS = {  # by a result's `selection`, what was chosen
+    "last": "the last step, chosen without looking at results",
+    "val": "the best step on clips held out of the training set",
+    "test": "the best step on this very test set, which flatters it",
+}
 _TITLES = {"t2v": "text to clip", "v2t": "clip to text"}
 # By task: the backbone's family, and what people search for on the hub.
 _KINDS = {
@@ -31,9 +36,14 @@ def model_card(
     parameters: Mapping[str, Any],
     license: str,
     base_model: str | None,
-    merged: bool,
+    merged: Sequence[str],
 ) -> str:
-    """The text. `config` and `result` are the run's; `result` is None unless it is of `step`."""
+    """The text.
+
+    Args:
+      config, result: the run's; `result` is None unless it is of `step`.
+      merged: of a merged backbone, the classes that its config.json names; else empty.
+    """
     kind = "backbone with a merged adapter" if merged else "adapter"
     family, tag = _KINDS[config["task"]["name"]]
     lines = [
@@ -55,7 +65,7 @@ def model_card(
         "",
         "## How to load it",
         "",
-        *(_merged_usage(family) if merged else _usage(adapter, family)),
+        *(_merged_usage(family, merged) if merged else _usage(adapter, family)),
         "",
         "## Licence",
         "",
@@ -95,11 +105,7 @@ def _name(path: str) -> str:
 
 
 def _measured(result: Mapping[str, Any]) -> list[str]:
-    chosen = {
-        "last": "the last step, chosen without looking at results",
-        "val": "the best step on clips held out of the training set",
-        "test": "the best step on this very test set, which flatters it",
-    }[result["selection"]]
+    chosen = SELECTIONS[result["selection"]]
     if "questions" in result:
         return [
             f"On {result['questions']} questions about {result['clips']} clips or pictures of the "
@@ -122,7 +128,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
         f"| direction | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",
         *(
-            f"| {_TITLES[way]} | {' | '.join(f'{values[name]:.1f}' for name in names)} |"
+            f"| {_TITLES.get(way, way)} | {' | '.join(f'{values[name]:.1f}' for name in names)} |"
             for way, values in metrics.items()
         ),
     ]
@@ -160,16 +166,15 @@ def _usage(adapter: AdapterFiles, family: str) -> list[str]:
     return lines
 
 
-def _merged_usage(family: str) -> list[str]:
-    model = "CLIPModel" if family == "CLIP" else "BlipForImageTextRetrieval"
+def _merged_usage(family: str, classes: Sequence[str]) -> list[str]:
     return [
         f"The adapter is worked into the weights: this is a plain {family}.",
         "",
         "```python",
-        f"from transformers import {model}",
+        f"from transformers import {', '.join(classes)}",
         "import uniadapter_jax",
         "",
-        f'model = {model}.from_pretrained("THIS_DIRECTORY")     # either',
-        'model = uniadapter_jax.load_model("THIS_DIRECTORY")     # or',
+        *(f'model = {name}.from_pretrained("THIS_DIRECTORY")  # either' for name in classes),
+        'model = uniadapter_jax.load_model("THIS_DIRECTORY")  # or',
         "```",
     ]

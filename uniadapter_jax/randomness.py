@@ -71,6 +71,8 @@ def normal(rng: np.random.Generator | None, std: float, *shape: int) -> Float[Ar
     return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(std))
 
 
-def uniform(rng: np.random.Generator, bound: float, *shape: int) -> Float[Array, "..."]:
-    """Values in [-bound, bound) in float32."""
+def uniform(rng: np.random.Generator | None, bound: float, *shape: int) -> Float[Array, "..."]:
+    """Values in [-bound, bound) in float32; zeros without a generator, as `normal` gives."""
+    if rng is None:
+        return jnp.zeros(shape, jnp.float32)
     return jnp.asarray((2 * rng.random(shape, np.float32) - 1) * np.float32(bound))

@@ -25,6 +25,7 @@ from uniadapter_jax.common.files import (
         (b"[1]", "should hold a JSON object, holds a JSON array"),
         (b'{"a": NaN}', "NaN is no JSON number"),
         (b'{"a": 1e999}', "beyond float64"),
+        (b'[{"a": {"b": 1, "c": 2, "b": 1}}]', "the key 'b' stands there twice"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b'{"a": ' + b"[" * 100_000, "nested too deep"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),

@@ -16,7 +16,7 @@ from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
 from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
-from uniadapter_jax.weights import cma_names
+from uniadapter_jax.weights import cma_names, openai_names
 from uniadapter_jax.weights.directory import huggingface_tensors, load_backbone
 from uniadapter_jax.weights.fingerprint import fingerprint
 from uniadapter_jax.weights.safetensors_file import read_safetensors
@@ -140,6 +140,7 @@ def test_every_format_gives_the_same_backbone(make, tensors, expected, tmp_path,
     assert found == expected
     assert {p.name for p in (tmp_path / "made").iterdir()} == {
         "config.json",
+        "digests.json",
         "fingerprint.json",
         "model.safetensors",
     }
@@ -218,6 +219,44 @@ def test_another_activation_is_another_fingerprint(tensors, expected, tmp_path):
     hints = Hints(activation="gelu", heads=(4, 4))
     other = convert.convert_weights(str(plain), str(tmp_path / "other"), hints=hints)
     assert other == load_backbone(str(tmp_path / "made")).fingerprint
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_open_clip_without_its_config_may_have_either_activation(tensors, tmp_path, name):
+    source = tmp_path / name
+    if source.suffix == ".bin":
+        source.write_bytes(torch_file(to_openai(tensors)))
+    else:
+        safetensors.numpy.save_file(to_openai(tensors), source)
+    said = refused(source, tmp_path, hints=HEADS)
+    assert name in said and "open_clip_config.json" in said and "--activation" in said
+    for activation in ("gelu", "quick_gelu"):
+        made = str(tmp_path / activation)
+        convert.convert_weights(str(source), made, hints=Hints(activation, (4, 4)))
+        assert load_backbone(made).model.config.vision.activation == activation
+
+
+def test_heads_of_wide_towers_are_not_guessed():
+    """ViT-H/14 has 16 heads of 80, not 20 of 64."""
+    assert openai_names.usual_heads("vision", 1024) == 16
+    with pytest.raises(UserError, match=r"1280 wide.*--heads"):
+        openai_names.usual_heads("vision", 1280)
+    assert openai_names.usual_heads("text", 1280) == 20
+
+
+@pytest.mark.parametrize("options", [{}, {"image_size": 48}])
+def test_a_damaged_conversion_is_not_converted_again(tensors, tmp_path, options):
+    convert.convert_weights(str(hf(tmp_path / "source", tensors)), str(tmp_path / "first"))
+    first = tmp_path / "first"
+    convert.convert_weights(str(first), str(tmp_path / "second"), **options)
+    config = (first / "config.json").read_text()
+    (first / "config.json").write_text(config + " ")
+    assert "config.json: has changed" in refused(first, tmp_path, **options)
+    (first / "config.json").write_text(config)
+    content = bytearray((first / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (first / "model.safetensors").write_bytes(content)
+    assert "has changed since it was converted" in refused(first, tmp_path, **options)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from uniadapter_jax.weights.families import FAMILIES
 from uniadapter_jax.weights.fingerprint import fingerprint
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 
+SAVED = {"config.json", "model.safetensors", "fingerprint.json", "digests.json"}
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "clip"
 
 
@@ -79,7 +80,7 @@ def test_what_is_saved_reads_back(model, tmp_path):
     assert_holds(loaded.model, dict(huggingface_tensors(model)))
     assert loaded.model.config == model.config
     assert loaded.fingerprint == fingerprint(huggingface_tensors(model), model.config)
-    assert {p.name for p in (tmp_path / "saved").iterdir()} == {"config.json", "model.safetensors"}
+    assert {p.name for p in (tmp_path / "saved").iterdir()} == SAVED
 
 
 def test_saved_file_is_what_safetensors_itself_reads(model, tmp_path):
@@ -187,8 +188,8 @@ def test_all_problems_are_in_one_report(write, tensors):
     ("text", "named"),
     [
         ("{", "not JSON"),
-        ("\xff", "not JSON"),
-        ("[1]", "holds a list"),
+        ("\xff", "not UTF-8"),
+        ("[1]", "holds a JSON array"),
         ('{"model_type": "siglip"}', "'siglip', expected 'clip' or 'blip'"),
         ('{"vision_config": 3}', "vision_config is a int"),
         ('{"text_config": {"hidden_size": "wide"}}', "text_config.hidden_size='wide'"),
@@ -275,6 +276,30 @@ def test_changed_after_conversion(write, tensors):
     assert found in str(error.value) and "0" * 64 in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "fingerprint.json"])
+def test_a_changed_file_of_a_saved_backbone_is_named(model, tmp_path, name):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    save_backbone(model, tmp_path / "saved", tmp_path / "tokenizer")
+    load_backbone(str(tmp_path / "saved"))
+    file = tmp_path / "saved" / name
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(UserError, match=f"{name}: has changed since it was written"):
+        load_backbone(str(tmp_path / "saved"))
+    with pytest.raises(UserError, match=f"{name}: has changed since it was written"):
+        save_backbone(model, tmp_path / "again", tmp_path / "saved")
+
+
+def test_a_flipped_bit_of_saved_weights_is_told(model, tmp_path):
+    save_backbone(model, tmp_path / "saved", None)
+    file = tmp_path / "saved" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"saved has changed since .* of model\.safetensors and"):
+        load_backbone(str(tmp_path / "saved"))
+
+
 def test_saving_spares_what_is_there(model, tmp_path):
     full = tmp_path / "full"
     full.mkdir()
@@ -301,7 +326,7 @@ def test_saving_copies_the_tokenizer(model, tmp_path):
         (source / name).write_text(name)
     save_backbone(model, tmp_path / "saved", source)
     saved = {p.name for p in (tmp_path / "saved").iterdir()}
-    assert saved == {*TOKENIZER_FILES, "config.json", "model.safetensors"}
+    assert saved == {*TOKENIZER_FILES, *SAVED}
     assert (tmp_path / "saved" / "vocab.json").read_text() == "vocab.json"
 
 

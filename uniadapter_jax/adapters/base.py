@@ -23,7 +23,8 @@ class Method:
 
     Attributes:
       name: the name that configs use.
-      attach: puts trainable modules into the backbone's places; says nothing else.
+      attach: puts trainable modules into the backbone's places; says nothing else. Without a
+        generator their values are zeros, for who wants shapes.
       options: the method's knobs with their defaults, their only home.
       ranges: {option: the numbers it may have}, of every number among the options.
       choices: {option: the values it may have}.
@@ -34,7 +35,7 @@ class Method:
     """
 
     name: str
-    attach: Callable[[nnx.Module, Any, np.random.Generator], None]
+    attach: Callable[[nnx.Module, Any, np.random.Generator | None], None]
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -43,7 +44,7 @@ class Method:
     version: int = 1
 
 
-def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None:
+def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:
     """For methods that train what the backbone already has, or nothing."""
 
 

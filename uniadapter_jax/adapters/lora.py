@@ -35,7 +35,7 @@ class LowRank(nnx.Module):
         rank: int,
         alpha: float,
         dropout: float,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
     ):
         *stack, width_in, width_out = kernel
         bound = width_in**-0.5
@@ -59,7 +59,7 @@ def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
             yield ".".join(map(str, path)), node
 
 
-def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator) -> None:
+def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:
     """Puts a low-rank branch beside each linear layer that `options.targets` names.
 
     A target is the end of a path in whole segments: `q`, `attn.q`, `vision.blocks.mlp.fc1`.

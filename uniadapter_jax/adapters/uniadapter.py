@@ -128,7 +128,7 @@ def linear(
     return y + functions.along_last(bias.astype(y.dtype), y)
 
 
-def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
+def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None:
     """Puts a branch beside the MLP of every layer of both towers."""
     config = backbone.config
     check(options)

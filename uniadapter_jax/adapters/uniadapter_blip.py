@@ -138,7 +138,7 @@ class StatesAdapter(nnx.Module):
         return linear(down, self.up_kernel[...] * scale, self.up_bias[...] * scale)
 
 
-def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
+def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None:
     """Fills the places of a BLIP, or of a CLIP."""
     if isinstance(backbone, BLIP):
         attach_to_blip(backbone, options, rng)
@@ -146,7 +146,7 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator) -> None:
         uniadapter.attach(backbone, options, rng)
 
 
-def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator) -> None:
+def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None) -> None:
     """Fills the places of the vision tower, the text transformer and, if there is one, the decoder.
 
     With `train_heads`, the projections and the matching head train, too. A `key_value_bottleneck`

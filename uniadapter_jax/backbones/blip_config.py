@@ -7,7 +7,8 @@ from typing import Any
 
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
-    check_patches,
+    check_pictures,
+    check_size,
     checked,
     section,
 )
@@ -46,12 +47,15 @@ class BLIPConfig:
     text_std: float = 0.02
 
     def __post_init__(self) -> None:
-        check_patches(self.image_size, self.patch_size)
+        check_pictures(self.image_size, self.patch_size)
+        check_size("vocab_size", self.vocab_size)
+        check_size("max_position_embeddings", self.positions)
+        check_size("image_text_hidden_size", self.embed)
         for name in ("dec_id", "enc_id", "sep_id", "pad_id"):
             value = getattr(self, name)
             if type(value) is not int or not 0 <= value < self.vocab_size:
                 raise UserError(
-                    f"text_config.{_HF_IDS[name]}={value!r}: expected an id below "
+                    f"text_config.{_HF_IDS[name]}={value!r:.80}: expected an id below "
                     f"vocab_size={self.vocab_size}"
                 )
 
@@ -83,8 +87,8 @@ class BLIPConfig:
         vision = section(config, "vision_config", _HF_VISION)
         text = section(config, "text_config", _HF_TEXT)
         parts = config.get("architectures") or [MATCHING]
-        if not isinstance(parts, list) or not {MATCHING, ANSWERING}.issuperset(parts):
-            raise UserError(f"architectures={parts!r}: expected {MATCHING} or {ANSWERING}")
+        if not isinstance(parts, list) or not all(part in (MATCHING, ANSWERING) for part in parts):
+            raise UserError(f"architectures={parts!r:.80}: expected {MATCHING} or {ANSWERING}")
         dec_id = text["bos_token_id"]
         return cls(
             vision=TowerConfig.from_section(vision),

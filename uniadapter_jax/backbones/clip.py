@@ -19,7 +19,8 @@ from flax import nnx
 from uniadapter_jax.backbones import functions, layers
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
-    check_patches,
+    check_pictures,
+    check_size,
     checked,
     section,
 )
@@ -43,7 +44,15 @@ class CLIPConfig:
     eos_id: int
 
     def __post_init__(self) -> None:
-        check_patches(self.image_size, self.patch_size)
+        check_pictures(self.image_size, self.patch_size)
+        check_size("vocab_size", self.vocab_size)
+        check_size("max_position_embeddings", self.positions)
+        check_size("projection_dim", self.embed)
+        if self.eos_id != LARGEST_ID and not 0 <= self.eos_id < self.vocab_size:
+            raise UserError(
+                f"text_config.eos_token_id={self.eos_id}: expected an id below "
+                f"vocab_size={self.vocab_size}, or {LARGEST_ID} for the largest in a text"
+            )
 
     @property
     def patches(self) -> int:

@@ -9,7 +9,21 @@ from typing import Any
 from uniadapter_jax.backbones import functions
 from uniadapter_jax.errors import UserError
 
-_MOST_LAYERS = 1000  # a wrong number should be an error, not an endless loop
+# The most that a size may be: a wrong number should be an error, not an endless loop or a request
+# for more memory than there is. No array of such a model has 2**63 bytes.
+_MOST = {
+    "hidden_size": 2**16,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**12,
+    "image_size": 2**14,
+    "patch_size": 2**14,
+    "vocab_size": 2**24,
+    "max_position_embeddings": 2**20,
+    "projection_dim": 2**16,
+    "image_text_hidden_size": 2**16,
+}
+_MOST_FLOAT = 1e3  # of an epsilon, or a deviation of random weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +40,16 @@ class TowerConfig:
     def __post_init__(self) -> None:
         known = functions.ACTIVATIONS
         if self.activation not in known:
-            raise UserError(f"hidden_act={self.activation!r} is not known; known: {sorted(known)}")
+            raise UserError(
+                f"hidden_act={self.activation[:80]!r} is not known; known: {sorted(known)}"
+            )
+        section = self.to_section()
+        for name in ("hidden_size", "intermediate_size", "num_hidden_layers"):
+            check_size(name, section[name])
+        check_size("num_attention_heads", self.heads)
+        checked("layer_norm_eps", self.eps, float)
         if self.width % self.heads:
             raise UserError(f"hidden_size={self.width} does not divide by {self.heads} heads")
-        if self.layers > _MOST_LAYERS:
-            raise UserError(f"num_hidden_layers={self.layers}: at most {_MOST_LAYERS}")
 
     @classmethod
     def from_section(cls, source: Mapping[str, Any]) -> TowerConfig:
@@ -67,20 +86,32 @@ def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -
     for field, default in defaults.items():
         found[field] = checked(f"{name}.{field}", found[field], type(default))
     if found.get("num_channels", 3) != 3:
-        raise UserError(f"{name}.num_channels={found['num_channels']}: pictures have 3")
+        raise UserError(f"{name}.num_channels={found['num_channels']!r:.80}: pictures have 3")
     return found
 
 
 def checked(name: str, value: Any, kind: type) -> Any:
-    """`value`, if it is a positive number or a name, as `kind` says."""
-    allowed = (int, float) if kind is float else (kind,)
-    if type(value) not in allowed or (kind is not str and not value > 0):
-        wanted = "a name" if kind is str else f"a positive {kind.__name__}"
-        raise UserError(f"{name}={value!r}: expected {wanted}")
+    """`value`, if it is a positive number of a possible size or a name, as `kind` says."""
+    if kind is int:
+        check_size(name, value)
+    elif kind is float:
+        if type(value) not in (int, float) or not 0 < value <= _MOST_FLOAT:
+            raise UserError(f"{name}={value!r:.80}: expected a positive number up to {_MOST_FLOAT}")
+    elif type(value) is not kind:
+        raise UserError(f"{name}={value!r:.80}: expected a name")
     return value
 
 
-def check_patches(image_size: int, patch_size: int) -> None:
-    """Raises `UserError` unless patches fill a picture."""
+def check_size(name: str, value: Any) -> None:
+    """Raises `UserError` unless `value` is a whole number from 1 up, within the limits."""
+    most = _MOST.get(name.rpartition(".")[2], 2**31 - 1)
+    if type(value) is not int or not 0 < value <= most:
+        raise UserError(f"{name}={value!r:.80}: expected a positive int up to {most}")
+
+
+def check_pictures(image_size: Any, patch_size: Any) -> None:
+    """Raises `UserError` unless both are sizes, and patches fill a picture."""
+    check_size("image_size", image_size)
+    check_size("patch_size", patch_size)
     if image_size % patch_size:
         raise UserError(f"image_size={image_size} does not divide by patch_size={patch_size}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
 import pathlib
 import stat
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.errors import UserError
@@ -65,7 +67,7 @@ def read_bytes(path: AnyPath, limit: int) -> bytes:
 
 
 @contextlib.contextmanager
-def open_regular(path: AnyPath) -> Iterator[BinaryIO]:
+def open_regular(path: AnyPath) -> Iterator[io.BufferedReader]:
     """Opens a regular file for reading; see `read_bytes` for what it raises."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
@@ -121,11 +123,26 @@ def parse_json(data: bytes | str, path: AnyPath, kind: type = dict) -> Any:
 
 
 def parse_line(text: bytes | str) -> Any:
-    """The JSON value of a text; ValueError where it is none, too deep, or holds NaN or infinity."""
+    """The JSON value of a text.
+
+    Raises:
+      ValueError: it is none, too deep, or holds NaN, infinity or a key twice.
+    """
     try:
-        return json.loads(text, parse_constant=_not_finite, parse_float=_finite)
+        return json.loads(
+            text, parse_constant=_not_finite, parse_float=_finite, object_pairs_hook=_object
+        )
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:80]!r} stands there twice")
+    return value
 
 
 def _not_finite(name: str) -> NoReturn:

@@ -24,6 +24,7 @@ import tokenizers
 from jaxtyping import Int
 from tokenizers import models, pre_tokenizers, trainers
 
+from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.files import FileError, read_bytes
 from uniadapter_jax.data.added_tokens import (
     JSON_BYTES,
@@ -321,7 +322,7 @@ def _special(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
 
 
 def _write(bpe: Bpe, root: Path) -> None:
-    """The five files that HuggingFace's CLIP tokenizers, slow and fast, read."""
+    """The five files that HuggingFace's CLIP tokenizers, slow and fast, read, and digests."""
     merges = "".join(f"{left} {right}\n" for left, right in bpe.merges)
     named = {"bos_token": bpe.bos, "eos_token": bpe.eos, "unk_token": bpe.eos, "pad_token": bpe.eos}
     config = {
@@ -342,6 +343,7 @@ def _write(bpe: Bpe, root: Path) -> None:
     }
     for name, content in contents.items():
         (root / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_digests(root, ("merges.txt", *contents))
 
 
 def _fast_content(bpe: Bpe) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.data.added_tokens import AddedToken, read_added_tokens, read_tokenizer_json
 from uniadapter_jax.data.text import (
@@ -147,7 +148,7 @@ def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
 def train_wordpiece(
     texts: Iterable[str], vocab_size: int, directory: str | os.PathLike[str]
 ) -> WordPieceTokenizer:
-    """Learns a vocabulary in BERT's form from texts and writes `vocab.txt`.
+    """Learns a vocabulary in BERT's form from texts and writes `vocab.txt`, and its digest.
 
     It has exactly `vocab_size` entries: five special tokens, the letters alone and inside a word
     by code point, what is worth a merge (comes twice), and [unused...] for the rest, as in BERT's.
@@ -180,7 +181,7 @@ def train_wordpiece(
     tokens += [f"[unused{i}]" for i in range(vocab_size - len(tokens))]
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
-    (root / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+    _write(tokens, root)
     return WordPieceTokenizer({token: i for i, token in enumerate(tokens)})
 
 
@@ -200,7 +201,12 @@ def write_wordpiece(vocab: Path, directory: str | os.PathLike[str]) -> None:
         WordPieceTokenizer(tokens, cleaning)
     except UserError as error:
         raise UserError(f"{vocab}: {error}") from error
-    (Path(directory) / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+    _write(tokens, Path(directory))
+
+
+def _write(tokens: Iterable[str], root: Path) -> None:
+    (root / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens), encoding="utf-8")
+    write_digests(root, ("vocab.txt",))
 
 
 def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, Any]]:

@@ -13,6 +13,6 @@ __all__ = ["TASKS", "Kind", "get_task"]
 
 def get_task(name: str) -> Kind:
     """The task of that name; raises `UserError` that lists the names."""
-    if name not in TASKS:
-        raise UserError(f"task {name!r} is not known; known: {', '.join(sorted(TASKS))}")
+    if not isinstance(name, str) or name not in TASKS:
+        raise UserError(f"task {name!r:.80} is not known; known: {', '.join(sorted(TASKS))}")
     return TASKS[name]

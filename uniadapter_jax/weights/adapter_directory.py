@@ -1,27 +1,43 @@
 """An adapter as a directory of its own: adapter_model.safetensors and adapter_config.json.
 
 Tensors are float32 under our own dotted paths, such as `vision.blocks.after_attn.down_kernel`.
-The config says which method they belong to and, by its fingerprint, which backbone.
+The config says which method they belong to and, by its fingerprint, which backbone. Each of the two
+files has the other's SHA-256: the config that of the tensors, the header of the tensors' file that
+of the config. Adapters of earlier versions have neither.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters import Method, check_options, get_method
+from uniadapter_jax.common.digests import file_digest
+from uniadapter_jax.common.files import FileError, read_json, write_json
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights.directory import raise_problems, read_json
+from uniadapter_jax.weights.directory import raise_problems
 from uniadapter_jax.weights.errors import WeightFileError
-from uniadapter_jax.weights.safetensors_file import read_safetensors, write_safetensors
+from uniadapter_jax.weights.fingerprint import digest
+from uniadapter_jax.weights.safetensors_file import (
+    open_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 
 FORMAT = "uniadapter_jax/1"
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
+TENSORS_DIGEST, CONFIG_DIGEST = "tensors_sha256", "config_sha256"
+PEFT_FOLDER = "peft"  # where an exported LoRA is once more, in PEFT's layout
+PEFT_METADATA = {"format": "pt"}  # PEFT asks for it
+_DIGESTS = (TENSORS_DIGEST, CONFIG_DIGEST)
+_CONFIG_BYTES = 2**20
+_KINDS = {str: "a string", int: "a whole number", dict: "a JSON object"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +80,74 @@ def write_adapter(directory: pathlib.Path, adapter: AdapterFiles) -> None:
         "tokenizer_fingerprint": adapter.tokenizer,
     }
     directory.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": FORMAT, "backbone_fingerprint": adapter.fingerprint}
-    write_float32(directory / TENSOR_FILE, adapter.tensors, metadata)
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_pair(directory, config, adapter.tensors, _metadata(adapter.fingerprint))
 
 
-def write_float32(
-    file: pathlib.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+def write_pair(
+    directory: pathlib.Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    *,
+    digest_in_config: bool = True,
 ) -> None:
-    """Writes tensors, float32 and contiguous, in order of their names; reads back and compares."""
+    """Writes a config and tensors, float32 and contiguous, so that `read_adapter` tells damage.
+
+    The tensors are in order of their names, read back and compared. `digest_in_config` is False
+    where a reader takes no other fields than its own; their digest is in the header then, too.
+    """
     wide = {name: np.asarray(tensor, np.float32) for name, tensor in sorted(tensors.items())}
+    digest = tensors_digest(wide)
+    if digest_in_config:
+        config = {**config, TENSORS_DIGEST: digest}
+    else:
+        metadata = {**metadata, TENSORS_DIGEST: digest}
+    write_json(directory / CONFIG_FILE, config)
+    metadata = {**metadata, CONFIG_DIGEST: file_digest(directory / CONFIG_FILE)}
     specs = {name: (tensor.shape, tensor.dtype) for name, tensor in wide.items()}
+    file = directory / TENSOR_FILE
     write_safetensors(file, specs, wide.items(), metadata)
     for name, tensor in read_safetensors(file).items():
         if not np.array_equal(tensor, wide[name], equal_nan=True):
             raise WeightFileError(file, f"{name} does not read back as it was written")
+
+
+def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and float32 values, in order of the names."""
+    lines = [f"{name}={digest(name, tensor)}\n" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _check_pair(
+    directory: pathlib.Path,
+    expected: str | None,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    known: Mapping[str, str],
+) -> None:
+    """Compares what `write_pair` wrote.
+
+    Args:
+      expected: digest of the tensors, as noted.
+      metadata: of the tensors' file; apart from digests it should be `known`.
+
+    Raises:
+      FileError: one of the files has changed; the file is named.
+    """
+    file, config = directory / TENSOR_FILE, directory / CONFIG_FILE
+    given = {name: text for name, text in metadata.items() if name not in _DIGESTS}
+    if CONFIG_DIGEST not in metadata or given != known:
+        raise FileError(file, f"is damaged: its header should say {known} and {CONFIG_DIGEST}")
+    for path, measured, noted, other in (
+        (config, file_digest(config), metadata[CONFIG_DIGEST], file),
+        (file, tensors_digest(tensors), expected, config),
+    ):
+        if measured != noted:
+            raise FileError(
+                path,
+                f"has changed since it was written, or {other.name} has: its SHA-256 is "
+                f"{measured}, noted is {str(noted)[:80]}. Export it again, or get it anew",
+            )
 
 
 def read_adapter(directory: pathlib.Path) -> AdapterFiles:
@@ -89,37 +158,76 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
         method or of its options; both sides are said.
     """
     file = directory / CONFIG_FILE
-    if not file.is_file():
-        raise UserError(f"{directory} holds no {CONFIG_FILE}, so it is no adapter of this package")
-    config = read_json(file)
-    if config.get("format") != FORMAT:
-        raise UserError(
-            f"{file}: format is {config.get('format')!r}, this package reads {FORMAT!r}"
-        )
     try:
-        name, version, options = config["method"], config["method_version"], config["options"]
-        fingerprint = config["backbone_fingerprint"]
-    except KeyError as error:
-        raise UserError(f"{file} has no field {error}") from error
-    method = get_method(name)
-    if version != method.version:
+        config = read_json(file, limit=_CONFIG_BYTES)
+    except FileNotFoundError:
         raise UserError(
-            f"{file}: made by version {version} of {name}, this package has version "
-            f"{method.version}, which computes something else from the same tensors"
-        )
-    if set(options) != set(method.options):
-        raise UserError(
-            f"{file}: options are {sorted(options)}, those of {name} are {sorted(method.options)}"
+            f"{directory} holds no {CONFIG_FILE}, so it is no adapter of this package"
+        ) from None
+    method = _check_config(file, config)
+    tensors, metadata = open_safetensors(directory / TENSOR_FILE)
+    fingerprint = config["backbone_fingerprint"]
+    if TENSORS_DIGEST in config or CONFIG_DIGEST in metadata:
+        noted = config.get(TENSORS_DIGEST)
+        _check_pair(directory, noted, tensors, metadata, _metadata(fingerprint))
+        if (peft := directory / PEFT_FOLDER).is_dir():  # which only PEFT reads, and never checks
+            copies, header = open_safetensors(peft / TENSOR_FILE)
+            _check_pair(peft, header.get(TENSORS_DIGEST), copies, header, PEFT_METADATA)
+    else:
+        logging.warning(
+            "%s was made by an earlier version, without digests: damage to its numbers cannot be "
+            "seen",
+            directory,
         )
     return AdapterFiles(
-        method=name,
-        options=options,
-        tensors=read_safetensors(directory / TENSOR_FILE),
+        method=method.name,
+        options=config["options"],
+        tensors=tensors,
         fingerprint=fingerprint,
         task=config.get("task", {}),
         tokenizer=config.get("tokenizer_fingerprint", ""),
         backbone=config.get("base_model_name_or_path", ""),
     )
+
+
+def _metadata(fingerprint: str) -> dict[str, str]:
+    return {"format": FORMAT, "backbone_fingerprint": fingerprint}
+
+
+_REQUIRED = {
+    **{"format": str, "method": str, "method_version": int, "options": dict},
+    "backbone_fingerprint": str,
+}
+_OPTIONAL = {"task": dict, "tokenizer_fingerprint": str, "base_model_name_or_path": str}
+
+
+def _check_config(file: pathlib.Path, config: Mapping[str, Any]) -> Method:
+    """The method of a config, all of whose fields are such as they can be."""
+    if config.get("format") != FORMAT:
+        peft = (
+            "; this is PEFT's layout, pass the directory above it" if "peft_type" in config else ""
+        )
+        raise FileError(
+            file, f"format is {config.get('format')!r:.80}, this package reads {FORMAT!r}{peft}"
+        )
+    for name, kind in {**_REQUIRED, **_OPTIONAL}.items():
+        if name in _REQUIRED and name not in config:
+            raise FileError(file, f"has no field {name!r}")
+        value = config.get(name, kind())
+        if type(value) is not kind:
+            raise FileError(file, f"{name}={value!r:.80}: expected {_KINDS[kind]}")
+    try:
+        method = get_method(config["method"])
+    except UserError as error:
+        raise FileError(file, str(error)) from error
+    if config["method_version"] != method.version:
+        raise FileError(
+            file,
+            f"made by version {config['method_version']!r:.80} of {method.name}, this package has "
+            f"version {method.version}, which computes something else from the same tensors",
+        )
+    check_options(f"{file}: options", method, config["options"])
+    return method
 
 
 def check_tensors(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,23 +15,24 @@ import jax
 import numpy as np
 from flax import nnx
 
+from uniadapter_jax.common.digests import check_digests, write_digests
+from uniadapter_jax.common.files import FileError, read_json, write_json
+from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
 from uniadapter_jax.randomness import generator
-from uniadapter_jax.weights.families import (
-    FAMILIES,
-    Config,
-    Family,
-    Model,
-    family_of,
-)
+from uniadapter_jax.weights.errors import printable
+from uniadapter_jax.weights.families import FAMILIES, Config, Family, Model, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
 from uniadapter_jax.weights.names import TRANSFORMS, parts, write_rows
 from uniadapter_jax.weights.rules import convert
-from uniadapter_jax.weights.safetensors_file import read_safetensors_directory, write_safetensors
+from uniadapter_jax.weights.safetensors_file import read_weights, weight_file, write_safetensors
 
-FINGERPRINT_FILE = "fingerprint.json"  # only of converted backbones
+CONFIG_FILE, WEIGHT_FILE = "config.json", "model.safetensors"
+FINGERPRINT_FILE = "fingerprint.json"  # only of backbones that we wrote
+CONFIG_BYTES = 2**20  # transformers' largest have some KB
 _STRIP = 64
+_MOST_PROBLEMS = 1000  # lines of a report
 
 
 @dataclasses.dataclass
@@ -60,13 +60,21 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     config = _config_of(source)
     family = family_of(config)
     if source.startswith("random:"):
+        _check_memory(config, source)
         model = family.model(config, rng=generator(seed, "backbone"), **options)
         return Backbone(model, source, fingerprint(huggingface_tensors(model), config))
     directory = pathlib.Path(source)
-    tensors = family.canonical(read_safetensors_directory(directory), config)
+    check_digests(directory)
+    file = weight_file(directory)
+    try:
+        tensors = family.canonical(read_weights(file), config)
+    except FileError:
+        raise
+    except UserError as error:
+        raise FileError(file, str(error)) from error
     model = nnx.eval_shape(lambda: family.model(config, rng=None, **options))
-    found = _fill(model, tensors, directory)
-    _check_fingerprint(directory, found)
+    found = _fill(model, tensors, file)
+    check_fingerprint(directory, found)
     return Backbone(model, source, found)
 
 
@@ -84,33 +92,34 @@ def _config_of(source: str) -> Config:
             f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
             "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
         )
-    return read_config(directory / "config.json")
+    return read_config(directory / CONFIG_FILE)
 
 
 def read_config(path: pathlib.Path) -> Config:
     """A backbone's `config.json`; raises `UserError` unless it is one of a known family."""
-    config = read_json(path)
-    family = FAMILIES.get(config.get("model_type", "clip"))
+    try:
+        config = read_json(path, limit=CONFIG_BYTES)
+    except FileNotFoundError:
+        raise FileError(path, f"there is no such file; a backbone needs its {path.name}") from None
+    name = config.get("model_type", "clip")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        known = " or ".join(repr(name) for name in FAMILIES)
-        raise UserError(f"{path}: model_type is {config['model_type']!r}, expected {known}")
+        known = " or ".join(map(repr, FAMILIES))
+        raise FileError(path, f"model_type is {str(name)[:80]!r}, expected {known}")
     try:
         return family.config.from_huggingface(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise FileError(path, str(error)) from error
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `UserError` that names the file and what is wrong."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; a backbone needs its {path.name}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
-    return content
+def _check_memory(config: Config, source: str) -> None:
+    """Raises `UserError` where random weights would not fit into this machine's memory."""
+    needed = 4 * sum(map(math.prod, huggingface_shapes(config).values()))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"{source}: its weights would take {needed:,} bytes, this machine has {memory:,}"
+        )
 
 
 def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -126,18 +135,21 @@ def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
 def raise_problems(where: object, problems: list[str]) -> None:
     """One report of all problems, if there are any."""
     if problems:
-        lines = "\n  ".join(problems)
+        shown = [printable(problem, 500) for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        lines = "\n  ".join(shown)
         noun = "problem" if len(problems) == 1 else "problems"
         raise UserError(f"{where}: {len(problems)} {noun} with its tensors:\n  {lines}")
 
 
-def _fill(model: Model, tensors: Mapping[str, np.ndarray], directory: pathlib.Path) -> str:
-    """Puts tensors into an abstract model and returns their fingerprint."""
+def _fill(model: Model, tensors: Mapping[str, np.ndarray], file: pathlib.Path) -> str:
+    """Puts the tensors of `file` into an abstract model and returns their fingerprint."""
     config = model.config
     shapes = huggingface_shapes(config)
     family = family_of(config)
     _, problems = convert(tensors, family.rules(config), shapes, ignored=family.ignored)
-    raise_problems(directory, problems)
+    raise_problems(file, problems)
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
     values = {ours: np.empty(target.shape, np.float32) for ours, target in targets.items()}
     jobs: list[tuple[str, str, list[np.ndarray]]] = []
@@ -180,13 +192,18 @@ def _copy(source: np.ndarray, place: np.ndarray) -> None:
         place[...] = source
 
 
-def _check_fingerprint(directory: pathlib.Path, found: str) -> None:
+def check_fingerprint(directory: pathlib.Path, found: str) -> None:
+    """Raises `UserError` unless it is the one noted in `directory`, if one is."""
     file = directory / FINGERPRINT_FILE
-    if file.is_file() and (written := read_json(file).get("fingerprint")) != found:
+    try:
+        written = read_json(file, limit=CONFIG_BYTES).get("fingerprint")
+    except FileNotFoundError:
+        return
+    if written != found:
         raise UserError(
-            f"{directory} has changed since it was converted: its fingerprint is {found}, "
-            f"{file.name} says {written}; convert it again, or delete that file if the change "
-            "was meant"
+            f"{directory} has changed since it was converted: the fingerprint of {WEIGHT_FILE} and "
+            f"{CONFIG_FILE} is {found}, {file.name} says {str(written)[:80]}; convert it again, or "
+            "delete that file if the change was meant"
         )
 
 
@@ -207,10 +224,25 @@ def save_backbone(
     The tokenizer's files are copied from the directory `tokenizer`. The directory appears whole
     or not at all; one that holds anything is not touched.
     """
-    tensors = dict(huggingface_tensors(model))
     with new_directory(directory) as made:
-        write_backbone(made, model.config, tensors)
-        copy_tokenizer(tokenizer, made, family_of(model.config))
+        fill_backbone(made, model, tokenizer)
+
+
+def fill_backbone(made: pathlib.Path, model: Model, tokenizer: str | os.PathLike | None) -> None:
+    """Writes what `save_backbone` does into a directory that is there."""
+    tensors = dict(huggingface_tensors(model))
+    write_backbone(made, model.config, tensors)
+    copy_tokenizer(tokenizer, made, family_of(model.config))
+    seal_backbone(made, {"fingerprint": fingerprint(tensors.items(), model.config)})
+
+
+def seal_backbone(made: pathlib.Path, note: Mapping[str, str]) -> None:
+    """Writes, last of all, what tells damage: the `note` with the fingerprint, and digests.
+
+    The weights, which are large, have no digest: loading computes the fingerprint anyway.
+    """
+    write_json(made / FINGERPRINT_FILE, note)
+    write_digests(made, [p.name for p in made.iterdir() if p.is_file() and p.name != WEIGHT_FILE])
 
 
 def write_backbone(
@@ -230,10 +262,10 @@ def write_backbone(
             yield name, value
             advance(value.nbytes)
 
-    write_safetensors(directory / "model.safetensors", specs, one_by_one(), {"format": "pt"})
+    write_safetensors(directory / WEIGHT_FILE, specs, one_by_one(), {"format": "pt"})
     # transformers would otherwise take the dtype of whichever tensor comes first.
     content = {**config.to_huggingface(), "dtype": "float32"}
-    (directory / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _stored(dtype: np.dtype) -> np.dtype:
@@ -245,32 +277,15 @@ def copy_tokenizer(
     directory: pathlib.Path,
     family: Family,
 ) -> list[str]:
-    """Copies what of a tokenizer the directory `source` has; returns the files' names."""
+    """Copies what of a tokenizer the directory `source` has; returns the files' names.
+
+    Raises:
+      UserError: a file of `source` has changed since it was written.
+    """
     files = family.tokenizer_files
+    if source:
+        check_digests(source)
     found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
     for name in found:
         shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]
     return found
-
-
-@contextlib.contextmanager
-def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A directory to fill, which gets its name when it is complete and vanishes otherwise.
-
-    Raises:
-      UserError: there is something already, or nothing can be written there.
-    """
-    target = pathlib.Path(directory)
-    try:
-        if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-            raise UserError(f"{target} exists and is not empty; choose another directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-            made = pathlib.Path(scratch) / "backbone"
-            made.mkdir()
-            yield made
-            if target.exists():
-                target.rmdir()
-            os.rename(made, target)
-    except OSError as error:
-        raise UserError(f"{target}: {error.strerror or error}") from error

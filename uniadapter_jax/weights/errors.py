@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.files import FileError
 
 
-class WeightFileError(UserError):
+class WeightFileError(FileError):
     """A weight file that cannot be read, or must not be.
 
     Attributes:
-      path: the file.
-      reason: what is wrong with it and what to do; the message is `path: reason`.
       refused: `module.name` of the forbidden global, if that is the reason.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, refused: str | None = None):
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path = os.fspath(path)
-        self.reason = reason
+        super().__init__(path, reason)
         self.refused = refused
 
 

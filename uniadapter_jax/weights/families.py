@@ -15,10 +15,12 @@ import numpy as np
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
+from uniadapter_jax.common.digests import check_digests
 from uniadapter_jax.data.text import Tokenizer, load_tokenizer
 from uniadapter_jax.data.wordpiece import load_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import blip_names, names
+from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.rules import Rule
 
 Config = CLIPConfig | BLIPConfig
@@ -40,7 +42,7 @@ class Family:
       ignored: names of buffers without weights.
       canonical: a file's tensors with each weight exactly once, for a config.
       tokenizer_files: what a directory's tokenizer may consist of.
-      load_tokenizer: the tokenizer of a directory.
+      load_tokenizer: the tokenizer of a directory, whose digests are compared.
       records_tokenizer: where prepared records hold one that was trained on them.
       whole_vocabulary: whether it must know every id of the weights, because the last have roles.
       options: fields of `config.compute` that the model takes.
@@ -60,6 +62,25 @@ class Family:
     options: tuple[str, ...] = ("dtype", "remat")
 
 
+def _guarded(
+    load: Callable[[str | os.PathLike[str]], Tokenizer],
+) -> Callable[[str | os.PathLike[str]], Tokenizer]:
+    """`load` behind the directory's digests; a panic of the Rust library becomes a `UserError`."""
+
+    def guarded(directory: str | os.PathLike[str]) -> Tokenizer:
+        check_digests(directory)
+        try:
+            return load(directory)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # no Exception, and of no importable class
+                raise
+            raise UserError(
+                f"the tokenizer in {os.fspath(directory)} cannot be used: {printable(error)}"
+            ) from error
+
+    return guarded
+
+
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(
@@ -71,7 +92,7 @@ FAMILIES: Mapping[str, Family] = {
         ignored=names.IGNORED,
         canonical=lambda tensors, config: tensors,
         tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
-        load_tokenizer=load_tokenizer,
+        load_tokenizer=_guarded(load_tokenizer),
         records_tokenizer="tokenizer",
         options=("dtype", "remat", "frame_chunks"),
     ),
@@ -84,7 +105,7 @@ FAMILIES: Mapping[str, Family] = {
         ignored=blip_names.IGNORED,
         canonical=blip_names.canonical,
         tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
-        load_tokenizer=load_wordpiece,
+        load_tokenizer=_guarded(load_wordpiece),
         records_tokenizer="wordpiece",
         whole_vocabulary=True,
         options=("dtype", "remat", "dropout", "drop_path"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
 from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
+from uniadapter_jax.common.files import FileError
 from uniadapter_jax.errors import UserError
 
 # Fields of a tower that are sizes, with open_clip's defaults.
@@ -29,6 +30,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "block_type": (None, "default"),
 }
+_MOST = 2**31  # of a size; what a CLIP can have is checked by its config
 _PLAIN_ELSE: tuple[Any, ...] = (None, False, {})
 _TOP = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale")
 
@@ -42,21 +44,38 @@ def clip_config(content: Mapping[str, Any], path: pathlib.Path) -> CLIPConfig:
     """
     model = content.get("model_cfg", content)
     problems: list[str] = []
-    try:
-        vision, eps_v = _tower(model["vision_cfg"], _VISION, "vision_cfg", problems)
-        text, eps_t = _tower(model["text_cfg"], _TEXT, "text_cfg", problems)
-        embed = model["embed_dim"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: no model_cfg of a CLIP ({error!r})") from error
+    if not isinstance(model, Mapping):
+        raise FileError(path, f"model_cfg should be a JSON object, is {model!r:.80}")
+    embed, quick = model.get("embed_dim"), model.get("quick_gelu") or False
+    vision, eps_v = _tower(model, _VISION, "vision_cfg", problems)
+    text, eps_t = _tower(model, _TEXT, "text_cfg", problems)
+    if type(embed) is not int:
+        problems.append(f"embed_dim={embed!r:.80}")
+    if type(quick) is not bool:
+        problems.append(f"quick_gelu={quick!r:.80}")
     problems += [
-        f"{name}={value!r}"
+        f"{name}={value!r:.80}"
         for name, value in model.items()
         if name not in _TOP and value not in _PLAIN_ELSE
     ]
     if problems:
-        raise UserError(f"{path} describes no plain ViT CLIP: " + ", ".join(problems))
-    check_pixels(content.get("preprocess_cfg", {}), ("mean", "std"), path)
-    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+        raise FileError(path, "describes no plain ViT CLIP: " + ", ".join(problems))
+    check_pixels(content.get("preprocess_cfg") or {}, ("mean", "std"), path)
+    activation = "quick_gelu" if quick else "gelu"
+    try:
+        return _config(vision, eps_v, text, eps_t, embed, activation)
+    except UserError as error:
+        raise FileError(path, str(error)) from error
+
+
+def _config(
+    vision: Mapping[str, Any],
+    eps_v: float,
+    text: Mapping[str, Any],
+    eps_t: float,
+    embed: Any,
+    activation: str,
+) -> CLIPConfig:
     return CLIPConfig(
         vision=TowerConfig(
             vision["width"],
@@ -84,32 +103,52 @@ def clip_config(content: Mapping[str, Any], path: pathlib.Path) -> CLIPConfig:
 
 
 def _tower(
-    section: Mapping[str, Any], sizes: Mapping[str, Any], name: str, problems: list[str]
+    model: Mapping[str, Any], sizes: Mapping[str, Any], name: str, problems: list[str]
 ) -> tuple[dict[str, Any], float]:
     """(sizes, eps of LayerNorm); fields that we have no place for are added to `problems`."""
     eps = 1e-5
     found = dict(sizes)
+    section = model.get(name)
+    if not isinstance(section, Mapping):
+        problems.append(f"{name}={section!r:.80}")
+        return found, eps
     for field, value in section.items():
         if field in sizes:
-            if isinstance(value, list) and len(set(value)) == 1:  # image_size [224, 224]
-                value = value[0]
+            if isinstance(value, list) and value and value == value[:1] * len(value):
+                value = value[0]  # image_size [224, 224]
             allowed = (int, float) if field == "mlp_ratio" else (int,)
-            if type(value) not in allowed or value <= 0:
-                problems.append(f"{name}.{field}={value!r}")
+            if type(value) not in allowed or not 0 < value < _MOST:
+                problems.append(f"{name}.{field}={value!r:.80}")
             else:
                 found[field] = value
-        elif field == "norm_kwargs" and isinstance(value, dict) and set(value) == {"eps"}:
-            eps = float(value["eps"])
+        elif (
+            field == "norm_kwargs"
+            and isinstance(value, dict)
+            and set(value) == {"eps"}
+            and isinstance(value["eps"], float)
+        ):
+            eps = value["eps"]
         elif field not in _IDLE and value not in _PLAIN.get(field, _PLAIN_ELSE):
-            problems.append(f"{name}.{field}={value!r}")
+            problems.append(f"{name}.{field}={value!r:.80}")
     return found, eps
 
 
-def check_pixels(content: Mapping[str, Any], names: tuple[str, str], path: pathlib.Path) -> None:
+def check_pixels(content: Any, names: tuple[str, str], path: pathlib.Path) -> None:
     """Raises `UserError` if a file asks for other means and deviations of pixels than CLIP's."""
+    if not isinstance(content, Mapping):
+        raise FileError(path, f"pixels are described by {content!r:.80}, expected a JSON object")
     for name, ours in zip(names, (PIXEL_MEAN, PIXEL_STD), strict=True):
         theirs = content.get(name)
-        if theirs is not None and (
-            len(theirs) != 3 or max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) > 1e-4
-        ):
-            raise UserError(f"{path}: {name} of pixels is {theirs}, but CLIP's {ours} is built in")
+        if theirs is not None and not _are_close(theirs, ours):
+            raise FileError(
+                path, f"{name} of pixels is {theirs!r:.80}, but CLIP's {ours} is built in"
+            )
+
+
+def _are_close(theirs: Any, ours: Sequence[float]) -> bool:
+    return (
+        isinstance(theirs, list)
+        and len(theirs) == 3
+        and all(isinstance(value, int | float) for value in theirs)
+        and all(abs(a - b) <= 1e-4 for a, b in zip(theirs, ours, strict=True))
+    )

@@ -75,6 +75,9 @@ _RANKS = {
 }
 
 
+_WIDEST_OF_64 = 1024  # of vision towers; heads of open_clip's H, g and bigG are 80, 88 and 104 wide
+
+
 def config_of_shapes(
     tensors: Mapping[str, np.ndarray],
     *,
@@ -123,10 +126,15 @@ def count_layers(tensors: Iterable[str], prefix: str) -> int:
 
 
 def usual_heads(tower: str, width: int) -> int:
-    """Heads of a tower without a config: they are 64 wide."""
-    if width % 64:
+    """Heads of a tower without a config: they are 64 wide.
+
+    Raises:
+      UserError: of a width for which that is not so, or cannot be.
+    """
+    if width % 64 or (tower == "vision" and width > _WIDEST_OF_64):
+        why = "is no multiple of 64" if width % 64 else "open_clip's models divide in several ways"
         raise UserError(
-            f"the {tower} tower is {width} wide, which is no multiple of 64, so the number of its "
-            "heads cannot be told; pass --heads VISION,TEXT"
+            f"the {tower} tower is {width} wide, which {why}, so the number of its heads cannot be "
+            "told; pass --heads VISION,TEXT"
         )
     return width // 64

@@ -7,19 +7,13 @@ a convolution there: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from uniadapter_jax.weights.adapter_directory import (
-    CONFIG_FILE,
-    TENSOR_FILE,
-    AdapterFiles,
-    write_float32,
-)
+from uniadapter_jax.weights.adapter_directory import PEFT_METADATA, AdapterFiles, write_pair
 from uniadapter_jax.weights.names import HUGGINGFACE_CLIP, TRANSFORMS
 
 _KERNELS = {
@@ -61,5 +55,5 @@ def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
         "target_modules": [name.removeprefix("base_model.model.") for name in modules],
     }
     directory.mkdir()
-    write_float32(directory / TENSOR_FILE, tensors, {"format": "pt"})
-    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    # PEFT warns of fields that it does not know, so the header has both digests.
+    write_pair(directory, config, tensors, PEFT_METADATA, digest_in_config=False)

@@ -8,14 +8,22 @@ import math
 import mmap
 import os
 import pathlib
+import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
-from uniadapter_jax.weights.errors import WeightFileError
+from uniadapter_jax.common.files import FileError, open_regular, parse_json, read_json
+from uniadapter_jax.weights.errors import WeightFileError, printable
+
+HEADER_BYTES = 2**22  # CLIP's largest has 0.2 MB; parsing takes up to 30 times it
+INDEX_BYTES = 2**22
+# A name that stays in its folder, and never that of another index.
+_PLAIN = re.compile(r"[\w][\w .+=@()-]{0,250}\.(safetensors|bin)", re.ASCII)
 
 DTYPES: Mapping[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -41,59 +49,123 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       WeightFileError: the file is not there or damaged, or a tensor has a dtype not in `DTYPES`.
     """
+    return open_safetensors(path)[0]
+
+
+def open_safetensors(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """({name: read-only array}, the header's metadata); see `read_safetensors`."""
+    data = _map(path)
     try:
-        with safetensors.safe_open(path, framework="numpy"):  # checks header, overlaps, size
+        with safetensors.safe_open(path, framework="numpy"):  # checks overlaps, gaps and sizes
             pass
-        with open(path, "rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightFileError(path, f"cannot be read as safetensors ({error})") from error
+        raise _unreadable(path, printable(error)) from error
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
-            raise WeightFileError(path, f"{name} has the unknown dtype {entry['dtype']}")
-        shape = tuple(entry["shape"])
-        start = 8 + length + entry["data_offsets"][0]
-        flat = np.frombuffer(data, DTYPES[entry["dtype"]], math.prod(shape), start)
-        arrays[name] = flat.reshape(shape)
-    return arrays
+    try:
+        header = parse_json(data[8 : 8 + length], path)
+    except FileError as error:
+        raise _unreadable(path, f"its header {error.reason}") from error
+    metadata = header.pop("__metadata__", None) or {}
+    arrays = {name: _array(path, data, 8 + length, name, header[name]) for name in header}
+    return arrays, metadata
 
 
-def read_safetensors_directory(
-    directory: str | os.PathLike[str], stem: str = "model"
-) -> dict[str, np.ndarray]:
-    """The tensors of `stem`.safetensors, or of the shards that its index file lists."""
+def _map(path: str | os.PathLike[str]) -> mmap.mmap:
+    """The mapped file, if its header is no longer than the file and `HEADER_BYTES`."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+            if length > min(HEADER_BYTES, size - 8):
+                raise _unreadable(path, f"{size:,} bytes, with a header of {length:,}")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise _unreadable(path, "there is no such file") from error
+    except FileError as error:
+        raise _unreadable(path, error.reason) from error
+
+
+def _array(
+    path: str | os.PathLike[str], data: mmap.mmap, begin: int, name: str, entry: Mapping[str, Any]
+) -> np.ndarray:
+    """One tensor of a file whose header is sound; `begin` is where its tensors begin."""
+    if entry["dtype"] not in DTYPES:
+        raise WeightFileError(path, f"{printable(name)} has the unknown dtype {entry['dtype']}")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    try:
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        flat = np.frombuffer(data, dtype, math.prod(shape), begin + entry["data_offsets"][0])
+        return flat.reshape(shape)
+    except ValueError as error:  # more axes, or a larger one, than numpy has
+        raise WeightFileError(
+            path, f"{printable(name)} has an impossible shape: {error}"
+        ) from error
+
+
+def _unreadable(path: str | os.PathLike[str], why: str) -> WeightFileError:
+    return WeightFileError(path, f"cannot be read as safetensors ({why})")
+
+
+def weight_file(directory: str | os.PathLike[str], stem: str = "model") -> pathlib.Path:
+    """`stem`.safetensors of a directory, or the index of its shards.
+
+    Raises:
+      WeightFileError: neither is there.
+    """
     root = pathlib.Path(directory)
     single, index = root / f"{stem}.safetensors", root / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        return read_safetensors(single)
-    if not index.is_file():
-        raise WeightFileError(root, f"neither {single.name} nor {index.name} is there")
+    for file in (single, index):
+        if file.exists():  # whatever it is
+            return file
+    raise WeightFileError(root, f"neither {single.name} nor {index.name} is there")
+
+
+def read_weights(
+    file: pathlib.Path,
+    read: Callable[[pathlib.Path], Mapping[str, np.ndarray]] = read_safetensors,
+) -> dict[str, np.ndarray]:
+    """The tensors of a file, or of all shards if it is an index of them; `read` reads one."""
+    if not file.name.endswith(".index.json"):
+        return dict(read(file))
     tensors: dict[str, np.ndarray] = {}
-    for shard in shards_of(index):
-        found = read_safetensors(shard)
-        twice = sorted(set(found) & set(tensors))
-        if twice:
-            raise WeightFileError(shard, f"holds tensors of another shard again: {twice}")
-        tensors.update(found)
+    for shard in shards_of(file):
+        part = read(shard)
+        if twice := sorted(set(part) & set(tensors)):
+            shown = printable(", ".join(twice), 500)
+            raise WeightFileError(shard, f"holds tensors of another shard again: {shown}")
+        tensors.update(part)
     return tensors
 
 
 def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index of HuggingFace's (`*.index.json`) names, all beside it."""
+    """The files that an index of HuggingFace's (`*.index.json`) names, all beside it.
+
+    Raises:
+      WeightFileError: it is no such index, or names what is no weight file beside it.
+    """
     try:
-        names = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightFileError(index, f"is no index of shards ({error!r})") from error
-    for name in names:
-        if not isinstance(name, str) or pathlib.Path(name).name != name:
-            raise WeightFileError(index, f"names the shard {name!r}, which is no plain file name")
-        if not (index.parent / name).is_file():
-            raise WeightFileError(index, f"names the shard {name}, which is not there")
-    return [index.parent / name for name in sorted(names)]
+        names = read_json(index, limit=INDEX_BYTES).get("weight_map")
+    except (FileNotFoundError, FileError) as error:
+        reason = getattr(error, "reason", "it is not there")
+        raise WeightFileError(index, f"is no index of shards ({reason})") from error
+    if not isinstance(names, dict) or not names:
+        raise WeightFileError(index, "is no index of shards (weight_map should hold file names)")
+    for tensor, name in names.items():
+        if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+            shown = printable(name)
+            raise WeightFileError(
+                index,
+                f"weight_map names the shard {shown!r} for {printable(tensor)!r}, which is no "
+                "plain file name NAME.safetensors or NAME.bin",
+            )
+    shards = [index.parent / name for name in sorted(set(names.values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise WeightFileError(index, f"names the shard {shard.name}, which is not there")
+    return shards
 
 
 def write_safetensors(

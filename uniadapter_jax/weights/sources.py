@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 
 from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.common.files import FileError, read_json
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import blip_own_names, cma_names, openai_names, uniadapter_names
-from uniadapter_jax.weights.directory import read_config, read_json
+from uniadapter_jax.weights.directory import (
+    CONFIG_BYTES,
+    CONFIG_FILE,
+    FINGERPRINT_FILE,
+    WEIGHT_FILE,
+    read_config,
+)
+from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.open_clip_config import check_pixels, clip_config
 from uniadapter_jax.weights.rules import Rule
-from uniadapter_jax.weights.safetensors_file import read_safetensors, shards_of
+from uniadapter_jax.weights.safetensors_file import read_safetensors, read_weights
 from uniadapter_jax.weights.torch_file import read_state_dict
 
 Tensors = Mapping[str, np.ndarray]
@@ -72,6 +80,7 @@ class Source:
       tensors: backbone tensors by the format's own names, as views of the files.
       adapter: None if the file has none.
       folder: where its other files (config, tokenizer) are.
+      ours: whether `folder` has a fingerprint of these weights.
     """
 
     kind: str
@@ -81,11 +90,12 @@ class Source:
     ignored: tuple[str, ...]
     folder: pathlib.Path
     adapter: ForeignAdapter | None = None
+    ours: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One foreign layout: `recognises` sees tensor names, `open` makes a `Source`."""
+    """One foreign layout: `recognises` sees tensor names, `open` makes a `Source` of a file's."""
 
     name: str
     recognises: Callable[[Iterable[str]], bool]
@@ -102,11 +112,16 @@ def open_source(path: str, hints: Hints = NO_HINTS) -> Source:
     file = _find(place) if place.is_dir() else place
     if not file.is_file():
         raise UserError(f"{path}: no such file or directory")
-    tensors = _read(file)
+    tensors = read_weights(file, _read)
     for form in FORMATS:
         if form.recognises(tensors):
-            return form.open(tensors, file.parent, hints)
-    some = ", ".join(sorted(tensors)[:3])
+            try:
+                return form.open(tensors, file, hints)
+            except FileError:
+                raise
+            except UserError as error:
+                raise FileError(file, str(error)) from error
+    some = printable(", ".join(sorted(tensors)[:3]))
     raise UserError(
         f"{file} holds {len(tensors)} tensors of no known format ({some}, ...); "
         f"known: {', '.join(form.name for form in FORMATS)}"
@@ -124,21 +139,14 @@ def _find(directory: pathlib.Path) -> pathlib.Path:
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
-    if not file.name.endswith(".index.json"):
-        return dict((read_safetensors if file.suffix == ".safetensors" else read_state_dict)(file))
-    tensors: dict[str, np.ndarray] = {}
-    for shard in shards_of(file):
-        part = _read(shard)
-        if twice := sorted(set(part) & set(tensors)):
-            raise UserError(f"{shard} holds tensors of another shard again: {twice}")
-        tensors.update(part)
-    return tensors
+    return (read_safetensors if file.suffix == ".safetensors" else read_state_dict)(file)
 
 
-def _open_huggingface(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
-    config = read_config(folder / "config.json")
-    if (pixels := folder / "preprocessor_config.json").is_file():
-        check_pixels(read_json(pixels), ("image_mean", "image_std"), pixels)
+def _open_huggingface(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
+    config = read_config(file.with_name(CONFIG_FILE))
+    if (pixels := file.with_name("preprocessor_config.json")).exists():
+        content = read_json(pixels, limit=CONFIG_BYTES)
+        check_pixels(content, ("image_mean", "image_std"), pixels)
     family = family_of(config)
     return Source(
         f"HuggingFace {family.title}",
@@ -146,25 +154,35 @@ def _open_huggingface(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> S
         config,
         family.rules(config),
         family.ignored,
-        folder,
+        file.parent,
+        ours=file.name == WEIGHT_FILE and file.with_name(FINGERPRINT_FILE).exists(),
     )
 
 
-def _open_openai(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+def _open_openai(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     rules, ignored = openai_names.RULES, openai_names.IGNORED
     # Models of open_clip's CustomTextCLIP put the text tower under a name of its own.
-    tensors = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-    described = folder / "open_clip_config.json"
-    if described.is_file():
-        config = clip_config(read_json(described), described)
-        return Source("open_clip", tensors, config, rules, ignored, folder)
+    plain = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
+    described = file.with_name("open_clip_config.json")
+    if described.exists():
+        config = clip_config(read_json(described, limit=CONFIG_BYTES), described)
+        return Source("open_clip", plain, config, rules, ignored, file.parent)
+    if hints.activation is None and (
+        file.name.startswith("open_clip") or set(plain) != set(tensors)
+    ):
+        raise FileError(
+            file,
+            f"is open_clip's, without its {described.name}: weights do not tell quick_gelu (models "
+            "with -quickgelu in their name, and OpenAI's) from gelu (the others). Put that file "
+            "beside it, or pass --activation",
+        )
     config = openai_names.config_of_shapes(
-        tensors, activation=hints.activation or "quick_gelu", heads=hints.heads
+        plain, activation=hints.activation or "quick_gelu", heads=hints.heads
     )
-    return Source("OpenAI CLIP", tensors, config, rules, ignored, folder)
+    return Source("OpenAI CLIP", plain, config, rules, ignored, file.parent)
 
 
-def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+def _open_cross_modal_adapter(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     prefix = cma_names.PREFIX
     own = {name: t for name, t in tensors.items() if name.removeprefix(prefix) in cma_names.NAMES}
     clip = {name: tensor for name, tensor in tensors.items() if name not in own}
@@ -177,7 +195,7 @@ def _open_cross_modal_adapter(tensors: Tensors, folder: pathlib.Path, hints: Hin
         config,
         tuple(dataclasses.replace(r, source=prefix + r.source) for r in openai_names.RULES),
         tuple(prefix + name for name in openai_names.IGNORED),
-        folder,
+        file.parent,
         _cross_modal_adapter(own, config) if own else None,
     )
 
@@ -195,7 +213,7 @@ def _cross_modal_adapter(own: Tensors, config: Config) -> ForeignAdapter:
     return ForeignAdapter("cross_modal_adapter", options, tensors, tuple(problems))
 
 
-def _open_blip(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
+def _open_blip(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     config = blip_own_names.config_of_shapes(
         tensors, activation=hints.activation or "gelu", heads=hints.heads
     )
@@ -207,7 +225,7 @@ def _open_blip(tensors: Tensors, folder: pathlib.Path, hints: Hints) -> Source:
         config,
         blip_own_names.rules(config),
         family.ignored,
-        folder,
+        file.parent,
         _uniadapter(adapter, config, copies) if adapter else None,
     )
 
