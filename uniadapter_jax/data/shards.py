@@ -21,6 +21,7 @@ from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import FileError, open_regular, sync_directory
 from uniadapter_jax.data.clips import Clip, PrepareSettings, decoder_versions, read_clip
 from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.sources import near
 from uniadapter_jax.data.sources.item import Item, clean_text
 
 ITEMS_PER_SHARD = 16
@@ -98,7 +99,10 @@ def decode_item(
     try:
         return Outcome(index, clip=read_clip(item, root, settings))
     except DecodeError as error:
-        return Outcome(index, error.reason, error.detail)
+        detail = error.detail
+        if error.reason == "missing" and (hint := item.hint or near.beside(root, item.path)):
+            detail = f"{detail}; {hint}"
+        return Outcome(index, error.reason, detail)
 
 
 def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:

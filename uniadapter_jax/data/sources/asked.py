@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from uniadapter_jax.data.sources.item import Item, Source
 from uniadapter_jax.data.sources.question import Question, QuestionId
@@ -26,12 +26,12 @@ class Gathered:
     A question without text, or without answer where its split has them, is left out and counted.
     """
 
-    def __init__(self, root: str, find: Callable[[str], str]):
-        """`find` gives the path of a medium, relative to `root`."""
+    def __init__(self, root: str, place: Callable[[Iterable[Item]], tuple[Item, ...]]):
+        """`place` gives items the paths of files in place of the names of media."""
         self._root = root
-        self._find = find
+        self._place = place
         self._items: list[Item] = []
-        self._left_out: list[dict[str, Any]] = []
+        self._left_out: list[tuple[Item, str, str]] = []  # an item, reason and detail
 
     def add(self, path: str, split: str, asked: Iterable[Asked], answered: bool = True) -> None:
         """All that file `path` asks; `answered` is false where a set withholds the answers.
@@ -54,21 +54,27 @@ class Gathered:
             else:
                 questions.setdefault(medium, []).append(question)
         self._items += [
-            Item(_id(medium), self._find(medium), split, qa=tuple(q.to_json() for q in several))
+            Item(_id(medium), medium, split, qa=tuple(q.to_json() for q in several))
             for medium, several in questions.items()
         ]
 
     def source(self, protocol: str) -> Source:
         """`protocol` gets the number of questions left out, by reason."""
-        counts = collections.Counter(line["reason"] for line in self._left_out)
-        left_out = (f"{n} questions left out: {reason}" for reason, n in sorted(counts.items()))
-        words = "; ".join([protocol, *left_out])
-        return Source(words, self._root, tuple(self._items), tuple(self._left_out))
+        counts = collections.Counter(reason for _, reason, _ in self._left_out)
+        numbers = (f"{n} questions left out: {reason}" for reason, n in sorted(counts.items()))
+        words = "; ".join([protocol, *numbers])
+        placed = self._place([*self._items, *(item for item, _, _ in self._left_out)])
+        left_out = tuple(
+            {"id": item.id, "split": item.split, "path": item.path, "reason": why, "detail": detail}
+            for item, (_, why, detail) in zip(
+                placed[len(self._items) :], self._left_out, strict=True
+            )
+        )
+        return Source(words, self._root, placed[: len(self._items)], left_out)
 
     def _leave_out(self, split: str, medium: str, reason: str, question: Question) -> None:
-        detail = f"question {question.id}"
-        where = {"id": _id(medium), "split": split, "path": self._find(medium)}
-        self._left_out.append({**where, "reason": reason, "detail": detail})
+        item = Item(_id(medium), medium, split)
+        self._left_out.append((item, reason, f"question {question.id}"))
 
 
 def _id(medium: str) -> str:

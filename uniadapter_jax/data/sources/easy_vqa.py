@@ -31,7 +31,7 @@ _TYPES = {
 def read(root: str) -> Source:
     """The splits that are there; `root` is the folder that holds them, or one above it."""
     tree = Tree(root)
-    gathered = Gathered(root, lambda path: path)  # names are not unique, so none is searched for
+    gathered = Gathered(root, tuple)  # names are not unique, so none is searched for
     used = []
     for split in SPLITS:
         if path := tree.ending_with(os.path.join(split, QUESTIONS)):

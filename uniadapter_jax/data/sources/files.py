@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import filecmp
+import functools
 import os
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from uniadapter_jax.data.sources import text_files
+from uniadapter_jax.data.sources import near, text_files
+from uniadapter_jax.data.sources.item import Item
 from uniadapter_jax.errors import UserError
 
+# Suffixes that a clip's file may have, the preferred first. What it holds, its content says.
 VIDEO_EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
     *(".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"),
+    *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".asf", ".vob", ".f4v", ".mxf", ".nut", ".apng", ""),
 )
-PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Folders that say nothing about what lies in them, so that data sets are found under such names.
+PLAIN_FOLDERS = frozenset(
+    ("", "images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "jpegs", "data")
+)
+
+
+_WORDS = re.compile(r"[\W_]+")
+
+
+class Place(NamedTuple):
+    """Where a medium lies; where it is not there, what is there instead, in words."""
+
+    path: str
+    hint: str = ""
 
 
 class Tree:
@@ -28,9 +49,7 @@ class Tree:
             raise UserError(f"--input={root} is not a directory")
         self.root = root
         self.paths = sorted(_walk(root), key=lambda path: (path.count(os.sep), path))
-        self._by_name: dict[str, list[str]] = {}
-        for path in self.paths:
-            self._by_name.setdefault(os.path.basename(path), []).append(path)
+        self._by_name = _grouped(self.paths, os.path.basename)
 
     def find(self, *names: str) -> str | None:
         """The first file with one of these names."""
@@ -43,17 +62,85 @@ class Tree:
         """The first file whose path ends with the path segments of `tail`."""
         tail = os.path.normpath(tail)
         for path in self._by_name.get(os.path.basename(tail), ()):
-            if path == tail or path.endswith(os.sep + tail):
+            if _ends_with(path, tail):
                 return path
         return None
 
-    def locate(self, path: str) -> str:
-        """The file that annotations call `path`: by its folders, else by name; `path` if neither.
+    def place_pictures(self, items: Iterable[Item]) -> tuple[Item, ...]:
+        """The items, whose paths are as annotated, with the paths of files or hints.
 
-        Pictures lie in folders of many names, so those above the ones in `path` do not count.
+        A file that answers two annotated paths, not both by their folders, is neither's.
+        """
+        items = list(items)
+        places = {path: self.locate(path) for path in {item.path for item in items}}
+        claims = collections.Counter(place.path for place in places.values() if not place.hint)
+        for path, place in places.items():
+            if claims[place.path] > 1 and not _ends_with(place.path, path):
+                hint = f"{near.told(path, [place.path])}, which other annotations name, too"
+                places[path] = Place(path, hint)
+        return tuple(_placed(item, places[item.path]) for item in items)
+
+    def place_clips(self, items: Iterable[Item]) -> tuple[Item, ...]:
+        """The items, whose paths are names without suffix, with the paths of files or hints."""
+        clips = self.by_stem(VIDEO_EXTENSIONS)
+        return tuple(_placed(item, self._clip(item.path, clips)) for item in items)
+
+    def locate(self, path: str) -> Place:
+        """The file that annotations call `path`.
+
+        Folders above those in `path` do not count. The last one may be spelt otherwise
+        (flickr30k_images, flickr30k), or lack, or be one of `PLAIN_FOLDERS` where none has its
+        name. Where `path` has no folder, or the name says it too (COCO_val2014_...), it may be any.
+        But then there must be one such file, or copies of it.
         """
         path = os.path.normpath(path)
-        return self.ending_with(path) or self.ending_with(os.path.basename(path)) or path
+        folder, name = os.path.split(path)
+        exact = self.ending_with(path)
+        if exact and (folder or exact == path):
+            return Place(exact)
+        folder = _core(os.path.basename(folder))
+        named = self._by_name.get(name, [])
+        candidates = [other for other in named if self._may_be(other, folder, name)]
+        if candidates and _same_bytes([os.path.join(self.root, c) for c in candidates]):
+            return Place(candidates[0])
+        return Place(path, self._hint(path, candidates or named))
+
+    def _may_be(self, other: str, folder: str, name: str) -> bool:
+        if not folder or folder in _WORDS.split(name.casefold()):
+            return True
+        lies_in = os.path.basename(os.path.dirname(other))
+        if _core(lies_in) == folder:
+            return True
+        return folder not in self._folders and lies_in.casefold() in PLAIN_FOLDERS
+
+    def _clip(self, stem: str, clips: Mapping[str, str]) -> Place:
+        expected = os.path.join("videos", f"{stem}.mp4")
+        if stem in clips:
+            return Place(clips[stem])
+        return Place(expected, self._hint(expected, []))
+
+    def _hint(self, path: str, others: Sequence[str]) -> str:
+        """What is there instead of a file; never empty."""
+        if len(others) > 1:
+            return f"{near.told(path, others)}; which is meant cannot be told"
+        if not others:
+            name = os.path.basename(path)
+            others = self._by_folded.get(near.folded(name)) or self._by_stem.get(
+                near.stem(name), []
+            )
+        return near.told(path, others) or "nothing of that name is there"
+
+    @functools.cached_property
+    def _folders(self) -> frozenset[str]:
+        return frozenset(_core(os.path.basename(os.path.dirname(path))) for path in self.paths)
+
+    @functools.cached_property
+    def _by_folded(self) -> dict[str, list[str]]:
+        return _grouped(self.paths, lambda path: near.folded(os.path.basename(path)))
+
+    @functools.cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        return _grouped(self.paths, lambda path: near.stem(os.path.basename(path)))
 
     def by_stem(self, extensions: tuple[str, ...]) -> dict[str, str]:
         """{file name without extension: path} of the files with these extensions."""
@@ -74,6 +161,36 @@ class Tree:
 
     def read_columns(self, path: str, *columns: str) -> list[tuple[str, ...]]:
         return text_files.read_columns(os.path.join(self.root, path), *columns)
+
+
+def _grouped(paths: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups
+
+
+def _placed(item: Item, place: Place) -> Item:
+    return dataclasses.replace(item, path=place.path, hint=place.hint)
+
+
+def _ends_with(path: str, tail: str) -> bool:
+    tail = os.path.normpath(tail)
+    return path == tail or path.endswith(os.sep + tail)
+
+
+def _core(folder: str) -> str:
+    """The name of a folder as they are compared: flickr30k_images and flickr30k are one."""
+    words = [word for word in _WORDS.split(folder.casefold()) if word]
+    return "".join(word for word in words if word not in PLAIN_FOLDERS) or "".join(words)
+
+
+def _same_bytes(paths: Sequence[str]) -> bool:
+    """Whether all are copies of one file."""
+    try:
+        return all(filecmp.cmp(paths[0], other, shallow=False) for other in paths[1:])
+    except OSError:
+        return False
 
 
 def _walk(root: str) -> Iterable[str]:

@@ -25,6 +25,7 @@ class Item:
       captions: as annotated; may hold empty ones, which `prepare` drops and counts.
       start, end: seconds into the file; None means its beginning, its end.
       qa: question-answer records, any JSON objects; `question.Question` is what tasks read.
+      hint: where the file is not there, what is there instead, in words.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Item:
     start: float | None = None
     end: float | None = None
     qa: tuple[dict[str, Any], ...] = ()
+    hint: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

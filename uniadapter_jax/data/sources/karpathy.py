@@ -5,8 +5,8 @@
     BLIP       coco_karpathy_{train,val,test}.json or flickr30k_{train,val,test}.json:
                [{"image": path, "caption": one string or a list}]
 
-Pictures are found by folder and name anywhere below the input directory, whatever it is called
-(flickr30k_images/, flickr30k-images/, images/, val2014/).
+Pictures are found by folder and name anywhere below the input directory; `Tree.locate` says which
+other folders may stand for the one in the annotations.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ def _karpathy(tree: Tree, annotations: str) -> Source:
         items.append(
             Item(
                 id=os.path.splitext(name)[0],
-                path=tree.locate(os.path.join(folder, name)),
+                path=os.path.join(folder, name),
                 split=SPLITS[split],
                 captions=tuple(fields.get(sentence, "raw", str, i) for sentence in sentences),
             )
         )
-    return Source(f"Karpathy split: {os.path.basename(annotations)}", tree.root, tuple(items))
+    protocol = f"Karpathy split: {os.path.basename(annotations)}"
+    return Source(protocol, tree.root, tree.place_pictures(items))
 
 
 def _blip(tree: Tree, files: dict[str, str]) -> Source:
@@ -80,10 +81,10 @@ def _blip(tree: Tree, files: dict[str, str]) -> Source:
             items.append(
                 Item(
                     id=os.path.splitext(os.path.basename(image))[0],
-                    path=tree.locate(image),
+                    path=image,
                     split=split,
                     captions=tuple(texts),
                 )
             )
     protocol = "Karpathy split: " + ", ".join(os.path.basename(path) for path in files.values())
-    return Source(protocol, tree.root, tuple(items))
+    return Source(protocol, tree.root, tree.place_pictures(items))

@@ -18,7 +18,7 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
-from uniadapter_jax.data.sources.files import VIDEO_EXTENSIONS, Fields, Tree
+from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
 from uniadapter_jax.errors import UserError
 
@@ -70,16 +70,9 @@ def read_full(root: str) -> Source:
 
 def _items(tree: Tree, split: str, ids: Iterable[str], captions: Captions) -> list[Item]:
     """Items in the order of `ids`; a clip without a file gets the path where it should lie."""
-    videos = tree.by_stem(VIDEO_EXTENSIONS)
-    return [
-        Item(
-            id=video,
-            path=videos.get(video, os.path.join("videos", f"{video}.mp4")),
-            split=split,
-            captions=tuple(captions.get(video, ())),
-        )
-        for video in ids
-    ]
+    return list(
+        tree.place_clips(Item(video, video, split, tuple(captions.get(video, ()))) for video in ids)
+    )
 
 
 def _sentences(records: Any, id_key: str, where: str, captions: Captions) -> Captions:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from uniadapter_jax.data.sources.asked import Asked, Gathered
-from uniadapter_jax.data.sources.files import VIDEO_EXTENSIONS, Fields, Tree
+from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Source, clean_text
 from uniadapter_jax.data.sources.manifest import json_lines
 from uniadapter_jax.data.sources.question import Question, QuestionId, read_id
@@ -41,10 +41,7 @@ def read(root: str) -> Source:
 def _read(
     tree: Tree, files: dict[str, str], reader: Callable[[Tree, str], Iterator[Asked]]
 ) -> Source:
-    videos = tree.by_stem(VIDEO_EXTENSIONS)
-    gathered = Gathered(
-        tree.root, lambda video: videos.get(video, os.path.join("videos", f"{video}.mp4"))
-    )
+    gathered = Gathered(tree.root, tree.place_clips)
     for split, path in files.items():
         gathered.add(path, split, reader(tree, path))
     return gathered.source("MSRVTT-QA: " + ", ".join(map(os.path.basename, files.values())))

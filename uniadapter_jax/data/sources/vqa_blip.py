@@ -32,7 +32,7 @@ WEIGHTS = {"vqa": 1.0, "vg": 0.2}  # BLIP trusts one answer of Visual Genome les
 def read(root: str) -> Source:
     """The splits whose files are there."""
     tree = Tree(root)
-    gathered = Gathered(root, tree.locate)
+    gathered = Gathered(root, tree.place_pictures)
     used = []
     for split, name in FILES.items():
         if path := tree.find(name):

@@ -30,7 +30,7 @@ MIXED = "the two files are not of one release"
 def read(root: str) -> Source:
     """The splits whose questions are there."""
     tree = Tree(root)
-    gathered = Gathered(root, tree.locate)
+    gathered = Gathered(root, tree.place_pictures)
     used = []
     for split, name in SPLITS.items():
         if not (questions := tree.find(f"v2_OpenEnded_mscoco_{name}_questions.json")):
