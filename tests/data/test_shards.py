@@ -6,11 +6,13 @@ import resource
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import media
 import pytest
 
 from uniadapter_jax.data import shards as shards_module
+from uniadapter_jax.data import workers as workers_module
 from uniadapter_jax.data.shards import ITEMS_PER_SHARD, plan_shards, read_shard
 from uniadapter_jax.data.sources import read_source
 from uniadapter_jax.data.workers import decode_shards
@@ -148,3 +150,19 @@ def test_full_disk(source, tmp_path, workers):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not any(shard.done for shard in shards)
     assert decode(source, shards) == [0] * len(source.items)  # and goes on when there is room
+
+
+def test_one_clip_is_held_at_a_time(source, tmp_path, monkeypatch):
+    """Each is written before the next is decoded."""
+    alive = weakref.WeakSet()
+
+    def decoded(index, *args):
+        assert len(alive) <= 1  # the one before, as a loop's variable
+        outcome = decode_item(index, *args)
+        alive.add(outcome)
+        return outcome
+
+    decode_item = workers_module.decode_item
+    monkeypatch.setattr(workers_module, "decode_item", decoded)
+    monkeypatch.setattr(shards_module.Outcome, "__hash__", object.__hash__)
+    decode(source, plan(source, tmp_path / "w"))

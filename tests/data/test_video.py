@@ -182,6 +182,18 @@ def test_missing_empty_directory_and_odd_paths(tmp_path):
     assert reason(f"{tmp_path}/a\0b.mp4") == "missing"
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["http:a.mp4", "data:a.mp4", "concat:a.mp4|b.mp4", "a%03d.mp4", "file:a.mp4", "a?b#c.mp4"],
+)
+def test_a_name_is_a_file_and_nothing_else(files, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes((files / "h264.mp4").read_bytes())
+    assert len(read_frames(name, each)[0]) == 25
+    (tmp_path / name).unlink()
+    assert reason(name) == "missing"
+
+
 def test_sound_only(tmp_path):
     with av.open(str(tmp_path / "sound.mp4"), "w") as file:
         stream = file.add_stream("aac", rate=44100)

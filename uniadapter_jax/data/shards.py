@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from uniadapter_jax.common.disk import disk_errors
@@ -105,8 +105,11 @@ def decode_item(
         return Outcome(index, error.reason, detail)
 
 
-def write_shard(path: str, outcomes: Sequence[Outcome]) -> None:
-    """All or nothing, also when the process or the machine dies in between."""
+def write_shard(path: str, outcomes: Iterable[Outcome]) -> None:
+    """All or nothing, also when the process or the machine dies in between.
+
+    Each outcome is written before the next is asked for.
+    """
     temporary = f"{path}.{os.getpid()}.tmp"
     with disk_errors(temporary):
         with open(temporary, "wb") as file:

@@ -35,7 +35,7 @@ def open_file(path: str) -> av.container.InputContainer:
         "protocol_whitelist": "file",
         "max_pixels": str(4 * MAX_PIXELS),  # while it looks for the size; larger has none then
     }
-    return av.open(path, options=options)
+    return av.open(f"file:{path}", options=options)  # whatever protocol its name looks like
 
 
 def video_stream(container: av.container.InputContainer) -> av.VideoStream:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import multiprocessing.connection
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import cast
 
@@ -48,12 +48,14 @@ def _decode(
     begin: Callable[[int], None],
     report: Report,
 ) -> None:
-    outcomes: list[Outcome] = []
-    for index, item in enumerate(shard.items, shard.first):
-        begin(index)
-        outcomes.append(decode_item(index, item, root, settings, index in crashed))
-        report(1, int(bool(outcomes[-1].reason)))
-    write_shard(shard.path, outcomes)
+    def outcomes() -> Iterator[Outcome]:  # written one by one, so that one clip is held
+        for index, item in enumerate(shard.items, shard.first):
+            begin(index)
+            outcome = decode_item(index, item, root, settings, index in crashed)
+            yield outcome
+            report(1, int(bool(outcome.reason)))
+
+    write_shard(shard.path, outcomes())
 
 
 def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
