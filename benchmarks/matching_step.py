@@ -109,7 +109,7 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
     optimizer = make_optimizer(config.optimizer, 1000, part.trainable)
     opt_state = init_opt_state(optimizer, part.trainable, mesh)
     step = make_step(task, part, optimizer, mesh, seed=0)
-    batch = meshes.put_batch(random_batch(blip_config, args), mesh)
+    batch = meshes.put_batch(random_batch(blip_config, args), mesh, args.pictures)
     state = [part.trainable, opt_state, task_state]
     start = time.perf_counter()
     compiled = step.lower(*state, part.frozen, batch, np.int32(0)).compile()

@@ -76,7 +76,7 @@ def sides(part: Partition, config: ConfigDict, batch: dict[str, np.ndarray]) -> 
         make_step(Retrieval(config.task, mesh), part, optimizer, mesh, seed=0),
         (trainable, init_opt_state(optimizer, part.trainable, mesh), {}),
         frozen,
-        meshes.put_batch(batch, mesh),
+        meshes.put_batch(batch, mesh, len(batch["item"])),
     )
     plain_task = Retrieval(config.task, None)
     trainable, frozen = jax.device_put(jax.device_get((part.trainable, part.frozen)))

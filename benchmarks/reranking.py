@@ -127,7 +127,7 @@ def speed(args: argparse.Namespace) -> None:
 
     hosts = [pictures(args.images, config.image_size)]
     hosts = [{name: x[i : i + 1] for name, x in hosts[0].items()} for i in range(args.images)]
-    media = [scorer.encode(part.trainable, host) for host in hosts]
+    media = [scorer.encode(part.trainable, host, 1) for host in hosts]
     shape = scorer.shape(pairs, texts, media[0], args.rows)
 
     def ours(i: int) -> np.ndarray:
@@ -147,7 +147,7 @@ def speed(args: argparse.Namespace) -> None:
         return released[size].score(media[i].clips.states, own)
 
     def encode(i: int) -> np.ndarray:
-        jax.block_until_ready(scorer.encode(part.trainable, hosts[i]))
+        jax.block_until_ready(scorer.encode(part.trainable, hosts[i], 1))
         return np.zeros(0)
 
     schemes: dict[str, Callable[[int], np.ndarray]] = {

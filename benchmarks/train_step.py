@@ -97,7 +97,7 @@ def main() -> None:
     optimizer = make_optimizer(config.optimizer, 1000, part.trainable)
     trainable, opt_state = part.trainable, init_opt_state(optimizer, part.trainable, mesh)
     step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, seed=0)
-    batch = meshes.put_batch(random_batch(clip_config, args), mesh)
+    batch = meshes.put_batch(random_batch(clip_config, args), mesh, args.clips)
 
     start = time.perf_counter()
     compiled = step.lower(trainable, opt_state, {}, part.frozen, batch, np.int32(0)).compile()

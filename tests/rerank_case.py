@@ -29,12 +29,14 @@ def arrays(frames=1, seed=0):
     return ids, mask, features, similarity, clips, present
 
 
-def clip_source(clips, present, batch, *, index=0, count=1, seen=None):
-    """What `data.pipeline.clip_batches` gives; `seen` collects the first item of each batch."""
+def clip_source(clips, present, batch, *, own=None, seen=None):
+    """What `data.pipeline.clip_batches` gives; `own` are the rows of a batch that
+    a process supplies, `seen` collects the first item of each batch."""
+    own = np.arange(batch) if own is None else own
 
     def source(items):
         for start in range(0, len(items), batch):
-            rows = range(start + index * batch // count, start + (index + 1) * batch // count)
+            rows = start + own
             chosen = [items[i] for i in rows if i < len(items)]
             if seen is not None:
                 seen.append(items[start])
@@ -68,7 +70,8 @@ def main():
     from uniadapter_jax.reranking import Reranker
 
     ids, mask, features, similarity, clips, present = arrays(frames=3)
-    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    devices = [jax.devices()[i] for i in (0, 2, 1, 3)]  # of the two processes in turn
+    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
     part = partition(model(), AdapterParam)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.frozen = meshes.put_replicated(part.frozen, mesh)
@@ -78,7 +81,7 @@ def main():
     found = Reranker(part, mesh, options(frame_weights=True)).rerank(
         part.trainable,
         Texts(ids, mask, features),
-        clip_source(clips, present, 4, index=int(index), count=int(count)),
+        clip_source(clips, present, 4, own=meshes.rows_of_process(mesh, 4)),
         similarity,
         batch=4,
     )

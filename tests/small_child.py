@@ -13,10 +13,12 @@ import resource
 import runpy
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 import uniadapter_jax.run  # noqa: F401 (imported once, in the server)
 
@@ -35,11 +37,14 @@ def run_main(
     largest_file: int | None = None,
     log_compiles: bool = False,
     die: tuple[str, int] | None = None,
+    order: Sequence[int] | None = None,
 ) -> None:
     """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`.
 
     largest_file: bytes, as `ulimit -f` limits them.
     die: (directory, n): SIGKILL comes just before the n-th change of what lies there.
+    order: of the devices along every mesh, by their numbers in `jax.devices()`; fake devices come
+      process by process otherwise, while JAX lets the hosts of most TPU slices interleave.
     """
     os.chdir(cwd)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -56,6 +61,8 @@ def run_main(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if die is not None:
         sys.addaudithook(die_at(*die))
+    if order is not None:
+        _permute(order)
     sys.argv = ["main", *argv]
     runpy.run_module("uniadapter_jax.main", run_name="__main__")
 
@@ -80,3 +87,13 @@ def die_at(directory: str, number: int) -> Callable[[str, tuple], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return hook
+
+
+def _permute(order: Sequence[int]) -> None:
+    """Lets `jax.make_mesh` put its devices in this order, as it does by the links of a TPU."""
+
+    def make_mesh(shape, names, *, axis_types, devices):
+        ordered = np.array([devices[i] for i in order])
+        return Mesh(ordered.reshape(shape), names, axis_types=axis_types)
+
+    jax.make_mesh = make_mesh

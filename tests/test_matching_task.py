@@ -118,7 +118,7 @@ def test_the_loss_is_contrast_plus_matching_pair_by_pair(frames, frame_weights):
 
         total, values = loss(
             *(meshes.put_replicated(tree, mesh) for tree in (part.trainable, part.frozen)),
-            meshes.put_batch(given, mesh),
+            meshes.put_batch(given, mesh, len(given["item"])),
         )
         found[mesh.size] = [float(total), *(float(values[name]) for name in ("itc", "itm"))]
     model = part.merge(part.trainable, part.frozen)
@@ -144,7 +144,7 @@ def run_steps(mesh, steps=4, **options):
     step = make_step(task, part, optimizer, mesh, seed=0)
     found = []
     for i in range(steps):
-        given = meshes.put_batch(batch(2, seed=i), mesh)
+        given = meshes.put_batch(batch(2, seed=i), mesh, N)
         trainable, state, kept, metrics = step(
             trainable, state, kept, part.frozen, given, np.int32(i)
         )

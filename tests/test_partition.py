@@ -69,7 +69,7 @@ def test_twenty_steps_change_every_adapter_leaf_and_no_frozen_bit(name):
     step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, seed=0)
     trainable = part.trainable
     for i in range(20):
-        batch = meshes.put_batch(jax.tree.map(np.asarray, tiny.batch(clips=8, seed=i)), mesh)
+        batch = meshes.put_batch(jax.tree.map(np.asarray, tiny.batch(clips=8, seed=i)), mesh, 8)
         trainable, state, _, metrics = step(trainable, state, {}, part.frozen, batch, np.int32(i))
     assert np.isfinite(metrics["loss"]) and not metrics["nonfinite"].any()
     after = flat_names(trainable)

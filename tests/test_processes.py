@@ -32,11 +32,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def fork_all(small, count, *arguments, devices=2):
+def fork_all(small, count, *arguments, devices=2, **options):
     """So many processes of one run."""
     together = (f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={count}")
     return [
-        small.fork(*arguments, *together, f"--process-id={i}", devices=devices)
+        small.fork(*arguments, *together, f"--process-id={i}", devices=devices, **options)
         for i in range(count)
     ]
 

@@ -183,7 +183,7 @@ def prepared(task, way):
         init_opt_state(optimizer, trainable, mesh),
         place_state(made, trainable, mesh),
     ]
-    first = meshes.put_batch(make_batch(task, 0), mesh)
+    first = meshes.put_batch(make_batch(task, 0), mesh, N)
     step = make_step(made, part, optimizer, mesh, 0, config.train.accumulation)
     compiled = step.lower(*state, part.frozen, first, np.int32(0)).compile()
     return mesh, part, state, compiled
@@ -195,7 +195,7 @@ def trained(task, way):
     mesh, part, state, step = prepared(task, way)
     losses = []
     for i in range(STEPS):
-        batch = meshes.put_batch(make_batch(task, i), mesh)
+        batch = meshes.put_batch(make_batch(task, i), mesh, N)
         *state, metrics = step(*state, part.frozen, batch, np.int32(i))
         assert not np.any(metrics["nonfinite"])
         losses.append(float(metrics["loss"]))

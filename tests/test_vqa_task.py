@@ -99,7 +99,7 @@ def test_the_loss_is_that_of_every_answer_alone_and_of_any_mesh():
 
         arrays = meshes.put_replicated((part.trainable, part.frozen), mesh)
         gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        found.append(gradient(*arrays, meshes.put_batch(batch, mesh)))
+        found.append(gradient(*arrays, meshes.put_batch(batch, mesh, B)))
     (value, metrics), grads = found[0]
     (value_of_8, metrics_of_8), grads_of_8 = found[1]
     wanted = naive_loss(part.merge(part.trainable, part.frozen), batch, 0.3)

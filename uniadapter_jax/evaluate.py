@@ -7,7 +7,7 @@ that and looks again.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import jax
@@ -83,8 +83,8 @@ class Encoder:
         task = cast(TwoTower, experiment.task)
         self._frames, self._text = make_encoders(task, experiment.partition, experiment.mesh)
 
-    def _run(self, function: Callable[..., Any], trainable: PyTree, host: Any) -> Any:
-        batch = meshes.put_batch(host, self.experiment.mesh)
+    def _run(self, function: Callable[..., Any], trainable: PyTree, host: Any, size: int) -> Any:
+        batch = meshes.put_batch(host, self.experiment.mesh, size)
         return meshes.fetch(function(trainable, self.experiment.partition.frozen, batch))
 
     def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
@@ -95,8 +95,8 @@ class Encoder:
         parts, masks = [], []
         for host in e.clip_batches(records):
             batch = {name: host[name] for name in ("frames", "frame_mask")}
-            parts.append(self._run(self._frames, trainable, batch))
-            masks.append(meshes.fetch(meshes.whole(batch["frame_mask"], e.mesh)))
+            parts.append(self._run(self._frames, trainable, batch, size))
+            masks.append(meshes.fetch(meshes.put_everywhere(batch["frame_mask"], e.mesh, size)))
             pass_by()
             progress.advance(size)
         count = len(records)  # rows beyond it pad the last batch
@@ -119,18 +119,12 @@ class Encoder:
 
     def ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
         """Features "n c" of rows of ids."""
-        size = self.experiment.eval_batch * TEXTS_PER_CLIP
-        parts = [self._run(self._text, trainable, {"text": rows}) for rows in _own_rows(ids, size)]
+        size, parts = self.experiment.eval_batch * TEXTS_PER_CLIP, []
+        rows = meshes.rows_of_process(self.experiment.mesh, size)
+        for start in range(0, len(ids), size):
+            chosen = np.minimum(start + rows, len(ids) - 1)  # the last row fills up the last batch
+            parts.append(self._run(self._text, trainable, {"text": ids[chosen]}, size))
         return np.concatenate(parts)[: len(ids)]
-
-
-def _own_rows(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """This process' rows of each global batch; the last is padded with its last row."""
-    share = size // jax.process_count()
-    first = jax.process_index() * share
-    for start in range(0, len(ids), size):
-        rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
-        yield ids[rows[first : first + share]]
 
 
 class RetrievalEvaluator:

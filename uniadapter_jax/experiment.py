@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -68,20 +67,16 @@ class Experiment:
         """The backbone's config, of the family that the task needs."""
         return self.backbone.model.config
 
-    @property
-    def processes(self) -> dict[str, int]:
-        """This process among all, as the data's functions take it."""
-        return {"process_index": jax.process_index(), "process_count": jax.process_count()}
-
     def train_batches(self, start_step: int) -> Iterator[Batch]:
         """This process' rows of the global training batches from `start_step` on, without end."""
         assert self.data.train is not None
+        size = self.config.train.batch_size
         options: dict[str, Any] = {
             "image_size": self.model_config.image_size,
-            "global_batch": self.config.train.batch_size,
+            "global_batch": size,
             "seed": self.config.seed,
             "start_step": start_step,
-            **self.processes,
+            "rows": meshes.rows_of_process(self.mesh, size),
         }
         source = self.data.train, self.tokenizer, self.config.data
         if self.kind.asks:
@@ -96,7 +91,7 @@ class Experiment:
             self.config.data,
             image_size=self.model_config.image_size,
             global_batch=self.eval_batch,
-            **self.processes,
+            rows=meshes.rows_of_process(self.mesh, self.eval_batch),
         )
 
     @property

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from uniadapter_jax import mesh as meshes
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.peers import Peers, meet
 
@@ -107,18 +108,15 @@ def end_processes() -> None:
 
 
 def exchange(value: Any) -> list[Any]:
-    """The JSON value of each process, on all of them."""
+    """The JSON value of each process in the order of their numbers, on all of them."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([text.size]))
+    sizes = meshes.of_processes(np.array(text.size, np.int32))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: text.size] = text
-    texts = multihost_utils.process_allgather(padded).reshape(jax.process_count(), -1)
-    return [
-        json.loads(row[: int(size)].tobytes())
-        for row, size in zip(texts, sizes.ravel(), strict=True)
-    ]
+    texts = meshes.of_processes(padded)
+    return [json.loads(row[: int(size)].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def use_compile_cache() -> None:

@@ -1,4 +1,9 @@
-"""The device mesh: its axes, and how host arrays get onto it and back."""
+"""The device mesh: its axes, and how host arrays get onto it and back.
+
+The order of devices along the mesh is no order of processes: on most TPU slices hosts interleave
+along the batch. `rows_of_process` alone says which rows of a global batch a process supplies, and
+whatever is gathered from processes comes in the order of their numbers, wherever their devices lie.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,12 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.types import PyTree
+from uniadapter_jax.types import Int, PyTree, Shaped
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # what a batch is cut over
@@ -28,22 +33,31 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     `devices` may be others, such as those of a TPU slice that is only described.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or the processes cannot
-        each hold a part of the batch.
+      UserError: the sizes do not multiply to the number of devices, or JAX finds no order of these
+        devices for them.
     """
     devices = jax.devices() if devices is None else devices
-    processes = len({device.process_index for device in devices})
     shape = tuple(axis_sizes(sizes, len(devices)).values())
-    # Positional: the keyword's name differs between the releases of JAX that we support.
-    types = (AxisType.Auto,) * len(AXES)
-    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
-    parts = batch_shards(mesh)
-    if parts % processes:
+    try:
+        return _arrange(shape, devices)
+    except (AssertionError, NotImplementedError, ValueError) as error:
+        kind = devices[0].device_kind
         raise UserError(
-            f"config.mesh: {_said(sizes)} cuts a batch into {parts} parts, which do not divide "
-            f"over {processes} processes"
-        )
-    return mesh
+            f"config.mesh: {_said(sizes)} cannot be laid over {len(devices)} x {kind}: "
+            f"{str(error) or 'JAX does not know how they are connected'}. Choose other sizes"
+        ) from error
+
+
+def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
+    """The devices in JAX's order for their links."""
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # Without leave JAX splits the links of a v5e between axes, of other chips not: a torus of
+        # 4 x 4 x 4 has no tensor=2.
+        split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(split, AXES, axis_types=types)
 
 
 def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
@@ -123,17 +137,67 @@ def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process' rows of a global batch as globally sharded arrays."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
+@functools.lru_cache
+def rows_of_process(mesh: Mesh, size: int, process: int | None = None) -> Int[np.ndarray, " b"]:
+    """The rows of a global batch of `size` that a process supplies, ascending; often with gaps.
+
+    They are the rows of the parts that its devices hold. Devices along `tensor` hold the same part:
+    where they belong to several processes, each of these supplies its rows.
+
+    Args:
+      process: its number; None is this one. Others serve for devices that are only described.
+
+    Raises:
+      UserError: the batch does not divide over the mesh, or the process has no device in it.
+    """
+    process = jax.process_index() if process is None else process
+    if size % batch_shards(mesh):
+        raise UserError(
+            f"config.mesh: a batch of {size} rows does not divide over the {batch_shards(mesh)} "
+            f"parts of {_said(mesh.shape)}"
+        )
+    indices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((size,))
+    parts = {
+        part.indices(size)[:2]
+        for device, (part,) in indices.items()
+        if device.process_index == process
     }
+    if not parts:
+        raise UserError(f"config.mesh: process {process} has no device in {_said(mesh.shape)}")
+    rows = np.concatenate([np.arange(start, stop) for start, stop in sorted(parts)])
+    rows.setflags(write=False)  # one array for all callers
+    return rows
 
 
-def whole(rows: Any, mesh: Mesh) -> jax.Array:
-    """This process' rows of a global array as one with a copy on every device."""
-    return _replicate(mesh)(put_batch({"rows": rows}, mesh)["rows"])
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
+    """A global batch of `size` rows, cut over the mesh, from this process' rows of it.
+
+    Raises:
+      ValueError: an array has not as many rows as `rows_of_process` says.
+    """
+    own, sharding = rows_of_process(mesh, size), batch_sharding(mesh)
+
+    def put(name: str, rows: np.ndarray) -> jax.Array:
+        if len(rows) != len(own):
+            raise ValueError(
+                f"{name!r} has {len(rows)} rows; of a global batch of {size} this process supplies "
+                f"{len(own)}"
+            )
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # it is for keys of random numbers only
+            start, stop, _ = index[0].indices(size)
+            first = int(np.searchsorted(own, start))  # a part's rows are next to each other
+            return rows[first : first + stop - start]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, part)
+
+    return {name: put(name, rows) for name, rows in batch.items()}
+
+
+def put_everywhere(rows: Any, mesh: Mesh, size: int) -> jax.Array:
+    """A global array of `size` rows, a copy on every device, from this process' rows of it."""
+    return _replicate(mesh)(put_batch({"rows": rows}, mesh, size)["rows"])
 
 
 @functools.lru_cache
@@ -152,16 +216,56 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-def of_first_process(array: np.ndarray) -> np.ndarray:
+def of_processes(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "p ..."]:
+    """The arrays of all processes, which are of one shape, in the order of their numbers."""
+    return _of_processes(array, _all)
+
+
+def of_first_process(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
     """The array of process 0, on all of them; others may have one of another length."""
     if jax.process_count() == 1:
         return array
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(array))))
+    length = int(of_processes(np.array(len(array), np.int32))[0])
     if jax.process_index():
         array = np.zeros((length, *array.shape[1:]), array.dtype)
-    return np.array(multihost_utils.broadcast_one_to_all(array))  # a copy may be written to
+    return _of_processes(array, _first)
+
+
+def _all(stacked: jax.Array) -> jax.Array:
+    return stacked
+
+
+def _first(stacked: jax.Array) -> jax.Array:
+    return stacked[0]
+
+
+def _of_processes(array: np.ndarray, function: Callable[[jax.Array], jax.Array]) -> np.ndarray:
+    """`function` of the arrays of all processes, stacked; the result may be written to.
+
+    One device of each process takes part, found by its process. JAX's `multihost_utils` reshapes
+    `jax.devices()` instead, as if these came process by process.
+    """
+    first: dict[int, Any] = {}
+    for device in sorted(jax.devices(), key=lambda device: device.id):
+        first.setdefault(device.process_index, device)
+    devices = np.array([first[process] for process in sorted(first)])
+    mesh = Mesh(devices, ("process",), axis_types=(AxisType.Auto,))
+    stacked = jax.make_array_from_callback(
+        (len(devices), *array.shape), NamedSharding(mesh, P("process")), lambda _: array[None]
+    )
+    return np.array(jax.jit(function, out_shardings=replicated(mesh))(stacked).addressable_data(0))
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Replicated arrays as host arrays; works where other processes own devices too."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
+    """Arrays with a copy on every device as host arrays, where other processes own devices too.
+
+    Raises:
+      ValueError: an array is cut, so that this process may have a part of it only.
+    """
+
+    def one(x: jax.Array) -> np.ndarray:
+        if not x.is_fully_replicated:
+            raise ValueError(f"an array of shape {x.shape} is cut over devices: {x.sharding}")
+        return np.asarray(x.addressable_data(0))
+
+    return jax.tree.map(one, tree)

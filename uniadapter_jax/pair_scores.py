@@ -21,7 +21,7 @@ from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import ClipStates, encode_clips, frame_features
 from uniadapter_jax.frame_weights import frame_factor
 from uniadapter_jax.partition import Partition
-from uniadapter_jax.types import Array, Bool, Float, Float32, Int32, PyTree
+from uniadapter_jax.types import Array, Bool, Float, Float32, Int, Int32, PyTree
 
 AHEAD = 2  # calls that wait on the devices while the host prepares the next
 
@@ -73,10 +73,11 @@ class PairScorer:
         fused = model.fuse(model.fusion_ids(group["ids"]), group["mask"], memory)
         return model.match_logits(fused[:, :, 0])[..., 1]
 
-    def encode(self, trainable: PyTree, host: Mapping[str, np.ndarray]) -> Media:
-        """All states of a batch of items, of which `host` has this process' rows."""
-        batch = {name: host[name] for name in ("frames", "frame_mask")}
-        return self.encode_program(trainable, self.part.frozen, meshes.put_batch(batch, self.mesh))
+    def encode(self, trainable: PyTree, host: Mapping[str, np.ndarray], size: int) -> Media:
+        """All states of a batch of `size` items, of which `host` has this process' rows."""
+        host = {name: host[name] for name in ("frames", "frame_mask")}
+        batch = meshes.put_batch(host, self.mesh, size)
+        return self.encode_program(trainable, self.part.frozen, batch)
 
     def shape(self, pairs: plan.Pairs, texts: Texts, media: Media, rows: int) -> plan.Shape:
         """Of calls with at most `rows` pairs on a device, for batches like this one."""
@@ -90,13 +91,13 @@ class PairScorer:
             batch=items,
         )
 
-    def group(self, texts: Texts, call: plan.Call) -> dict[str, np.ndarray]:
-        """This process' groups of a call, as `score_program` reads them."""
-        share = len(call.place) // jax.process_count()
-        own = slice(jax.process_index() * share, (jax.process_index() + 1) * share)
-        chosen = call.text[own]
+    def group(
+        self, texts: Texts, call: plan.Call, rows: Int[np.ndarray, " b"] | slice = slice(None)
+    ) -> dict[str, np.ndarray]:
+        """Groups of a call, as `score_program` reads them: those of the `rows`, or all."""
+        chosen = call.text[rows]
         group = {
-            "place": call.place[own],
+            "place": call.place[rows],
             "ids": texts.ids[chosen, : call.length],
             "mask": texts.mask[chosen, : call.length],
         }
@@ -113,7 +114,9 @@ class PairScorer:
             return pair[pair >= 0], meshes.fetch(found)[pair >= 0]
 
         for call in calls:
-            group = meshes.put_batch(self.group(texts, call), self.mesh)
+            size = len(call.place)
+            own = self.group(texts, call, meshes.rows_of_process(self.mesh, size))
+            group = meshes.put_batch(own, self.mesh, size)
             found = self.score_program(trainable, self.part.frozen, media, group)
             under_way.append((call.pair, found))
             if len(under_way) > AHEAD:

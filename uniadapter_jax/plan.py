@@ -71,7 +71,7 @@ def plan(
     run = build(config, sizes, mesh, where.platform)
     limit = hbm
     if limit is None and where.chip is not None:
-        limit = int(where.chip.hbm * where.chip_share)
+        limit = where.chip.hbm
     programs, changes = {}, {}
     for name in run.programs[:1] if train_only and TRAIN in run.programs else run.programs:
         program = compile_program(run, name, limit)

@@ -87,7 +87,7 @@ class Reranker:
         progress = Progress("re-ranking", int(np.isin(pairs.item, items).sum()), "pairs")
         lengths, shape = plan.used_lengths(texts.mask), None
         for start, host in zip(starts[~done], clips(items) if items else (), strict=True):
-            media = self.scorer.encode(trainable, host)
+            media = self.scorer.encode(trainable, host, batch)
             shape = shape or self.scorer.shape(pairs, texts, media, self.options.rerank_rows)
             calls = plan.calls(pairs, lengths, shape, start, start + batch, texts.ids.shape[1])
             for place, found in self.scorer.score(trainable, texts, media, calls):

@@ -184,7 +184,7 @@ class _Loop:
                     self.opt_state,
                     self.task_state,
                     e.partition.frozen,
-                    meshes.put_batch(batch, e.mesh),
+                    meshes.put_batch(batch, e.mesh, e.config.train.batch_size),
                     np.int32(step),
                 )
                 values = meshes.fetch(metrics)

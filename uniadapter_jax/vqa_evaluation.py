@@ -144,18 +144,18 @@ class VqaEvaluator:
         order = np.argsort(-counts, kind="stable")  # clips of one batch have about as many
         view = records.subset(order[: np.count_nonzero(counts)])
         frozen, size, first = self.e.partition.frozen, self.e.eval_batch, 0
-        share = size // jax.process_count()
+        rows = meshes.rows_of_process(self.e.mesh, size)
         progress = Progress("answering", total, "questions")
         for host in self.e.clip_batches(view):
             asked = [view.questions[i] for i in range(first, min(first + size, len(view)))]
             asked += [[]] * (size - len(asked))
             frames = {name: host[name] for name in ("frames", "frame_mask")}
-            clips = self._encode(trainable, frozen, meshes.put_batch(frames, self.e.mesh))
+            clips = self._encode(trainable, frozen, meshes.put_batch(frames, self.e.mesh, size))
             together = min(TOGETHER, int(counts.max()))
             for start in range(0, len(asked[0]), together):
                 now = [several[start : start + together] for several in asked]
-                own = now[jax.process_index() * share :][:share]
-                batch = meshes.put_batch({"questions": self._ids(own, together)}, self.e.mesh)
+                ids = self._ids([now[row] for row in rows], together)
+                batch = meshes.put_batch({"questions": ids}, self.e.mesh, size)
                 found = self._answer(trainable, frozen, clips, batch, self.candidates)
                 yield from self._texts(now, together, *meshes.fetch(found))
                 pass_by()

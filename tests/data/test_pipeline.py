@@ -14,6 +14,7 @@ import media
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from shares import interleaved, joined
 
 from uniadapter_jax.data import images, pipeline
 from uniadapter_jax.data.frames import FrameReader
@@ -148,15 +149,9 @@ def test_text_belongs_to_the_clip_and_comes_once_in_an_epoch(records):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_out_the_same_global_batch(records, captions, augment, hosts):
     data = config(captions=captions, augment=augment)
-    whole = take(records, 4, data=data)
-    parts = [
-        take(records, 4, data=data, process_index=h, process_count=hosts) for h in range(hosts)
-    ]
-    joined = [
-        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-    assert_equal(whole, joined)
+    shares = interleaved(4, hosts)
+    parts = [take(records, 4, data=data, rows=rows) for rows in shares]
+    assert_equal(take(records, 4, data=data), joined(parts, shares))
 
 
 def test_threads_change_nothing(records):
@@ -260,11 +255,9 @@ class TestClipBatches:
 
     @pytest.mark.parametrize("hosts", [2, 4])
     def test_hosts(self, records, hosts):
-        whole = self.take(records)
-        parts = [self.take(records, process_index=h, process_count=hosts) for h in range(hosts)]
-        for step, batch in enumerate(whole):
-            for key, value in batch.items():
-                np.testing.assert_array_equal(value, np.concatenate([p[step][key] for p in parts]))
+        shares = interleaved(4, hosts)
+        parts = [self.take(records, rows=rows) for rows in shares]
+        assert_equal(self.take(records), joined(parts, shares))
 
     def test_subset(self, records):
         batches = self.take(records.subset([6, 0]), batch=2)
@@ -279,8 +272,11 @@ class TestRefusals:
         [
             ({}, {"batch": 22}, "global batch of 22"),
             ({"captions": "random"}, {"batch": 8}, "global batch of 8"),
-            ({}, {"process_count": 3}, "4 does not divide by 3 hosts"),
-            ({}, {"process_count": 2, "process_index": 2}, "process_index=2"),
+            ({}, {"rows": np.array([3, 4])}, "row 4 is none of a global batch of 4"),
+            ({}, {"rows": np.array([-1])}, "row -1 is none of a global batch"),
+            ({}, {"rows": np.array([0, 1, 0])}, r"wanted twice: array\(\[0, 1, 0\]\)"),
+            ({}, {"rows": np.array([0.0, 1.0])}, "whole numbers"),
+            ({}, {"rows": np.array([], int)}, "at least one"),
             ({"augment": "mixup"}, {}, "augment='mixup' is not one of none, crop_flip, "),
             ({"captions": "best"}, {}, "captions='best'"),
             ({"resize": "fit"}, {}, "resize='fit' is not one of crop, squash"),

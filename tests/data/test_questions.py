@@ -6,6 +6,7 @@ import media
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from shares import interleaved, joined
 
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.answers import training_answers
@@ -128,14 +129,9 @@ class TestTraining:
     @pytest.mark.parametrize("hosts", [2, 4])
     def test_hosts_share_out_the_same_global_batch(self, records, hosts):
         data = config(augment="blip")
-        parts = [
-            take(records, 3, data=data, process_index=h, process_count=hosts) for h in range(hosts)
-        ]
-        joined = [
-            {key: np.concatenate([part[key] for part in step]) for key in step[0]}
-            for step in zip(*parts, strict=True)
-        ]
-        assert_equal(take(records, 3, data=data), joined)
+        shares = interleaved(4, hosts)
+        parts = [take(records, 3, data=data, rows=rows) for rows in shares]
+        assert_equal(take(records, 3, data=data), joined(parts, shares))
 
     def test_resume_at_any_step(self, records):
         data = config(augment="blip")

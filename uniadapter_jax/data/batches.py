@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
@@ -32,7 +33,7 @@ class Loader(Protocol):
     """Step -> this host's rows of its batch; picklable."""
 
     reader: FrameReader
-    rows: range
+    rows: Int[np.ndarray, " b"]
 
     def __call__(self, step: int) -> Batch: ...
 
@@ -78,14 +79,23 @@ def finite(loader: Loader, data_config: Any, steps: int) -> Batches:
     return _threaded(grain.MapDataset.range(steps).map(loader), _buffers(loader, data_config))
 
 
-def host_rows(global_batch: int, process_index: int, process_count: int) -> range:
-    """The rows of the global batch that a process makes. Raises UserError."""
-    if global_batch % process_count:
-        raise UserError(f"the global batch {global_batch} does not divide by {process_count} hosts")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process_index={process_index} is not below process_count={process_count}")
-    size = global_batch // process_count
-    return range(process_index * size, (process_index + 1) * size)
+def chosen_rows(global_batch: int, rows: Int[np.ndarray, " b"] | None) -> Int[np.ndarray, " b"]:
+    """The rows of a global batch that are to be made, in this order; None: all of them.
+
+    Raises:
+      UserError: none, one twice, or one that the batch does not have.
+    """
+    if rows is None:
+        return np.arange(global_batch)
+    chosen = np.asarray(rows)
+    if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
+        raise UserError(f"rows of a global batch are whole numbers, at least one: {rows!r}")
+    wrong = chosen[(chosen < 0) | (chosen >= global_batch)]
+    if len(wrong):
+        raise UserError(f"row {wrong[0]} is none of a global batch of {global_batch}")
+    if len(np.unique(chosen)) < len(chosen):
+        raise UserError(f"rows of a global batch are wanted twice: {rows!r}")
+    return chosen
 
 
 def decoding_threads(data_config: Any) -> int:

@@ -1,7 +1,7 @@
 """Records to host batches of clips and captions. The position in the data is the global step.
 
 Row j of global batch s is the same sample with the same augmentation for any number of hosts,
-worker processes and threads; a host builds only its own rows.
+worker processes and threads; a host builds only the rows that it supplies.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
-from uniadapter_jax.data.batches import Batch, decoding_threads, endless, finite, host_rows
+from uniadapter_jax.data.batches import Batch, chosen_rows, decoding_threads, endless, finite
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.frames import FrameReader
 from uniadapter_jax.data.order import SampleOrder
@@ -34,15 +35,15 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     avoid_duplicates: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " b"] | None = None,
 ) -> Iterator[Batch]:
-    """This host's rows of global batch start_step, start_step + 1, ... without end.
+    """These rows of global batch start_step, start_step + 1, ... without end.
 
     Args:
       tokenizer: has `encode(texts, length) -> int32 [n length]`.
       data_config: `config.data` (frames, words, captions, augment, ...).
       avoid_duplicates: no clip comes twice in a global batch.
+      rows: of each global batch those to make, in this order; None: all.
 
     Yields:
       "frames" uint8 [b f H W 3], "frame_mask" bool [b f] (frames beyond the clip's are zeros),
@@ -55,7 +56,7 @@ def train_batches(
         reader=FrameReader.from_config(
             records, data_config, image_size, decoding_threads(data_config)
         ),
-        rows=host_rows(global_batch, process_index, process_count),
+        rows=chosen_rows(global_batch, rows),
         order=order,
         tokenizer=tokenizer,
         words=data_config.words,
@@ -70,10 +71,11 @@ def clip_batches(
     *,
     image_size: int,
     global_batch: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " b"] | None = None,
 ) -> Iterator[Batch]:
     """Every clip once, in order, for evaluation; decoded by threads of this process.
+
+    `rows` are those of each global batch to make, in this order; None: all.
 
     Yields:
       "frames", "frame_mask" as in `train_batches`, "item" int32 [b], "valid" bool [b]. Rows that
@@ -81,7 +83,7 @@ def clip_batches(
     """
     loader = ClipLoader(
         reader=FrameReader.from_config(records, data_config, image_size, data_config.threads),
-        rows=host_rows(global_batch, process_index, process_count),
+        rows=chosen_rows(global_batch, rows),
         batch=global_batch,
     )
     return finite(loader, data_config, -(-len(records) // global_batch))
@@ -89,20 +91,20 @@ def clip_batches(
 
 @dataclasses.dataclass
 class TrainLoader:
-    """Step -> this host's rows of the training batch."""
+    """Step -> the rows of the training batch."""
 
     reader: FrameReader
-    rows: range
+    rows: Int[np.ndarray, " b"]
     order: SampleOrder
     tokenizer: Any
     words: int
     rule: TextRule
 
     def __call__(self, step: int) -> Batch:
-        samples = self.order.rows(int(step))[self.rows.start : self.rows.stop]
+        samples = self.order.rows(int(step))[self.rows]
         items = self.order.clips[samples]
         captions = self.reader.records.captions
-        rngs = [self.order.row_rng(int(step), row) for row in self.rows]
+        rngs = [self.order.row_rng(int(step), row) for row in self.rows.tolist()]
         texts: list[str] = []
         for rng, sample, item in zip(rngs, samples, items, strict=True):
             drawn = int(rng.integers(len(captions[item])))
@@ -118,14 +120,14 @@ class TrainLoader:
 
 @dataclasses.dataclass
 class ClipLoader:
-    """Step -> this host's rows of the evaluation batch."""
+    """Step -> the rows of the evaluation batch."""
 
     reader: FrameReader
-    rows: range
+    rows: Int[np.ndarray, " b"]
     batch: int
 
     def __call__(self, step: int) -> Batch:
-        places = int(step) * self.batch + np.asarray(self.rows)
+        places = int(step) * self.batch + self.rows
         valid = places < len(self.reader.records)
         items = places[valid].tolist()
         batch = self.reader.empty(len(self.rows))

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from uniadapter_jax.data.answers import training_targets
-from uniadapter_jax.data.batches import Batch, decoding_threads, endless, host_rows
+from uniadapter_jax.data.batches import Batch, chosen_rows, decoding_threads, endless
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.frames import FrameReader
 from uniadapter_jax.data.order import SampleOrder
@@ -32,14 +33,14 @@ def question_train_batches(
     global_batch: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, " b"] | None = None,
 ) -> Iterator[Batch]:
-    """This host's rows of global batch start_step, start_step + 1, ... without end.
+    """These rows of global batch start_step, start_step + 1, ... without end.
 
     Args:
       tokenizer: a `WordPieceTokenizer`.
       data_config: `config.data` (frames, words, answers, answer_words, augment, ...).
+      rows: of each global batch those to make, in this order; None: all.
 
     Yields:
       "frames" uint8 [b f H W 3], "frame_mask" bool [b f], "question" int32 [b l],
@@ -55,7 +56,7 @@ def question_train_batches(
         reader=FrameReader.from_config(
             records, data_config, image_size, decoding_threads(data_config)
         ),
-        rows=host_rows(global_batch, process_index, process_count),
+        rows=chosen_rows(global_batch, rows),
         asked=AskedQuestions(records),
         texts=_Texts.from_config(tokenizer, data_config),
         order=order,
@@ -102,10 +103,10 @@ class _Texts:
 
 @dataclasses.dataclass
 class QuestionTrainLoader:
-    """Step -> this host's rows of the training batch."""
+    """Step -> the rows of the training batch."""
 
     reader: FrameReader
-    rows: range
+    rows: Int[np.ndarray, " b"]
     asked: AskedQuestions
     texts: _Texts
     order: SampleOrder
@@ -113,11 +114,11 @@ class QuestionTrainLoader:
     answer_words: int
 
     def __call__(self, step: int) -> Batch:
-        numbers = self.order.rows(int(step))[self.rows.start : self.rows.stop]
+        numbers = self.order.rows(int(step))[self.rows]
         items = self.asked.clips[numbers]
         questions = [self.asked[number] for number in numbers.tolist()]
         batch = self.reader.empty(len(self.rows))
-        rngs = [self.order.row_rng(int(step), row) for row in self.rows]
+        rngs = [self.order.row_rng(int(step), row) for row in self.rows.tolist()]
         self.reader.fill(batch, items.tolist(), rngs)
         batch["question"] = self.texts.encode([question.text for question in questions])
         batch["answer"], batch["answer_weight"] = training_targets(

@@ -46,11 +46,11 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
         with config.unlocked():
             config.update_from_flattened_dict(fields)
         devices = list(run.mesh.devices.flat)
-        mesh = meshes.make_mesh(config.mesh, devices) if _MESH & fields.keys() else run.mesh
         try:
+            mesh = meshes.make_mesh(config.mesh, devices) if _MESH & fields.keys() else run.mesh
             changed = build(config, run.backbone, mesh, devices[0].platform)
         except UserError:
-            continue  # the task, or the backbone, does not have it
+            continue  # the task, the backbone or the slice does not have it
         program = compile_program(changed, failed.name, failed.limit)
         asked = ", ".join(f"--config.{name}={value}" for name, value in fields.items())
         say(f"{failed.name} with {asked}: {'fits' if program.fits else 'does not fit'}")

@@ -38,9 +38,8 @@ def roofline(work: Work, plan: Slice) -> Roofline | None:
     """Of one program on one device of a slice; None for a CPU, which has no published rates."""
     if plan.chip is None:
         return None
-    share = plan.chip_share
     return Roofline(
-        compute=work.flops / (plan.chip.peak * share),
-        hbm=work.hbm_bytes / (plan.chip.hbm_bandwidth * share),
-        ici=sum(c.sent for c in work.collectives.values()) / (plan.chip.ici_bandwidth * share),
+        compute=work.flops / plan.chip.peak,
+        hbm=work.hbm_bytes / plan.chip.hbm_bandwidth,
+        ici=sum(c.sent for c in work.collectives.values()) / plan.chip.ici_bandwidth,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -30,15 +31,18 @@ class Slice:
 
     Attributes:
       name: such as `v5e:16x16` or `cpu:8`.
-      devices: described, not present (TPU), or fake (CPU).
-      chips: how many there are. libtpu describes two devices per v4 chip.
+      devices: described, not present (TPU), or fake (CPU); each is a chip.
       chip: its published numbers; None for a CPU.
     """
 
     name: str
     devices: Sequence[Any]
-    chips: int
     chip: Chip | None
+
+    @property
+    def chips(self) -> int:
+        """How many there are."""
+        return len(self.devices)
 
     @property
     def platform(self) -> str:
@@ -50,11 +54,6 @@ class Slice:
         """The kind of chip: what stands before the colon."""
         return self.name.partition(":")[0]
 
-    @property
-    def chip_share(self) -> float:
-        """The part of a chip that one device is."""
-        return self.chips / len(self.devices)
-
 
 def open_slice(name: str) -> Slice:
     """The slice of that name.
@@ -65,26 +64,20 @@ def open_slice(name: str) -> Slice:
     jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is taken
     family, _, size = name.partition(":")
     if family == "cpu" and size.isdigit() and int(size) > 0:
-        return Slice(name, _fake_devices(int(size)), int(size), None)
+        return Slice(name, _fake_devices(int(size)), None)
     if family not in CHIPS or size not in CHIPS[family].slices:
         raise UserError(f"--topology={name} does not exist; there are {_known()}, and cpu:N")
-    devices = _described(name)
-    chips = len({tuple(device.coords) for device in devices})
-    return Slice(name, devices, chips, CHIPS[family])
+    return Slice(name, _described(name), CHIPS[family])
 
 
 def device_counts(plan: Slice) -> dict[str, int]:
     """{name: devices} of all slices of the same family, smallest first; for a CPU those below."""
     if plan.chip is None:
         return {f"cpu:{n}": n for n in range(1, len(plan.devices) + 1)}
-    per_chip = len(plan.devices) // plan.chips
-    counts = {}
-    for size in plan.chip.slices:
-        chips = 1
-        for side in size.split("x"):
-            chips *= int(side)
-        counts[f"{plan.family}:{size}"] = chips * per_chip
-    return counts
+    return {
+        f"{plan.family}:{size}": math.prod(int(side) for side in size.split("x"))
+        for size in plan.chip.slices
+    }
 
 
 def _known() -> str:
@@ -116,6 +109,9 @@ def _described(name: str) -> Sequence[Any]:
         ) from error
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    # Hosts of four chips are assumed, which a slice of one chip is not made of.
-    options = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
+    options: dict[str, Any] = {}
+    if name.startswith("v4:"):  # the two cores of a chip as one device, as JAX has them on a v4
+        options["chip_config_name"] = "megacore"
+    if name.endswith(":1x1"):  # hosts of four chips are assumed, which this has not
+        options["chips_per_host_bounds"] = (1, 1, 1)
     return topologies.get_topology_desc(name, "tpu", **options).devices
