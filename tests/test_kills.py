@@ -22,19 +22,25 @@ from small_run import OFTEN
 
 from uniadapter_jax.data.shards import ITEMS_PER_SHARD
 
-CALLS = (
-    "write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,unlink,unlinkat,mkdir,"
-    "mkdirat,rmdir,ftruncate"
-)
+# System calls by what they do, and how many of one kind a prepare or a few steps make.
+CALLS = {
+    "write,pwrite64,writev": 40,
+    "fsync,fdatasync": 10,
+    "rename,renameat,renameat2": 6,
+    "unlink,unlinkat,rmdir": 12,
+    "mkdir,mkdirat": 12,
+}
 TIMES = {"seconds", "wait_seconds", "since_start"}
 STRACE = shutil.which("strace")
 
 
-def strace(count, *, children=True):
-    """Its arguments: SIGKILL at the `count`-th of these calls of a thread, or of the first."""
+def strace(rng, *, children=True):
+    """Its arguments: SIGKILL at the n-th call of a kind by any one thread, or by the first."""
+    calls = str(rng.choice(list(CALLS)))
+    count = int(rng.integers(1, CALLS[calls]))
     return [
-        *(STRACE, *(["-f"] if children else []), "-qq", "-o", os.devnull, "-e", f"trace={CALLS}"),
-        *("-e", f"inject={CALLS}:signal=SIGKILL:when={count}"),
+        *(STRACE, *(["-f"] if children else []), "-qq", "-o", os.devnull, "-e", f"trace={calls}"),
+        *("-e", f"inject={calls}:signal=SIGKILL:when={count}"),
     ]
 
 
@@ -64,14 +70,14 @@ def assert_same_run(workdir, whole):
     assert not (workdir / "metrics.damaged.jsonl").exists()
 
 
-def train_until_killed(small, workdir, count, *, traced):
+def train_until_killed(small, workdir, rng, *, traced):
     """Whether it was killed; else it ended well."""
     arguments = small.arguments(f"--workdir={workdir}", OFTEN)
     if not traced:
-        job = small.fork(*arguments, die=(str(workdir), count))
+        job = small.fork(*arguments, die=(str(workdir), int(rng.integers(1, 150))))
     else:
         job = small.fork(*arguments)
-        tracer = subprocess.Popen([*strace(count), "-p", str(job.pid)], stderr=subprocess.DEVNULL)
+        tracer = subprocess.Popen([*strace(rng), "-p", str(job.pid)], stderr=subprocess.DEVNULL)
     said = job.end()
     if traced:
         tracer.wait(30)
@@ -81,17 +87,13 @@ def train_until_killed(small, workdir, count, *, traced):
     return status != 0
 
 
-def train_campaign(small, whole, place, rng, kills, *, most, traced):
+def train_campaign(small, whole, place, rng, kills, *, traced):
     """Runs that are killed about ten times each, until so many kills are done."""
     done = 0
     for number in itertools.count():
         workdir = place / str(number)
         limit = int(rng.integers(6, 15))
-        while (
-            done < kills
-            and limit
-            and train_until_killed(small, workdir, int(rng.integers(1, most)), traced=traced)
-        ):
+        while done < kills and limit and train_until_killed(small, workdir, rng, traced=traced):
             done, limit = done + 1, limit - 1
         small.run(f"--workdir={workdir}", OFTEN)
         assert_same_run(workdir, whole)
@@ -103,15 +105,14 @@ def train_campaign(small, whole, place, rng, kills, *, most, traced):
 
 def test_training_killed_before_changes(small, whole, tmp_path):
     rng = np.random.default_rng(1)
-    train_campaign(small, whole, tmp_path, rng, 3, most=150, traced=False)
+    train_campaign(small, whole, tmp_path, rng, 3, traced=False)
 
 
 @pytest.mark.slow
 def test_training_killed_200_times(small, whole, tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "2")))
     kills = int(os.environ.get("KILLS", "200"))
-    most = 60 if STRACE else 200
-    train_campaign(small, whole, tmp_path, rng, kills, most=most, traced=bool(STRACE))
+    train_campaign(small, whole, tmp_path, rng, kills, traced=bool(STRACE))
 
 
 # The command, killed before the n-th change below a directory.
@@ -126,15 +127,16 @@ runpy.run_module("uniadapter_jax.prepare", run_name="__main__")
 """
 
 
-def prepare_until_killed(tmp_path, arguments, count, *, traced):
+def prepare_until_killed(tmp_path, arguments, rng, *, traced):
     """Whether it was killed; else it ended well."""
     if traced:
         # A worker that died twice on one file would rightly give that up: only the parent dies.
         alone = "--workers=0" in arguments
         python = [sys.executable, "-m", "uniadapter_jax.prepare"]
-        command = [*strace(count, children=alone), *python, *arguments]
+        command = [*strace(rng, children=alone), *python, *arguments]
     else:
         tests = str(pathlib.Path(__file__).parent)
+        count = int(rng.integers(1, 60)) if rng else 10**6
         text = DYING.format(
             tests=tests, directory=str(tmp_path / "out"), number=count, arguments=arguments
         )
@@ -146,7 +148,7 @@ def prepare_until_killed(tmp_path, arguments, count, *, traced):
     return done.returncode != 0
 
 
-def prepare_campaign(tmp_path, rng, kills, *, most, traced):
+def prepare_campaign(tmp_path, rng, kills, *, traced):
     manifest = media.picture_manifest(tmp_path / "raw", 3 * ITEMS_PER_SHARD, captions=1)
     config = tmp_path / "config.py"
     config.write_text(
@@ -157,22 +159,21 @@ def prepare_campaign(tmp_path, rng, kills, *, most, traced):
     common = [f"--config={config}", f"--input={manifest}", "--train_tokenizer=520"]
     arguments = [*common, f"--output={tmp_path / 'out'}"]
     assert not prepare_until_killed(
-        tmp_path / "whole", [*common, f"--output={tmp_path / 'whole'}"], 10**6, traced=False
+        tmp_path / "whole", [*common, f"--output={tmp_path / 'whole'}"], None, traced=False
     )
     done = 0
     while done < kills:
         limit = int(rng.integers(2, 8))
         while done < kills and limit:
             workers = f"--workers={int(rng.integers(0, 3))}"
-            count = int(rng.integers(1, most))
-            if not prepare_until_killed(tmp_path, [*arguments, workers], count, traced=traced):
+            if not prepare_until_killed(tmp_path, [*arguments, workers], rng, traced=traced):
                 break
             done, limit = done + 1, limit - 1
             # Never half of it: the records are there whole, or not at all.
             assert not (tmp_path / "out").exists() or _content(tmp_path / "out") == _content(
                 tmp_path / "whole"
             )
-        assert not prepare_until_killed(tmp_path, arguments, 10**6, traced=False)
+        assert not prepare_until_killed(tmp_path, arguments, None, traced=False)
         assert _content(tmp_path / "out") == _content(tmp_path / "whole")
         assert sorted(os.listdir(tmp_path)) == ["config.py", "out", "raw", "whole"]
         print(f"{done} kills", flush=True)
@@ -185,11 +186,11 @@ def _content(directory):
 
 
 def test_prepare_killed_before_changes(tmp_path):
-    prepare_campaign(tmp_path, np.random.default_rng(3), 2, most=60, traced=False)
+    prepare_campaign(tmp_path, np.random.default_rng(3), 2, traced=False)
 
 
 @pytest.mark.slow
 def test_prepare_killed_60_times(tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "4")))
     kills = int(os.environ.get("KILLS", "60"))
-    prepare_campaign(tmp_path, rng, kills, most=76 if STRACE else 60, traced=bool(STRACE))
+    prepare_campaign(tmp_path, rng, kills, traced=bool(STRACE))
