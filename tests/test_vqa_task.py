@@ -13,16 +13,19 @@ import tiny
 from test_uniadapter_blip import adapted
 
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax import vqa_metrics
 from uniadapter_jax.adapters import AdapterParam
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import open_records
+from uniadapter_jax.data.sources.question import Question
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import build
 from uniadapter_jax.partition import flat_names, partition
 from uniadapter_jax.prepare import prepare
+from uniadapter_jax.run import announce_cut
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.vqa_evaluation import VqaEvaluator
@@ -205,12 +208,14 @@ def configure(root, **task):
     return config
 
 
-def experiment(root, devices=1, **task):
-    """On the first of the eight devices, or on all."""
+def experiment(root, devices=1, data=None, **task):
+    """On the first of the eight devices, or on all; `data`: changes of `config.data`."""
+    config = configure(root, **task)
+    config.data.update(data or {})
     with pytest.MonkeyPatch.context() as patch:
         make = meshes.make_mesh
         patch.setattr(meshes, "make_mesh", lambda sizes: make(sizes, jax.devices()[:devices]))
-        return build(configure(root, **task))
+        return build(config)
 
 
 def answers(experiment, workdir):
@@ -295,6 +300,58 @@ def test_accuracy_is_that_of_the_answers(root):
     broken = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), trainable)
     with pytest.raises(UserError, match="not numbers"):
         evaluator(broken, records["exact"])
+
+
+def test_written_answers_are_compared_as_the_tokenizer_says_them(root):
+    """Case, accents and blanks go through it; what it cannot write is missed, and counted."""
+    ours = experiment(root, inference="generate", metric="exact")
+    evaluator = VqaEvaluator(ours)
+    references = ["YES", "W1  W2", "Greys", "nô", "yes zebra", "w1 w2 w3 w4 w5", "yes"]
+    said = ["yes", "w1 w2", "greys", "no", "yes", "w1 w2 w3 w4", "no"]
+    questions = [Question(i, "what", (text,)) for i, text in enumerate(references)]
+    predictions = dict(enumerate(ours.tokenizer.decode(ours.tokenizer.ids(said))))
+    compared = evaluator._compared(questions)
+    found = vqa_metrics.exact_match_accuracy(predictions, compared)
+    assert found["overall"] == pytest.approx(100 * 4 / 7)
+    options = evaluator._written(questions)
+    assert vqa_metrics.count_unreachable("exact", questions, **options) == 2
+    assert evaluator._compared(questions)[4].answers == ("yes zebra",)
+    ours.task.options.inference = "rank"
+    assert evaluator._compared(questions) is questions
+
+
+def test_answers_that_cannot_come_are_counted():
+    several = [Question(0, "?", ("T-shirt", "shirt")), Question(1, "?", ("Yes", "Yes"))]
+    several += [Question(2, "?", ()), Question(3, "?", ("an apple", "pear"))]
+    count = vqa_metrics.count_unreachable
+    assert count("vqa", several, listed=["t shirt", "yes", "Apple!"]) == 1  # Yes is not yes
+    assert count("vqa", several, listed=["Yes"]) == 2
+    one = [Question(0, "?", ("red",)), Question(1, "?", ("Red",)), Question(2, "?", ())]
+    assert count("exact", one, listed=["red"]) == 1
+    written = {"T-shirt": "t - shirt", "shirt": None, "Yes": "yes", "an apple": None, "pear": None}
+    assert count("vqa", several, written=written) == 2
+    assert count("exact", one, written={"red": "red", "Red": "red"}) == 0
+
+
+def test_what_is_cut_or_cannot_come_is_said_at_the_start(root, tmp_path, capsys):
+    path = tmp_path / "few.json"
+    path.write_text(json.dumps(["yes", "no"]))
+    data = {"words": 4, "answer_words": 3, "test_split": "exact"}
+    ours = experiment(root, data=data, metric="exact", answers=str(path))
+    announce_cut(ours)
+    VqaEvaluator(ours)
+    said = capsys.readouterr().err
+    train, exact = (open_records(str(root / "out"), split) for split in ("train", "exact"))
+    asked = [q for several in train.questions for q in several]
+    long = sum(len(q.text.split()) > 2 for q in asked)
+    answers = [a for q in asked for a in set(q.answers)]
+    cut = sum(a in ("w1 w2", "greys") for a in answers)
+    assert f"train: {long} of 12 questions are cut at config.data.words=4 tokens" in said
+    assert f"train: {cut} of {len(answers)} answers are cut at config.data.answer_words=3" in said
+    given = [q.answers[0] for several in exact.questions for q in several]
+    lost = sum(a not in ("yes", "no") for a in given)
+    assert f"test: {lost} of 12 questions have no answer in the list" in said
+    assert "exact: " not in said and "captions" not in said
 
 
 def test_what_questions_alone_give_away(root):

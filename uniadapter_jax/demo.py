@@ -179,7 +179,7 @@ def make_clips(directory: pathlib.Path, size: Size) -> None:
 
 def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
     settings = PrepareSettings.from_config(config.data.prepare)
-    prepare(settings, str(clips), config.data.records, workers=usable_cores())
+    prepare(settings, str(clips), config.data.records, workers=usable_cores(), config=config)
 
 
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:

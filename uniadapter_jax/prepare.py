@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.disk import disk_errors
@@ -51,6 +51,7 @@ def prepare(
     tokenizer_size: int = 0,
     wordpiece_size: int = 0,
     overwrite: bool = False,
+    config: ConfigDict | None = None,
 ) -> dict[str, Any]:
     """Writes the records directory `output`; returns the content of its `prepare.json`.
 
@@ -63,6 +64,7 @@ def prepare(
       wordpiece_size: entries of a WordPiece vocabulary to train on the captions, questions and
         answers of train, [DEC] and [ENC] not counted; 0 for none.
       overwrite: whether records of another input or with other settings may be replaced.
+      config: of a run, whose text lengths say which texts are cut; None counts none.
     """
     output = os.path.abspath(output)
     source = read_source(settings.source, input_path)
@@ -72,13 +74,15 @@ def prepare(
     sizes = {folder: size for folder, size in wanted.items() if size}
     if finished is None:
         with _work_directory(f"{output}.work") as work:
-            _make(source, settings, facts, output, work, workers, sizes)
+            _make(source, settings, facts, output, work, workers, sizes, config)
     else:
         print(f"{output} is up to date")
     # Work beside finished records is what a kill between the last rename and the end left.
     if finished is not None and (sizes or os.path.exists(f"{output}.work")):
         with _work_directory(f"{output}.work") as work:
             _add_tokenizers(output, work, sizes)
+    if config is not None and finished is not None:
+        _keep_cut(output, config)
     content = read_prepared(output)
     assert content is not None
     return content
@@ -141,6 +145,7 @@ def _make(
     work: str,
     workers: int,
     sizes: Mapping[str, int],
+    config: ConfigDict | None,
 ) -> None:
     shards = plan_shards(source.items, source.root, settings, os.path.join(work, "shards"))
     _clean(work, shards)
@@ -163,6 +168,8 @@ def _make(
     builder.build(found, settings, facts, new)
     for folder, size in sizes.items():
         _train(new, os.path.join(new, folder), size)
+    if config is not None:
+        _keep_cut(new, config)
     _publish(new, output, work)
     _print_report(output, found.coverage)
 
@@ -221,6 +228,12 @@ def _train(records: str, target: str, size: int) -> None:
         asked = (question for several in train.questions for question in several)
         of_questions = (text for q in asked for text in (q.text, *q.answers))
         train_wordpiece(itertools.chain(texts, of_questions), size, target)
+
+
+def _keep_cut(records: str, config: ConfigDict) -> None:
+    from uniadapter_jax.prepared_texts import keep_cut  # needs what workers do not
+
+    keep_cut(records, config)
 
 
 def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:
@@ -338,6 +351,7 @@ def main() -> None:
             tokenizer_size=values["tokenizer"].value,
             wordpiece_size=values["wordpiece"].value,
             overwrite=values["overwrite"].value,
+            config=config,
         )
 
     sys.argv = _arguments(sys.argv)

@@ -21,6 +21,7 @@ from uniadapter_jax import __version__, launch
 from uniadapter_jax.checkpoint import check_identity, last_step
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
+from uniadapter_jax.data.truncation import Limits, count_cut, cut_lines
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
@@ -202,6 +203,21 @@ def _announce(experiment: Experiment) -> None:
     )
     mesh = dict(experiment.mesh.shape)
     say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
+    if jax.process_index() == 0:
+        announce_cut(experiment)
+
+
+def announce_cut(experiment: Experiment) -> None:
+    """Says which texts of this run are cut. The test's answers are compared, not read."""
+    limits, data = Limits.from_config(experiment.config.data), experiment.data
+    for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if part is None:
+            continue
+        kinds = ["questions" if experiment.kind.asks else "captions"]
+        kinds += ["answers"] if experiment.kind.asks and name == "train" else []
+        counts = count_cut(part, experiment.tokenizer, limits, kinds)
+        for line in cut_lines(name, counts, limits):
+            say(line)
 
 
 def _versions() -> dict[str, str]:

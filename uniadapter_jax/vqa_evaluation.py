@@ -5,6 +5,7 @@ A clip is encoded once, whatever is asked about it; questions about it are read 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -20,7 +21,12 @@ from uniadapter_jax import vqa_metrics
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
 from uniadapter_jax.common.files import write_whole
-from uniadapter_jax.data.answers import check_answers, read_answer_list, training_answers
+from uniadapter_jax.data.answers import (
+    check_answers,
+    read_answer_list,
+    training_answers,
+    written_answers,
+)
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.data.sources.question import Question, QuestionId
@@ -96,6 +102,41 @@ class VqaEvaluator:
         words = self.e.config.data.answer_words
         programs = make_answerers(self.task, self.e.partition, self.e.mesh, words)
         self._encode, self._answer = programs
+        self._say_unreachable()
+
+    def _say_unreachable(self) -> None:
+        """Says before training of how many questions no answer that may come can be right."""
+        data = {"val": self.e.data.val, "test": self.e.data.test}
+        for name, records in data.items() if jax.process_index() == 0 else ():
+            questions = [] if records is None else _questions(records)
+            options = self._written(questions) | {"listed": self.answers}
+            lost = vqa_metrics.count_unreachable(self.task.options.metric, questions, **options)
+            if lost:
+                way = "in the list" if self.answers else "that this vocabulary can write"
+                say(f"{name}: {lost:,} of {len(questions):,} questions have no answer {way}")
+
+    def _written(self, questions: list[Question]) -> dict[str, Any]:
+        """{"written": how the decoder would write the references}, if it writes."""
+        if self.task.options.inference == "rank":
+            return {}
+        answers = (answer for question in questions for answer in question.answers)
+        words = self.e.config.data.answer_words
+        return {"written": written_answers(self.e.tokenizer, answers, words)}
+
+    def _compared(self, questions: list[Question]) -> list[Question]:
+        """The questions with references as predictions may be.
+
+        What the decoder writes has gone through the tokenizer; for `exact` so do references. Those
+        that it cannot write stay as they are, and are missed.
+        """
+        options = self.task.options
+        if options.metric != "exact" or options.inference == "rank":
+            return questions
+        written = self._written(questions)["written"]
+        return [
+            dataclasses.replace(q, answers=tuple(written[a] or a for a in q.answers))
+            for q in questions
+        ]
 
     def _list_answers(self) -> None:
         self.answers = answer_list(self.e.config, self.e.data.train)
@@ -118,7 +159,7 @@ class VqaEvaluator:
           UserError: a question is asked twice by id, has too few answers for the metric, or its
             scores are not numbers.
         """
-        questions = [question for several in records.questions for question in several]
+        questions = _questions(records)
         if not questions:
             raise UserError(f"{records.root}: split {records.split!r} has no questions")
         best: dict[QuestionId, list[Answer]] = {}
@@ -129,7 +170,7 @@ class VqaEvaluator:
         predictions = {name: answers[0].text for name, answers in best.items()}
         return {
             "metrics": vqa_metrics.accuracy_groups(
-                self.task.options.metric, predictions, questions
+                self.task.options.metric, predictions, self._compared(questions)
             ),
             "predictions": self._keep(records.split, questions, best, predictions),
             "questions": len(questions),
@@ -225,6 +266,10 @@ def answer_list(config: ConfigDict, train: Records | None = None) -> list[str]:
         return read_answer_list(path)
     data = config.data
     return training_answers(train or open_records(data.records, data.train_split))
+
+
+def _questions(records: Records) -> list[Question]:
+    return [question for several in records.questions for question in several]
 
 
 def _check_length(experiment: Experiment) -> None:

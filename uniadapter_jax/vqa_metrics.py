@@ -69,7 +69,7 @@ def exact_match_accuracy(
     """{'overall': percent, 'per_question_type': {name: percent}} of equal strings (MSRVTT-QA).
 
     Nothing is normalised, and every question counts, also one whose answer no training question
-    has.
+    has. Of answers that a decoder writes, the references are to be given as it would write them.
 
     Raises:
       UserError: a question has no prediction, a prediction no question, or a question has not
@@ -88,6 +88,40 @@ def exact_match_accuracy(
         "overall": _percent(scores),
         "per_question_type": _per_type(scores, [q.question_type for q in questions]),
     }
+
+
+def count_unreachable(
+    metric: str,
+    questions: Sequence[Question],
+    *,
+    written: Mapping[str, str | None] | None = None,
+    listed: Sequence[str] = (),
+) -> int:
+    """Questions of which no answer that can be predicted is right.
+
+    Args:
+      written: how a decoder writes each reference, None if it cannot; see `written_answers`.
+      listed: the candidates, where answers are not written but chosen.
+    """
+    literal = set(listed) if metric == "exact" else set(map(strip_answer, listed))
+    normalized = set(map(normalize_answer, listed))
+
+    def reachable(reference: str, strict: bool) -> bool:
+        if written is None:
+            same = reference if metric == "exact" else strip_answer(reference)
+            return same in literal if strict else normalize_answer(reference) in normalized
+        said = written[reference]
+        if said is None or metric == "exact":
+            return said is not None
+        form = strip_answer if strict else normalize_answer
+        return form(said) == form(reference)
+
+    def lost(question: Question) -> bool:
+        references = set(question.answers)
+        strict = metric == "exact" or len(set(map(strip_answer, references))) == 1
+        return bool(references) and not any(reachable(r, strict) for r in references)
+
+    return sum(map(lost, questions))
 
 
 def accuracy_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,24 @@ def encode_answers(
     ids[long, -1] = tokenizer.eos_id
     ids[:, 0] = tokenizer.dec_id
     return ids, long
+
+
+def written_answers(
+    tokenizer: Any, answers: Iterable[str], answer_words: int
+) -> dict[str, str | None]:
+    """{answer: how a decoder writes it, None if it cannot}, of the distinct answers.
+
+    It writes what the tokenizer's ids say: small letters, say, without accents, blanks around a
+    hyphen. It cannot write what has a word that is unknown, no word, or more than `answer_words`
+    tokens with [DEC]; there is no [SEP] behind an answer of just so many.
+    """
+    texts = list(dict.fromkeys(answers))
+    ids = tokenizer.ids(texts)
+    written = tokenizer.decode(ids)
+    return {
+        text: said if row and len(row) < answer_words and tokenizer.unknown_id not in row else None
+        for text, row, said in zip(texts, ids, written, strict=True)
+    }
 
 
 def training_targets(

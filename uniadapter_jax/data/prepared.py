@@ -9,7 +9,14 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from uniadapter_jax.common.files import FileError, read_bytes, read_json, sealed, unsealed
+from uniadapter_jax.common.files import (
+    FileError,
+    read_bytes,
+    read_json,
+    sealed,
+    unsealed,
+    write_whole,
+)
 
 NAME = "prepare.json"
 DESCRIPTIONS = ("dataset_info.json", "features.json")  # TFDS's own
@@ -22,6 +29,12 @@ def prepared_text(content: Mapping[str, Any], directory: str, files: Iterable[st
     """The text of prepare.json for finished `files` of a directory."""
     digests = {name: file_digest(os.path.join(directory, name)) for name in sorted(files)}
     return json.dumps(sealed({**content, "files": digests}), indent=1, sort_keys=True)
+
+
+def write_prepared(directory: str, content: Mapping[str, Any]) -> None:
+    """Writes what `read_prepared` gave, with more in it; the digests of other files stay."""
+    text = json.dumps(sealed(content), indent=1, sort_keys=True)
+    write_whole(os.path.join(directory, NAME), f"{text}\n")
 
 
 def read_prepared(directory: str) -> dict[str, Any] | None:
