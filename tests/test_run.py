@@ -73,6 +73,7 @@ def test_validation_clips_choose_the_checkpoint(finished):
 def test_it_says_its_own_lines_only(finished):
     known = (
         r"[+|].*|Total: .*|full: .* parameters train .*|clips: .*|step \d+/\d+ .*|val after .*"
+        r"|(train|val|test): \d+ of \d+ captions are cut .*|compiling the training step; .*"
         r"|best on val: .*|full on 9 clips.*|  (t2v|v2t)  R@1 .*|  data wait .*|  \d+:\d\d in all"
     )
     assert [line for line in finished[2].splitlines() if not re.fullmatch(known, line)] == []

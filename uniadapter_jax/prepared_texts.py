@@ -26,9 +26,10 @@ def keep_cut(directory: str, config: ConfigDict) -> None:
     "questions", "answers": {"texts", "cut", "longest"}}}}}. A tokenizer goes by its place:
     `config.tokenizer`, `config.backbone`, or `tokenizer` and `wordpiece` of the records.
     """
-    content = read_prepared(directory)
+    content, limits = read_prepared(directory), Limits.from_config(config.data)
     assert content is not None
-    limits = Limits.from_config(config.data)
+    if limits is None:  # a config that only says how to prepare
+        return
     splits = [name for name, counts in content["coverage"].items() if counts["found"]]
     records = {name: open_records(directory, name) for name in splits}
     found: dict[str, Any] = {}
@@ -54,10 +55,13 @@ def _plain(counts: dict[str, Cut]) -> dict[str, dict[str, int]]:
 
 
 def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Tokenizer | None]]:
-    own = FAMILIES[get_task(config.task.name).family]
-    places = [("config.tokenizer", config.tokenizer, own)]
-    if not config.backbone.startswith("random:"):
-        places.append(("config.backbone", config.backbone, own))
+    places = []
+    if "task" in config:
+        own = FAMILIES[get_task(config.task.name).family]
+        backbone = config.get("backbone") or ""
+        places.append(("config.tokenizer", config.get("tokenizer"), own))
+        if not backbone.startswith("random:"):
+            places.append(("config.backbone", backbone, own))
     for family in FAMILIES.values():
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))

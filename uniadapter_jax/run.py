@@ -210,6 +210,7 @@ def _announce(experiment: Experiment) -> None:
 def announce_cut(experiment: Experiment) -> None:
     """Says which texts of this run are cut. The test's answers are compared, not read."""
     limits, data = Limits.from_config(experiment.config.data), experiment.data
+    assert limits is not None  # a run's config has all fields
     for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
         if part is None:
             continue

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from uniadapter_jax.common.ranges import at_least, check_range, check_type
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.text import Tokenizer
 
 KINDS = ("captions", "questions", "answers")
+_KINDS = {"words": int, "answer_words": int, "preprocess": str, "max_words": int}
 _AT_ONCE = 2**16  # texts that are tokenized together
 
 
@@ -33,9 +35,21 @@ class Limits:
     max_words: int
 
     @classmethod
-    def from_config(cls, data: Any) -> Limits:
-        """`data` is `config.data`."""
-        return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+    def from_config(cls, data: Any) -> Limits | None:
+        """Those of `config.data`, None unless it has them all (`prepare` needs none).
+
+        Raises:
+          UserError: a value that cannot be; it is named.
+        """
+        values = {name: data[name] for name in _KINDS if name in data}
+        if len(values) < len(_KINDS):
+            return None
+        for name, value in values.items():
+            check_type(f"config.data.{name}", value, _KINDS[name])
+        for name in ("words", "answer_words"):
+            check_range(f"config.data.{name}", values[name], at_least(3))
+        TextRule(values["preprocess"], values["max_words"])  # checks both
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
