@@ -16,6 +16,7 @@ where it was: finished work waits in RECORDS_DIR.work, which is removed at the e
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -82,7 +83,7 @@ def prepare(
         with _work_directory(f"{output}.work") as work:
             _add_tokenizers(output, work, sizes)
     if config is not None and finished is not None:
-        _keep_cut(output, config)
+        _keep_cut(output, config, functools.partial(_work_directory, f"{output}.work"))
     content = read_prepared(output)
     assert content is not None
     return content
@@ -230,10 +231,10 @@ def _train(records: str, target: str, size: int) -> None:
         train_wordpiece(itertools.chain(texts, of_questions), size, target)
 
 
-def _keep_cut(records: str, config: ConfigDict) -> None:
+def _keep_cut(records: str, config: ConfigDict, *alone: Any) -> None:
     from uniadapter_jax.prepared_texts import keep_cut  # needs what workers do not
 
-    keep_cut(records, config)
+    keep_cut(records, config, *alone)
 
 
 def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:

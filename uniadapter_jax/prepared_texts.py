@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,8 +21,14 @@ from uniadapter_jax.weights.families import FAMILIES, Family
 NONE = "none"  # no tokenizer is there: a word counts as one token, the least that it can be
 
 
-def keep_cut(directory: str, config: ConfigDict) -> None:
+def keep_cut(
+    directory: str,
+    config: ConfigDict,
+    alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
     """Counts, for every tokenizer that is there, and writes `cut` into prepare.json; says it.
+
+    `alone` keeps other commands out while prepare.json is written, which is only where it changes.
 
     prepare.json gets {tokenizer: {"fingerprint", the limits, "splits": {split: {"captions",
     "questions", "answers": {"texts", "cut", "longest"}}}}}. A tokenizer goes by its place:
@@ -45,7 +53,8 @@ def keep_cut(directory: str, config: ConfigDict) -> None:
         for name, of_split in counts.items():
             lines += [line + where for line in cut_lines(name, of_split, limits)]
     if content.get("cut") != found:
-        write_prepared(directory, {**content, "cut": found})
+        with alone():
+            write_prepared(directory, {**content, "cut": found})
     for line in lines:
         print(line)
 
