@@ -70,7 +70,7 @@ def test_flags(small, arguments, report):
     ("flags", "report"),
     [
         (["config.task.similarity=cosine"], "config.task.similarity='cosine': choose one of"),
-        (["config.optimizer.recipe=sgd"], "optimizer.recipe='sgd' is unknown; choose from"),
+        (["config.optimizer.recipe=sgd"], "config.optimizer.recipe='sgd': choose one of"),
         (["config.train.batch_size=27"], "config.train.batch_size=27 does not divide over 2"),
         (["config.mesh.data=4"], "config.mesh: data=4, fsdp=1, tensor=1 does not fit 2 devices"),
         (["config.mesh.fsdp=3"], "does not fit 2 devices"),

@@ -19,6 +19,7 @@ from uniadapter_jax import launch
 from uniadapter_jax import stored_checkpoint as stored
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.identity import check_identity
 from uniadapter_jax.progress import say
 from uniadapter_jax.stored_checkpoint import Damaged
 from uniadapter_jax.types import PyTree
@@ -30,21 +31,6 @@ _UNFINISHED, _DELETED, _DAMAGED = ".orbax-checkpoint-tmp", ".deleted", ".damaged
 def tree_bytes(tree: PyTree) -> int:
     """Bytes of all arrays of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def check_identity(where: pathlib.Path, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises `UserError` with every field in which what lies in `where` is not this run's."""
-    fields = sorted(set(saved) | set(mine))
-    differing = [
-        f"\n  {f}: there {saved.get(f)!r}, in this run {mine.get(f)!r}"
-        for f in fields
-        if saved.get(f) != mine.get(f)
-    ]
-    if differing:
-        raise UserError(
-            f"{where} belongs to another run:{''.join(differing)}\n"
-            "Nothing was changed. Choose another --workdir, or restore these settings"
-        )
 
 
 def last_step(directory: pathlib.Path) -> int | None:

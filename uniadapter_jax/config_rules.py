@@ -26,6 +26,7 @@ from uniadapter_jax.common.ranges import (
 )
 from uniadapter_jax.data import clips
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.optimizers import RECIPES
 from uniadapter_jax.sharding import WEIGHTS
 from uniadapter_jax.tasks import get_task
 
@@ -71,6 +72,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.preprocess": ("none", "blip"),
     **{f"data.prepare.{name}": values for name, values in clips.CHOICES.items()},
     "mesh.weights": WEIGHTS,
+    "optimizer.recipe": tuple(RECIPES),
     "selection": ("auto", "last", "val", "test"),
 }
 MULTIPLIERS = "optimizer.lr_multipliers"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import optax
@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax import accumulation
 from uniadapter_jax import config as configs
+from uniadapter_jax import identity as identities
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import Method, get_method
+from uniadapter_jax.data.answers import answer_list
 from uniadapter_jax.data.pipeline import Batch, clip_batches, steps_per_epoch, train_batches
 from uniadapter_jax.data.questions import question_steps_per_epoch, question_train_batches
 from uniadapter_jax.data.records import Records, carve_validation, open_records
@@ -101,37 +103,29 @@ class Experiment:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the result depends on, flat; a resumed run must agree in all of it."""
-        config = self.config
-        train = self.data.train
-        identity = {
+        """What training depends on, flat; a resumed run must agree in all of it."""
+        return identities.training(self.config, self._facts)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What the evaluation of the trained run depends on beside it, flat."""
+        return identities.evaluation(self.config, self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        data, answers = self.data, None
+        if self.kind.asks and self.config.task.inference == "rank":
+            answers = answer_list(self.config, data.train)
+        return {
             "backbone": self.backbone.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "method.version": self.method.version,
-            "data.records": None if train is None else train.fingerprint,
-            "data.test": self.data.test.fingerprint,
             "steps": self.total_steps,
-            "seed": config.seed,
-            "batch_size": config.train.batch_size,
-            "dtype": config.compute.dtype,
-            "selection": config.selection,
-            "selection_metric": config.selection_metric,
-            **_flat("method", config.method),
-            **_flat("task", config.task),
-            **_flat("optimizer", config.optimizer),
-            **{
-                f"data.{name}": config.data[name]
-                for name in (
-                    *("frames", "words", "captions", "sampling", "resize", "augment", "val"),
-                    *("preprocess", "max_words", "answers", "answer_words"),
-                )
-            },
+            "data.records": None if data.train is None else data.train.fingerprint,
+            "data.validation": None if data.val is None else data.val.fingerprint,
+            "data.test": data.test.fingerprint,
+            "answers": None if answers is None else identities.digest({"answers": answers}),
         }
-        return json.loads(json.dumps(identity))  # as it will be read back: tuples become lists
-
-
-def _flat(prefix: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}.{key}": value for key, value in options.items()}
 
 
 def build(config: ConfigDict) -> Experiment:

@@ -18,16 +18,17 @@ import jax
 from ml_collections import ConfigDict
 
 from uniadapter_jax import __version__, launch
-from uniadapter_jax.checkpoint import check_identity, last_step
+from uniadapter_jax.checkpoint import last_step
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
 from uniadapter_jax.data.truncation import Limits, count_cut, cut_lines
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.evaluate import make_evaluator
 from uniadapter_jax.experiment import Experiment, build
+from uniadapter_jax.identity import check_identity
 from uniadapter_jax.preemption import leaving_on_signal
 from uniadapter_jax.progress import duration, say
-from uniadapter_jax.run_files import write_result
+from uniadapter_jax.results import keep_result, set_aside
 from uniadapter_jax.train import Fit, fit
 from uniadapter_jax.weights.directory import save_backbone
 from uniadapter_jax.workdir import holding
@@ -67,13 +68,15 @@ def _run(
     began = time.time()
     experiment = _build_together(config, workdir, save_backbone_to, stack)
     _keep_identity(workdir, experiment)
+    if jax.process_index() == 0:
+        set_aside(workdir, experiment.identity, experiment.evaluation)
     _announce(experiment)
     evaluate = make_evaluator(experiment, workdir)
     trained = fit(experiment, workdir, evaluate)
     found = evaluate(trained.trainable, experiment.data.test)
     result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
     if jax.process_index() == 0:
-        write_result(workdir / "result.json", result)
+        keep_result(workdir, result)
         if save_backbone_to:
             part = experiment.partition
             model = part.merge(trained.trainable, part.frozen)
@@ -100,6 +103,7 @@ def _build_together(
         _check_workdir(workdir, experiment)
         mine = {
             **experiment.identity,
+            "evaluation": experiment.evaluation,
             **_flat_fields(experiment.config),
             "mesh": dict(experiment.mesh.shape),
             "workdir's last checkpoint": last_step(workdir / "checkpoints"),
@@ -167,16 +171,36 @@ def _claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
 
 
 def _check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Raises if another run lies there; changes nothing."""
+    """Raises if another run lies there that has taken a step; changes nothing."""
     try:
         saved = read_json(workdir / "identity.json")
+        check_identity(workdir, saved, experiment.identity, _config_there(workdir))
     except FileNotFoundError:
         return
     except FileError as error:
         raise UserError(
             f"{error}. The checkpoints hold the same: remove the file, and the command goes on"
         ) from error
-    check_identity(workdir, saved, experiment.identity)
+    except UserError:
+        if _has_begun(workdir):
+            raise
+
+
+def _config_there(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of the run that lies there, {} if it cannot be read."""
+    try:
+        return read_json(workdir / "config.json")
+    except (FileNotFoundError, FileError):
+        return {}
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+    """Whether a run has left a checkpoint, sound or not, or a line of metrics."""
+    metrics = workdir / "metrics.jsonl"
+    checkpoints = workdir / "checkpoints"
+    names = [place.name for place in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    left = any(name[:1].isdigit() for name in names)
+    return left or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def _keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
@@ -266,6 +290,7 @@ def _describe(experiment: Experiment, trained: Fit, found: dict[str, Any]) -> di
         "fingerprint": experiment.backbone.fingerprint,
         "backbone": config.backbone,
         "identity": experiment.identity,
+        "evaluation": experiment.evaluation,
         "task": experiment.kind.name,
         "protocol": {key: config.task[key] for key in experiment.kind.protocol},
         "config": json.loads(config.to_json_best_effort()),

@@ -10,9 +10,10 @@ from typing import Any
 
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.identity import RENAMED
 
 # Fields of the identity that have another name in the config.
-_RENAMED = {"batch_size": "train.batch_size", "dtype": "compute.dtype"}
+_RENAMED = {name: path for path, name in RENAMED.items()}
 # Fields that say what lies at a path of the config.
 _FINGERPRINTS = ("backbone", "tokenizer", "data.records", "data.test")
 _RESULT = {

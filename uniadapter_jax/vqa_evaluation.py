@@ -14,21 +14,15 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
 from uniadapter_jax.common.files import write_whole
-from uniadapter_jax.data.answers import (
-    check_answers,
-    read_answer_list,
-    training_answers,
-    written_answers,
-)
+from uniadapter_jax.data.answers import answer_list, check_answers, written_answers
 from uniadapter_jax.data.caption_text import TextRule
-from uniadapter_jax.data.records import Records, open_records
+from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
@@ -254,18 +248,6 @@ class VqaEvaluator:
                 server = self.workdir / f"predictions-{name}.json"
                 vqa_metrics.write_results(server, predictions, questions)
         return path.name
-
-
-def answer_list(config: ConfigDict, train: Records | None = None) -> list[str]:
-    """What rank mode chooses from; `train` are the records of the training split, if open.
-
-    Raises:
-      UserError: no list, a wrong one, or records that are not there.
-    """
-    if path := config.task.answers:
-        return read_answer_list(path)
-    data = config.data
-    return training_answers(train or open_records(data.records, data.train_split))
 
 
 def _questions(records: Records) -> list[Question]:

@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Bool, Float, Int
 
 from uniadapter_jax.common.files import FileError
-from uniadapter_jax.data.records import Records
+from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.data.sources.item import clean_text
 from uniadapter_jax.data.sources.question import Question
 from uniadapter_jax.data.sources.text_files import read_json
@@ -59,6 +59,18 @@ def training_answers(records: Records) -> list[str]:
     if not counts:
         raise UserError(f"{records.root}: split {records.split!r} has no answers")
     return [answer for answer, _ in counts.most_common()]
+
+
+def answer_list(config: Any, train: Records | None = None) -> list[str]:
+    """What rank mode chooses from; `train` are the records of the training split, if open.
+
+    Raises:
+      UserError: no list, a wrong one, or records that are not there.
+    """
+    if path := config.task.answers:
+        return read_answer_list(path)
+    data = config.data
+    return training_answers(train or open_records(data.records, data.train_split))
 
 
 def check_answers(

@@ -105,6 +105,8 @@ class Kind:
       ranges: {option: the numbers it may have}, of every number among the options.
       choices: {option: the values it may have}.
       protocol: options that say how a result was measured.
+      evaluation: options that only evaluation reads, so that a trained run may be measured by
+        others.
       kept: options that an exported adapter remembers.
       groups: {group of metrics: their names}, as its evaluation gives them.
       selection_metric: what chooses a checkpoint unless the config says otherwise.
@@ -119,6 +121,7 @@ class Kind:
     ranges: Mapping[str, Range]
     choices: Mapping[str, tuple[str, ...]]
     protocol: tuple[str, ...]
+    evaluation: tuple[str, ...]
     kept: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     selection_metric: str

@@ -337,6 +337,7 @@ KIND = Kind(
         "ties": TIES,
     },
     protocol=("rerank_k", "rerank_beta", "frame_weights", "v2t", "ties"),
+    evaluation=("rerank_k", "rerank_rows", "rerank_beta", "v2t", "ties"),
     kept=("frame_weights",),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",

@@ -124,6 +124,7 @@ KIND = Kind(
         "ties": TIES,
     },
     protocol=("similarity", "v2t", "ties"),
+    evaluation=("v2t", "ties"),
     kept=("similarity", "temperature"),
     groups=dict.fromkeys(DIRECTIONS, SUMMARY),
     selection_metric="Rsum",

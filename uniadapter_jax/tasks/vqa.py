@@ -157,6 +157,10 @@ KIND = Kind(
         *("inference", "answers", "rank_k", "rank_smoothing", "beams", "generate_mask"),
         *("frame_weights", "metric"),
     ),
+    evaluation=(
+        *("inference", "answers", "rank_k", "rank_smoothing", "beams", "generate_mask", "metric"),
+        "top_answers",
+    ),
     kept=("frame_weights", "rank_smoothing", "beams", "generate_mask"),
     groups={"accuracy": ("overall",)},
     selection_metric="accuracy/overall",
