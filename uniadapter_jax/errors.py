@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from uniadapter_jax.common import signals
+from uniadapter_jax.common.pipes import ending_with_the_reader
 
 
 class UserError(Exception):
@@ -35,7 +36,8 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
         return signals.run(reporting(lambda: main(argv)))
 
     _silence_libraries()
-    app.run(guarded, flags_parser=_parse_flags)
+    with ending_with_the_reader():
+        app.run(guarded, flags_parser=_parse_flags)
 
 
 def _silence_libraries() -> None:
@@ -82,7 +84,13 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 def plain_command(main: Callable[..., int | None]) -> Callable[..., int | None]:
     """For commands without absl: how one ends on a `UserError` or a signal, as with `run_app`."""
-    return functools.wraps(main)(lambda *args: signals.run(lambda: reporting(main)(*args)))
+
+    @functools.wraps(main)
+    def guarded(*args: Any) -> int | None:
+        with ending_with_the_reader():
+            return signals.run(lambda: reporting(main)(*args))
+
+    return guarded
 
 
 def _report(problem: Any) -> int:

@@ -1,7 +1,8 @@
 """Evaluation by task: a function from trainables and a split to what goes into `result.json`.
 
 Retrieval embeds both sides of a split once and compares them in blocks; matching takes the best of
-that and looks again.
+that and looks again. Equal texts, and clips whose stored frames are equal, are computed once: their
+scores tie to the bit, and `config.task.ties` alone says what that means.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uniadapter_jax import caveats, metrics
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax import metrics
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.errors import UserError
@@ -24,7 +26,7 @@ from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.pair_scores import Texts
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.preemption import pass_by
-from uniadapter_jax.progress import Progress
+from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.reranking import Reranker
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.types import Array, PyTree
@@ -89,6 +91,12 @@ class Encoder:
 
     def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
         """What the task keeps of every clip, such as frame features "m f c", and mask "m f"."""
+        same = distinct(records.contents)
+        encoded = self._distinct_clips(trainable, records.subset(same.first))
+        features, mask = jax.tree.map(same.spread, encoded)
+        return features, mask
+
+    def _distinct_clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
         e = self.experiment
         size = e.eval_batch
         progress = Progress("embedding clips", len(records), "clips")
@@ -119,6 +127,10 @@ class Encoder:
 
     def ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
         """Features "n c" of rows of ids."""
+        same = distinct_rows(ids)
+        return same.spread(self._distinct_ids(trainable, same.take(ids)))
+
+    def _distinct_ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
         size, parts = self.experiment.eval_batch * TEXTS_PER_CLIP, []
         rows = meshes.rows_of_process(self.experiment.mesh, size)
         for start in range(0, len(ids), size):
@@ -135,9 +147,11 @@ class RetrievalEvaluator:
         self.encoder = Encoder(experiment)
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
-        """{"metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"} of a split.
+        """What goes into `result.json`, equal on all processes.
 
-        Every clip and every caption counts exactly once, on any mesh.
+        {"metrics", "pessimistic_metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"}:
+        metrics and ranks count ties as `config.task.ties` says, `pessimistic_metrics` count them
+        as misses, and select a checkpoint. Every clip and every caption counts once, on any mesh.
 
         Raises:
           UserError: features that are not finite; the first clip or caption is named.
@@ -169,6 +183,9 @@ class RetrievalEvaluator:
         ranks = {way: ranked[way] for way, ranked in found.items()}
         return {
             "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
+            "pessimistic_metrics": {
+                way: metrics.summarize(ranked["pessimistic"][way]) for way, ranked in found.items()
+            },
             "ranks": {way: of.tolist() for way, of in ranks.items()},
             "query_ids": {
                 "t2v": text_ids,
@@ -201,6 +218,10 @@ class MatchingEvaluator(RetrievalEvaluator):
         self.workdir = workdir
         options = experiment.config.task
         self.reranker = None
+        test = experiment.data.test
+        texts = sum(map(len, test.captions))
+        for line in caveats.beyond_reranking(options.rerank_k, texts=texts, clips=len(test)):
+            say(f"warning: {line}")
         if options.rerank_k:
             self.reranker = Reranker(experiment.partition, experiment.mesh, options)
 
@@ -218,16 +239,21 @@ class MatchingEvaluator(RetrievalEvaluator):
         if self.reranker is None:
             return first
         e = self.experiment
+        same_texts, same_clips = distinct_rows(ids), distinct(records.contents)
+        ids, text = same_texts.take(ids), same_texts.take(text)
+        clips_once = records.subset(same_clips.first)
         found = self.reranker.rerank(
             trainable,
             Texts(ids, ids != e.model_config.pad_id, text),
-            lambda items: e.clip_batches(records.subset(items)),
-            first["t2v"],
+            lambda items: e.clip_batches(clips_once.subset(items)),
+            same_clips.take(same_texts.take(first["t2v"]), axis=1),
+            copies=(same_texts.counts, same_clips.counts),
             batch=e.eval_batch,
             workdir=self.workdir,
             identity=f"{e.backbone.fingerprint} {records.fingerprint} {e.identity}",
         )
-        return dict(zip(metrics.DIRECTIONS, found, strict=True))
+        spread = (same_clips.spread(same_texts.spread(scores), axis=1) for scores in found)
+        return dict(zip(metrics.DIRECTIONS, spread, strict=True))
 
 
 def _check_finite(features: np.ndarray, names: list[str]) -> None:
@@ -240,10 +266,17 @@ def _check_finite(features: np.ndarray, names: list[str]) -> None:
         )
 
 
-def selection_value(found: Mapping[str, Mapping[str, float]], name: str) -> float:
-    """Rsum (R@1 + R@5 + R@10 of both directions), or one metric such as `t2v/R@1`."""
+def selection_value(found: Mapping[str, Any], name: str) -> float:
+    """Rsum (R@1 + R@5 + R@10 of both directions), or one metric such as `t2v/R@1`.
+
+    `found` is what an evaluator gives. Ranks are the pessimistic ones: by others a model that
+    scores everything alike would be the best.
+    """
+    values = found.get("pessimistic_metrics", found["metrics"])
     if name == "Rsum":
-        return float(sum(found[way][f"R@{k}"] for way in ("t2v", "v2t") for k in (1, 5, 10)))
+        return float(
+            sum(values[way][f"R@{k}"] for way in metrics.DIRECTIONS for k in metrics.RECALLS)
+        )
     way, _, metric = name.partition("/")
-    value = float(found[way][metric])
+    value = float(values[way][metric])
     return -value if metric in ("MdR", "MnR") else value

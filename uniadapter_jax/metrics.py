@@ -18,7 +18,8 @@ Ties = Literal["optimistic", "expected", "pessimistic"]
 V2T_RULES: tuple[str, ...] = get_args(V2T)
 TIES: tuple[str, ...] = get_args(Ties)
 DIRECTIONS = ("t2v", "v2t")
-SUMMARY = ("R@1", "R@5", "R@10", "MdR", "MnR")
+RECALLS = (1, 5, 10)
+SUMMARY = (*(f"R@{k}" for k in RECALLS), "MdR", "MnR")
 
 CHUNK_BYTES = 32 * 2**20  # of one comparison; bounds the extra memory of every function here
 
@@ -37,12 +38,16 @@ class Counts(NamedTuple):
 def retrieval_ranks(
     similarity: Any, text_item: Any, v2t: V2T = "best_caption", ties: Ties = "optimistic"
 ) -> dict[str, Any]:
-    """{'t2v': ranks, 'v2t': ranks, 'tied_queries': {'t2v': count, 'v2t': count}}, ranks from 1.
+    """{'t2v': ranks, 'v2t': ranks, 'pessimistic': {..., ...}, 'tied_queries': {'t2v': count, ...}}.
 
-    `similarity` "n m", `text_item` "n" with values in [0, m). 't2v' has one rank per text, in
-    order, among all clips. 'v2t' has one rank per clip that has a text, in the order of
-    `clips_with_text`; clips without text are no queries but compete in t2v. A query is tied where
-    its own match scores exactly as a rival does, so that `ties` decides its rank.
+    Ranks count from 1. `similarity` "n m", `text_item` "n" with values in [0, m). 't2v' has one
+    rank per text, in order, among all clips. 'v2t' has one rank per clip that has a text, in the
+    order of `clips_with_text`; clips without text are no queries but compete in t2v. 'pessimistic'
+    holds the ranks by that rule, whatever `ties` is.
+
+    A query is tied where its own match, of several the best, scores exactly as a rival does, so
+    that `ties` decides its rank. Captions of the clip that is asked for are no rivals of each
+    other; another clip, or a caption of it, is one even if it is a copy.
 
     v2t='best_caption': the best rank among a clip's own captions, over all texts (BLIP).
     v2t='max_pool': rank among clips, a clip scoring its best caption (CLIP4Clip).
@@ -61,7 +66,11 @@ def retrieval_ranks(
         pooled = _pool_captions(similarity, text_item)
         counts["v2t"] = _count_by_text(pooled.T, np.arange(len(pooled)))
     tied = {name: int(np.sum(count.equal > 0)) for name, count in counts.items()}
-    return {name: _ranks(count, ties) for name, count in counts.items()} | {"tied_queries": tied}
+    return {
+        **{name: _ranks(count, ties) for name, count in counts.items()},
+        "pessimistic": {name: _ranks(count, "pessimistic") for name, count in counts.items()},
+        "tied_queries": tied,
+    }
 
 
 def clips_with_text(text_item: Any) -> np.ndarray:
@@ -74,7 +83,7 @@ def summarize(ranks: Any) -> dict[str, float]:
     ranks = np.asarray(ranks, np.float64)
     if ranks.size == 0:
         raise UserError("no queries, so no metrics; is the test split empty?")
-    recall = {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in (1, 5, 10)}
+    recall = {f"R@{k}": 100.0 * float(np.mean(ranks <= k)) for k in RECALLS}
     return {**recall, "MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
 
 

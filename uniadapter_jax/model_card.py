@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniadapter_jax import __version__
+from uniadapter_jax import __version__, caveats
 from uniadapter_jax.tasks import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles
 
@@ -131,6 +131,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
             f"| {_TITLES.get(way, way)} | {' | '.join(f'{values[name]:.1f}' for name in names)} |"
             for way, values in metrics.items()
         ),
+        *(f"\n{line[0].upper()}{line[1:]}." for line in caveats.of_result(result)),
     ]
 
 

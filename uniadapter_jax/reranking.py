@@ -6,7 +6,8 @@ each item are read together by the text transformer, and get
     score = logit of "match" + beta * similarity         others -100
 
 as in the papers' code, where each direction fills its own k only. A pair that both directions ask
-for is scored once.
+for is scored once. Texts and items are distinct ones: copies of one are counted among the k, and
+whoever spreads the scores gives all copies the same, also those that the k would cut off.
 
 Items are encoded again, batch by batch in their order, so the states of one batch exist at a time:
 memory does not grow with the gallery, except for the matrices "n m" on the host.
@@ -29,7 +30,7 @@ from uniadapter_jax.partition import Partition
 from uniadapter_jax.preemption import pass_by
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.reranking_parts import Parts, identity_of
-from uniadapter_jax.types import Float32, PyTree
+from uniadapter_jax.types import Float32, Int, PyTree
 
 FILL = -100.0  # the score of pairs that the first stage leaves out
 
@@ -55,6 +56,7 @@ class Reranker:
         clips: Clips,
         similarity: Float32[np.ndarray, "n m"],
         *,
+        copies: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]] | None = None,
         batch: int,
         workdir: pathlib.Path | None = None,
         identity: str = "",
@@ -67,6 +69,7 @@ class Reranker:
           clips: called with numbers of items in order, gives this process' rows of their batches,
             as `data.pipeline.clip_batches` of these records does.
           similarity: of the first stage, cosines. k is cut to what it has, which one line says.
+          copies: how many texts and items of the set each one stands for; None: itself.
           batch: items of a global batch; divides over the mesh.
           workdir: where finished batches of items are kept until the end, so that the same call
             goes on where a killed one was; None keeps nothing.
@@ -76,7 +79,7 @@ class Reranker:
         Raises:
           UserError: k or rows below 1, a first or second stage that is not finite.
         """
-        pairs, first_stage = self._choose(similarity)
+        pairs, first_stage = self._choose(similarity, copies)
         parts = Parts(None, "")
         if workdir is not None:
             known = identity_of(f"{identity} {self.options.frame_weights}", trainable, texts[:2])
@@ -104,10 +107,13 @@ class Reranker:
             _filled(scores, pairs, pairs.v2t, similarity.shape),
         )
 
-    def _choose(self, similarity: np.ndarray) -> tuple[plan.Pairs, np.ndarray]:
+    def _choose(
+        self, similarity: np.ndarray, copies: tuple[np.ndarray, np.ndarray] | None
+    ) -> tuple[plan.Pairs, np.ndarray]:
         """Pairs and their similarity, by the first process: another machine may round otherwise."""
-        k, (n, m) = self.options.rerank_k, similarity.shape
-        pairs = plan.choose_pairs(similarity, k)
+        k = self.options.rerank_k
+        pairs = plan.choose_pairs(similarity, k, copies)
+        n, m = similarity.shape if copies is None else (int(count.sum()) for count in copies)
         if k > min(n, m):
             say(f"task.rerank_k={k}, but there are {n} texts and {m} items: of fewer, all are used")
         pairs = plan.Pairs(*(meshes.of_first_process(x) for x in pairs))

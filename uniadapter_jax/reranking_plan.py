@@ -15,7 +15,7 @@ import numpy as np
 
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.metrics import CHUNK_BYTES
-from uniadapter_jax.types import Bool, Float, Int32
+from uniadapter_jax.types import Bool, Float, Int, Int32
 
 LENGTHS = 8  # texts are cut to the next multiple of this
 # Products of a token of an item (key, value) in those of a text's token (14 squares of the width,
@@ -61,10 +61,15 @@ class Call(NamedTuple):
     pair: Int32[np.ndarray, "q p"]
 
 
-def choose_pairs(similarity: Float[np.ndarray, "n m"], k: int) -> Pairs:
+def choose_pairs(
+    similarity: Float[np.ndarray, "n m"],
+    k: int,
+    copies: tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]] | None = None,
+) -> Pairs:
     """The k items most similar to each text, and the k texts most similar to each item.
 
-    All of them where there are fewer than k. Of equals the first are taken.
+    All of them where there are fewer than k. Of equals the first are taken. `copies` says how many
+    texts and items each one stands for: it takes as many of the k, and is in where one of them is.
 
     Raises:
       UserError: k below 1, or a similarity that is not finite.
@@ -72,9 +77,10 @@ def choose_pairs(similarity: Float[np.ndarray, "n m"], k: int) -> Pairs:
     if k < 1:
         raise UserError(f"task.rerank_k={k}: at least 1, how many candidates a query re-ranks")
     n, m = similarity.shape
-    by_text = _codes(similarity, k)  # text * m + item
+    of_texts, of_items = copies or (np.ones(n, int), np.ones(m, int))
+    by_text = _codes(similarity, k, of_items)  # text * m + item
     wanted_by_text = by_text % m * n + by_text // m
-    wanted_by_item = _codes(similarity.T, k)  # item * n + text
+    wanted_by_item = _codes(similarity.T, k, of_texts)  # item * n + text
     wanted = np.union1d(wanted_by_text, wanted_by_item)
     t2v, v2t = np.zeros(len(wanted), bool), np.zeros(len(wanted), bool)
     t2v[np.searchsorted(wanted, np.sort(wanted_by_text))] = True
@@ -82,11 +88,11 @@ def choose_pairs(similarity: Float[np.ndarray, "n m"], k: int) -> Pairs:
     return Pairs((wanted % n).astype(np.int32), (wanted // n).astype(np.int32), t2v, v2t)
 
 
-def _codes(similarity: np.ndarray, k: int) -> np.ndarray:
+def _codes(similarity: np.ndarray, k: int, copies: np.ndarray) -> np.ndarray:
     """row * columns + column of the k largest entries of each row, ascending."""
-    columns = similarity.shape[1]
+    columns, starts = similarity.shape[1], np.cumsum(copies) - copies
     found = [np.zeros(0, np.int64)]
-    step = max(1, CHUNK_BYTES // (8 * max(1, columns)))
+    step = max(1, CHUNK_BYTES // (8 * max(1, int(copies.sum()))))
     for start in range(0, len(similarity), step):
         block = similarity[start : start + step]
         if not np.isfinite(block).all():
@@ -94,7 +100,9 @@ def _codes(similarity: np.ndarray, k: int) -> np.ndarray:
                 "the similarity of the first stage is not finite, so its best candidates mean "
                 "nothing. Look for NaN in the weights or in the features"
             )
-        found.append(np.flatnonzero(_largest(block, k)) + start * columns)
+        chosen = _largest(np.repeat(block, copies, axis=1), k)
+        chosen = np.logical_or.reduceat(chosen, starts, axis=1)
+        found.append(np.flatnonzero(chosen) + start * columns)
     return np.concatenate(found)
 
 

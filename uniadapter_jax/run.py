@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from uniadapter_jax import __version__, launch
+from uniadapter_jax import __version__, caveats, launch
 from uniadapter_jax.checkpoint import last_step
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
@@ -308,6 +308,7 @@ def summary(result: dict[str, Any]) -> list[str]:
     for way, values in result["metrics"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         lines.append(f"  {way}  {shown}")
+    lines += [f"  {line}" for line in caveats.of_result(result)]
     if result["data_wait_share"] is not None:
         lines.append(f"  data wait {result['data_wait_share']:.1%} of the training time")
     lines.append(f"  {duration(result['seconds'])} in all")

@@ -19,6 +19,7 @@ _FINGERPRINTS = ("backbone", "tokenizer", "data.records", "data.test")
 _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
+    **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
 }
 _LARGEST = 64 << 20  # bytes of a result: ranks and ids of some million queries
 _ABSENT = object()
@@ -103,10 +104,11 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, kind in _RESULT.items():
         if name in result and not isinstance(result[name], kind):
             raise FileError(path, f"{name} should be {kind.__name__}, is {result[name]!r:.80}")
-    for group, values in result.get("metrics", {}).items():
-        numbers = values.values() if isinstance(values, dict) else [values]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise FileError(path, f"metrics.{group} should hold numbers")
+    for name in ("metrics", "pessimistic_metrics", "tied_queries"):
+        for group, values in result.get(name, {}).items():
+            numbers = values.values() if isinstance(values, dict) else [values]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise FileError(path, f"{name}.{group} should hold numbers")
     for name in ("ranks", "query_ids"):
         for group, values in result.get(name, {}).items():
             if not isinstance(values, list):

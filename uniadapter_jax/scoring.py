@@ -2,6 +2,9 @@
 
 Memory is bounded by the block, not by the set: no array texts x clips x frames x width exists, and
 texts x clips x frames exists for one block only. The result itself lives on the host.
+
+Equal texts, and equal clips, have equal scores to the bit: they are scored once. By place in a
+block a product may differ in its last bits.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uniadapter_jax.common.distinct import digest, distinct, distinct_rows
 from uniadapter_jax.similarity import SIMILARITIES
 from uniadapter_jax.types import Array, Bool, Float
 
@@ -42,6 +46,37 @@ def score(
             f"texts {texts.shape}, frames {frames.shape} and mask {masks.shape} are not "
             "(n, c), (m, f, c) and (m, f)"
         )
+    same_texts = distinct_rows(texts)
+    same_clips = distinct(
+        digest(there, clip[there]) for clip, there in zip(frames, masks, strict=True)
+    )
+    scores = _score(
+        same_texts.take(texts),
+        same_clips.take(frames),
+        same_clips.take(masks),
+        similarity,
+        float(temperature),
+        block,
+    )
+    return same_clips.spread(same_texts.spread(scores), axis=1)
+
+
+def cosines(text: Any, clips: Any) -> Float[np.ndarray, "n m"]:
+    """Products of unit vectors "n c" and "m c", equal for equal rows."""
+    texts, media = np.asarray(text), np.asarray(clips)
+    same_texts, same_clips = distinct_rows(texts), distinct_rows(media)
+    scores = same_texts.take(texts) @ same_clips.take(media).T
+    return same_clips.spread(same_texts.spread(scores), axis=1)
+
+
+def _score(
+    texts: np.ndarray,
+    frames: np.ndarray,
+    masks: np.ndarray,
+    similarity: str,
+    temperature: float,
+    block: tuple[int, int],
+) -> np.ndarray:
     scores = np.empty((len(texts), len(frames)), np.float32)
     if not scores.size:
         return scores
@@ -57,7 +92,7 @@ def score(
             _padded(frames[left:right], columns), _padded(masks[left:right], columns), similarity
         )
         for i, part in enumerate(on_device):
-            found = _compare(part, clips, similarity, float(temperature))
+            found = _compare(part, clips, similarity, temperature)
             target = scores[i * rows : (i + 1) * rows, left:right]
             target[...] = np.asarray(found)[: target.shape[0], : target.shape[1]]
     return scores

@@ -287,7 +287,7 @@ class _Loop:
         records = self.e.data.val if which == "val" else self.e.data.test
         assert records is not None
         found = self.evaluate(trainable, records)
-        value = selection_value(found["metrics"], self.e.config.selection_metric)
+        value = selection_value(found, self.e.config.selection_metric)
         flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
         if not any(line["step"] == step for line in self.writer.read(which)):
             self.writer.write(which, step, {"selection": value, **flat})

@@ -87,9 +87,10 @@ def leave(status: int, message: str = "") -> None:
     if processes := sys.modules.get("multiprocessing"):  # else there are no children
         for child in processes.active_children():
             child.kill()
-    if message:
-        print(message, file=sys.stderr)
     with contextlib.suppress(OSError):  # such as a pipe that nobody reads any more
+        if message:
+            print(message, file=sys.stderr)
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)

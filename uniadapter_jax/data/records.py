@@ -71,6 +71,7 @@ class Records:
       root, split: where it was opened; several splits are joined by commas.
       ids, captions: of every clip. Of several splits, an id begins with its split: `val/ID`.
       frame_counts: stored frames of every clip.
+      contents: of every clip; equal where every stored byte of its frames is.
       question_counts, questions: of every clip; none in a set of captions.
       unanswered_counts: questions of every clip that have no answer.
       coverage: what `prepare` found of the splits: expected, found, reasons, empty_captions.
@@ -98,6 +99,11 @@ class Records:
     @property
     def frame_counts(self) -> list[int]:
         return [line.frames for line in self._lines]
+
+    @property
+    def contents(self) -> list[tuple[bytes, int]]:
+        """Of every clip what its pixels depend on: equal where every byte of the frames is."""
+        return [(line.frames_digest, line.frames) for line in self._lines]
 
     @property
     def question_counts(self) -> list[int]:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import matching_losses as losses
 from uniadapter_jax import mesh as meshes
+from uniadapter_jax import scoring
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import ClipStates, clip_features, encode_clips, frame_features
@@ -251,7 +252,7 @@ class Matching:
         mask: Bool[np.ndarray, "m f"],
     ) -> Float[np.ndarray, "n m"]:
         """Cosines of all texts and clips, from their features: the first stage."""
-        return text @ clips["clip"].T
+        return scoring.cosines(text, clips["clip"])
 
 
 def _rows(*of_pairs: Shaped[Array, "n ..."]) -> Shaped[Array, "p ..."]:
