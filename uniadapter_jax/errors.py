@@ -110,6 +110,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(_report(error))
     except flags.Error as error:
         sys.exit(_report(_wrong_line(argv, str(error)) or f"{error}; see --help"))
+    except BrokenPipeError:  # --help, and its reader has gone
+        raise
     except OSError as error:
         sys.exit(_report(f"--config={_config_file(argv)}: {_first_cause(error)}"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # of --config.some.field
