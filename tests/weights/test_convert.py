@@ -428,6 +428,13 @@ def test_tokenizers_that_do_not_fit(roomy, tensors, tmp_path):
     assert "cannot be read" in refused(source, tmp_path, tokenizer=str(tmp_path / "cut.gz"))
 
 
+def test_a_large_file_of_a_tokenizer_is_not_copied(tensors, tmp_path):
+    source = hf(tmp_path / "source", tensors)
+    with (source / "merges.txt").open("wb") as file:
+        file.truncate(10**10)  # sparse
+    assert "merges.txt: has 10,000,000,000 bytes" in refused(source, tmp_path)
+
+
 def test_a_full_disk_is_seen_beforehand(tensors, tmp_path, monkeypatch):
     source = hf(tmp_path / "source", tensors)
     usage = convert.shutil.disk_usage(tmp_path)

@@ -10,14 +10,17 @@ from collections.abc import Iterable
 from uniadapter_jax.common.files import FileError, open_regular, read_json, write_json
 
 DIGESTS_FILE = "digests.json"
+MOST_BYTES = 2**26  # of a file that is listed: configs and tokenizers; hashed in 0.1 s
 _LIST_BYTES = 2**20
 
 AnyPath = str | os.PathLike[str]
 
 
 def file_digest(path: AnyPath) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal; raises as `open_regular` does."""
+    """SHA-256 of a regular file's bytes, in hexadecimal; raises as `read_bytes` does."""
     with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise FileError(path, f"has {size:,} bytes, more than {MOST_BYTES:,}")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,8 +14,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.common.digests import check_digests, write_digests
-from uniadapter_jax.common.files import FileError, read_json, write_json
+from uniadapter_jax.common.digests import MOST_BYTES, check_digests, write_digests
+from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json
 from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.partition import flat_names
@@ -287,5 +286,6 @@ def copy_tokenizer(
         check_digests(source)
     found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
     for name in found:
-        shutil.copyfile(pathlib.Path(source) / name, directory / name)  # type: ignore[arg-type]
+        content = read_bytes(pathlib.Path(source) / name, MOST_BYTES)  # type: ignore[arg-type]
+        (directory / name).write_bytes(content)
     return found

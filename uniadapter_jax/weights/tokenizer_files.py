@@ -72,15 +72,18 @@ def _read_merges(path: pathlib.Path, vocab_size: int) -> list[tuple[str, str]]:
     """As many merges of OpenAI's list, best first, as a vocabulary of that size has room for."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            lines = file.read(_LONGEST).decode().rstrip("\n").split("\n")
+            text = file.read(_LONGEST).decode().rstrip("\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"--tokenizer {path}: cannot be read ({error})") from error
-    count = vocab_size - _SPECIALS
+    count = max(0, vocab_size - _SPECIALS)
+    lines = text.split("\n", 1 + count)  # no more than are read
     merges = []
     for number, line in enumerate(lines[1 : 1 + count], 2):  # the first names the version
         pair = tuple(line.split())
         if len(pair) != 2:
-            raise UserError(f"--tokenizer {path}, line {number}: not a pair of tokens: {line!r}")
+            raise UserError(
+                f"--tokenizer {path}, line {number}: not a pair of tokens: {line!r:.80}"
+            )
         merges.append(pair)
     if len(merges) < count:
         raise UserError(f"--tokenizer {path} has {len(merges)} merges, the weights need {count}")
