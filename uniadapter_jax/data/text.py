@@ -154,14 +154,14 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         vocab, merges = _read_slow(root)
     else:
         return MissingTokenizer(root)
-    if len(merges) > len(vocab):  # each makes a token
-        raise UserError(
-            f"the tokenizer in {root} is inconsistent: {len(merges)} merges, {len(vocab)} tokens"
-        )
     added = read_added_tokens(root, vocab)
     vocab = vocab | {token.content: token.id for token in added}
     if len(set(vocab.values())) < len(vocab):
         raise UserError(f"the tokenizer in {root} is inconsistent: tokens share an id")
+    if len(merges) > len(vocab):  # each makes a token
+        raise UserError(
+            f"the tokenizer in {root} is inconsistent: {len(merges)} merges, {len(vocab)} tokens"
+        )
     bos, eos = (_special(root, vocab, role, usual) for role, usual in (("bos", BOS), ("eos", EOS)))
     try:
         return ClipTokenizer(Bpe(vocab, merges, bos, eos, added))
