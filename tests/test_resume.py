@@ -122,3 +122,32 @@ def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
     assert small_run.checkpoint_steps(torn) == small_run.checkpoint_steps(undisturbed)
     run(torn)
     assert next(calls) == 5, "what has a value is not measured again"
+
+
+def test_an_evaluation_that_fails_costs_no_step(small):
+    """The state of the epoch is saved before; what it measures is measured by the next start."""
+    config = runpy.run_path(str(small.config))["get_config"]("method=projection")
+    config.data.val, config.train.steps = 6, 6
+
+    def run(workdir, fails=False):
+        experiment = build(config)
+        evaluate = make_evaluator(experiment)
+
+        def maybe_failing(trainable, records):
+            if fails:
+                raise RuntimeError("out of memory")
+            return evaluate(trainable, records)
+
+        return fit(experiment, workdir, maybe_failing)
+
+    torn, undisturbed = small.root / "evaluation-fails", small.root / "evaluation-whole"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(torn, fails=True)
+    assert small_run.checkpoint_steps(torn) == [3]
+    found, expected = run(torn), run(undisturbed)
+    assert found.step == expected.step and found.steps_run == 3
+    assert small_run.losses(torn) == small_run.losses(undisturbed)
+    assert small_run.lines(torn, "val") == small_run.lines(undisturbed, "val")
+    assert small_run.checkpoint_steps(torn) == small_run.checkpoint_steps(undisturbed)
+    for mine, its in zip(*map(jax.tree.leaves, (found.trainable, expected.trainable)), strict=True):
+        np.testing.assert_array_equal(mine, its)

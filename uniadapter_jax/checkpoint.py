@@ -149,6 +149,8 @@ class Checkpoints:
             stored.write_selection(self._place(step), selection)
         multihost_utils.sync_global_devices(f"selection of step {step}")
         self._selections[step] = selection
+        if step == self._proven:
+            self._remove_old()  # the best may be another now
 
     @property
     def steps(self) -> list[int]:

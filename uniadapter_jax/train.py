@@ -201,7 +201,8 @@ class _Loop:
             kept = self._kept()
             # Several processes save together or not at all, and the others do not know.
             if jax.process_count() == 1 and self.taken > self.saved:
-                self._save(self.taken, None, wait=True)
+                self._save(self.taken)
+                self.checkpoints.wait()
                 kept = f"step {self.taken} is saved"
             raise WorkerDied(f"{error}; {kept}. Run the same command to go on") from error
 
@@ -238,18 +239,25 @@ class _Loop:
     def _after_step(self, step: int) -> None:
         train = self.e.config.train
         every = train.checkpoint_every or self.e.epoch_steps
-        stop, selection = self._must_stop(), None
-        if self._selects(step) and not stop:
-            try:
-                with leaving_on_signal():
-                    selection = self._select(step)
-            except Preempted:
-                stop = True
+        stop, selects = self._must_stop(), self._selects(step)
+        if stop or selects or step % every == 0 or step == self.total:
+            self._save(step)  # first: an evaluation that fails costs no step
+        if selects and not stop:
+            stop = not self._selected(step)
         if stop:
-            self._save(step, selection, wait=True)
+            self.checkpoints.wait()
             raise Preempted(f"stopped at step {step} of {self.total}; saved")
-        if step % every == 0 or step == self.total or selection is not None:
-            self._save(step, selection)
+
+    def _selected(self, step: int) -> bool:
+        """Measures the step just saved; False if a signal came, and then it is done later."""
+        try:
+            with leaving_on_signal():
+                selection = self._select(step)
+        except Preempted:
+            return False
+        self.checkpoints.wait()
+        self.checkpoints.set_selection(step, selection)
+        return True
 
     def _selects(self, step: int) -> bool:
         ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
@@ -294,12 +302,12 @@ class _Loop:
         say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
         return value
 
-    def _save(self, step: int, selection: float | None, *, wait: bool = False) -> None:
+    def _save(self, step: int) -> None:
         # A copy: on a CPU the writer's thread would see the very memory that the next step is
         # given to write into.
         state = _copy(self._state())
         self.writer.flush()
-        self.checkpoints.save(step, state, selection=selection, wait=wait)
+        self.checkpoints.save(step, state)
         self.saved = step
 
 
