@@ -200,6 +200,10 @@ def test_decoding_leaves_special_ones_out(tmp_path):
         ({"added_tokens.json": {"<x>": 10**9}}, "ids are not 0 to"),
         ({"tokenizer_config.json": {"added_tokens_decoder": [1]}}, r"'\[1\]' is no dict"),
         ({"tokenizer_config.json": {"added_tokens_decoder": {"x": {}}}}, "'content' should be"),
+        (
+            {"tokenizer_config.json": {"added_tokens_decoder": {"9" * 5000: {"content": "x"}}}},
+            "no id",
+        ),
         ({"tokenizer_config.json": {"strip_accents": "no"}}, "strip_accents should be true"),
         ({"tokenizer.json": {"model": {"type": "WordPiece"}}}, "no BERT tokenizer"),
         ({"tokenizer.json": {"model": 3, "normalizer": []}}, "no BERT tokenizer"),

@@ -84,7 +84,7 @@ def _entries(
     path = root / "tokenizer_config.json"
     decoder = _typed(files.get(path.name, {}).get("added_tokens_decoder"), dict, path, {})
     for key, entry in decoder.items():
-        number = int(key) if key.isascii() and key.isdigit() else key
+        number = int(key) if re.fullmatch("[0-9]{1,10}", key) else key
         yield path, (token := _token(_typed(entry, dict, path), number, path))
         ids.setdefault(token.content, token.id)
     path = root / "tokenizer.json"
