@@ -1,4 +1,4 @@
-"""The table of runs, and every reason to refuse one."""
+"""The tables of runs, what is a row of its own, and every reason to refuse one."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from uniadapter_jax.compare import compare, main, read_results, table
+from uniadapter_jax.compare import compare, compare_all, main, read_results, table, tables
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.metrics import paired_bootstrap, summarize
 
@@ -102,37 +102,202 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (changed(("data", "fingerprint"), "xyz"), r"run0.*run1.*fingerprint abc and xyz"),
+        (changed(("data", "fingerprint"), "xyz"), r"run0.*run1.*data is 'abc' and 'xyz'"),
         (changed(("query_ids", "t2v", 3), "video9#9"), r"t2v query 3 is 'video1#1' and 'video9#9'"),
-        (changed(("query_ids", "v2t"), ["video0"]), "30 and 1 v2t queries"),
-        (changed(("protocol", "ties"), "expected"), "protocol.ties is 'optimistic' and 'expected'"),
+        (changed(("protocol", "ties"), "expected"), "'optimistic'.* and .*'expected'"),
         (changed(("seed",), 0), "seed 0 comes twice"),
-        (changed(("parameters", "trained"), 7), "train other parameters"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path, other, message):
+def test_what_is_no_table_is_refused(tmp_path, other, message):
     with pytest.raises(UserError, match=message):
         compare(read_results(write(tmp_path, result(), other)))
 
 
-def test_unreadable_runs_name_the_file(tmp_path):
-    with pytest.raises(UserError, match="does not exist"):
-        read_results([str(tmp_path)])
-    (tmp_path / "result.json").write_text('{"method": ')
-    with pytest.raises(UserError, match=r"result.json: is not JSON"):
-        read_results([str(tmp_path)])
-    (tmp_path / "result.json").write_text('{"method": "lora"}')
-    with pytest.raises(UserError, match="lacks"):
-        read_results([str(tmp_path / "result.json")])
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (changed(("data", "fingerprint"), "xyz"), ("test data abc", "test data xyz")),
+        (changed(("protocol", "ties"), "expected"), ("ties optimistic", "ties expected")),
+        (changed(("protocol", "v2t"), "max_pool"), ("v2t best_caption", "v2t max_pool")),
+    ],
+)
+def test_what_cannot_be_compared_is_in_tables_of_its_own(tmp_path, other, said):
+    found = compare_all(read_results(write(tmp_path, *story(), other)), samples=50)
+    assert [len(table["methods"]) for table in found] == [2, 1]
+    assert [len(row["seeds"]) for table in found for row in table["methods"]] == [1, 3, 1]
+    assert "mnr_difference" not in found[1]["methods"][0]
+    text = tables(found)
+    assert text.startswith("2 tables: ") and all(words in text for words in said)
+    assert not tables(compare_all(read_results([str(tmp_path / "run0")]))).startswith("1 tables")
+
+
+def identity(seed=0, **changes):
+    """Of a run; a dot is written as two underscores."""
+    fields = {"seed": seed, "batch_size": 64, "optimizer.lr": 1e-3, "method.bottleneck": 8,
+              "task.similarity": "q_score", "backbone": "f" * 64, "version": 2}  # fmt: skip
+    return {**fields, **{name.replace("__", "."): value for name, value in changes.items()}}
+
+
+def names_of(*runs):
+    table = compare([{**run, "path": f"run{i}"} for i, run in enumerate(runs)], samples=20)
+    return [(row["name"], row["seeds"]) for row in table["methods"]]
+
+
+def test_seeds_of_a_row_differ_in_nothing_else():
+    def runs(*changes, seeds=(0, 1)):
+        return [
+            result(seed=seed, identity=identity(seed, **change), evaluation=evaluation)
+            for change, evaluation in changes
+            for seed in seeds
+        ]
+
+    both = [0, 1]
+    assert names_of(*runs(({}, {}))) == [("cross_modal_adapter", both)]
+    assert names_of(*runs(({}, {}), ({"optimizer__lr": 1e-4}, {}))) == [
+        ("cross_modal_adapter lr=1e-3", both),
+        ("cross_modal_adapter lr=1e-4", both),
+    ]
+    assert names_of(*runs(({}, {"task.rerank_k": 4}), ({}, {"task.rerank_k": 16}))) == [
+        ("cross_modal_adapter rerank_k=4", both),
+        ("cross_modal_adapter rerank_k=16", both),
+    ]
+    other = {"optimizer__lr": 2.5e-5, "method__bottleneck": 16, "batch_size": 128}
+    assert names_of(*runs(({}, {}), (other, {}), seeds=[3]))[1] == (
+        "cross_modal_adapter bottleneck=16 lr=2.5e-5 batch_size=128",
+        [3],
+    )
+    assert names_of(*runs(({}, {}), ({"backbone": "ab" * 32}, {}), seeds=[3]))[1] == (
+        "cross_modal_adapter backbone=abababab",
+        [3],
+    )
+
+
+def test_names_stay_apart_where_many_fields_differ():
+    fields = {f"x.{letter}": 0 for letter in "abcdef"}
+    runs = [
+        result(identity=identity(**{**fields, **change}))
+        for change in ({}, dict.fromkeys(fields, 1), {"x.f": 1}, {"x.e": 1, "x.f": 1})
+    ]
+    names = [name for name, _ in names_of(*runs)]
+    assert len(set(names)) == 4 and all("f=" in name for name in names)
+    two = [result(identity=identity(**{**fields, **dict.fromkeys(fields, i)})) for i in range(2)]
+    assert [name for name, _ in names_of(*two)] == [
+        f"cross_modal_adapter a={i} b={i} c={i} d={i} and 2 more" for i in range(2)
+    ]
+
+
+def test_results_of_earlier_versions_are_seeds_of_the_same_row():
+    """A field that is younger than a result is looked up in its config, or taken as equal."""
+    old = identity(1, **{"task.similarity": "q_score"})
+    del old["version"], old["optimizer.lr"]
+    new = identity(0, **{"compute__dropout": 0.0})
+    config = {"optimizer": {"lr": 1e-3}}
+    assert len(names_of(result(identity=new), result(seed=1, identity=old, config=config))) == 1
+    config = {"optimizer": {"lr": 1e-4}}
+    assert len(names_of(result(identity=new), result(seed=1, identity=old, config=config))) == 2
+    assert len(names_of(result(), result(seed=1))) == 1  # no identity at all
+    assert names_of(result(), result(seed=1, trained=7))[1][0].endswith("parameters=7")
+
+
+def test_a_baseline_of_several_rows_must_be_chosen(tmp_path):
+    runs = [result(identity=identity(optimizer__lr=lr)) for lr in (1e-3, 1e-4)]
+    results = read_results(write(tmp_path, *runs))
+    with pytest.raises(UserError, match=r"several rows.*lr=1e-3.*lr=1e-4"):
+        compare(results, "cross_modal_adapter")
+    assert compare(results, "cross_modal_adapter lr=1e-4", 20)["baseline"].endswith("lr=1e-4")
+    with pytest.raises(UserError, match="nobody is not among the rows"):
+        compare_all(results, "nobody")
+
+
+def questions(seed=0, **changes):
+    made = result("uniadapter", seed)
+    for name in ("ranks", "query_ids"):
+        del made[name]
+    made["metrics"] = {
+        "accuracy": {"overall": 50.0 + seed},
+        "per_answer_type": {"number": 20.0, "yes/no": 70.0},
+        "per_question_type": {"what": 40.0},
+    }
+    return {**made, "questions": 12, "clips": 5, "protocol": {"metric": "vqa"}, **changes}
+
+
+def test_answers_to_questions_have_tables_too(tmp_path, capsys):
+    runs = write(tmp_path, questions(0), questions(2), result())
+    assert main([*runs, "--samples=50"]) == 0
+    text = capsys.readouterr().out
+    assert "2 tables" in text and "answers to questions, 12 questions" in text
+    assert "51.0 ± 1.4" in text and "yes/no" in text and "metric vqa" in text and "R@1" in text
+    withheld = table(compare([{**questions(metrics={}), "path": "x"}]))
+    assert "withheld" in withheld and "uniadapter" in withheld
+
+
+def test_tasks_in_one_table_are_told(tmp_path):
+    runs = [result(task="retrieval"), result("uniadapter", task="matching")]
+    text = table(compare(read_results(write(tmp_path, *runs))))
+    assert "tasks differ: retrieval (cross_modal_adapter); matching (uniadapter)" in text
+
+
+def test_ties_are_told(tmp_path):
+    few, many = ({"texts": 60, "clips": 30, "tied_queries": {"t2v": n, "v2t": 0}} for n in (0, 57))
+    runs = [result(**few), result(seed=1, **many)]
+    text = table(compare(read_results(write(tmp_path, *runs))))
+    assert "cross_modal_adapter, seed 1, t2v: 57 of 60 queries tied" in text
+    assert text.count("tied") == 1
+
+
+def test_a_folder_without_a_result_is_skipped(tmp_path, capsys):
+    runs = write(tmp_path, *story())
+    (tmp_path / "empty").mkdir()
+    assert main([runs[0], str(tmp_path / "empty"), *runs[1:], "--samples=50"]) == 0
+    shown = capsys.readouterr()
+    assert f"skipped: {tmp_path / 'empty'}" in shown.err and "zero_shot" in shown.out
+    assert main([str(tmp_path / "empty")]) == 2
+    assert "none of these holds a result.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"method": ',
+        "[1]",
+        '{"method": "lora"}',
+        "\x00" * 40,
+        json.dumps(result(ranks={"t2v": [1], "v2t": [1]})),
+        json.dumps(result(query_ids=[])),
+        json.dumps(result(parameters={"trained": "many"})),
+        json.dumps(result(metrics={"t2v": {"R@1": "high"}})),
+        json.dumps({**result(), "sha256": "0" * 64}),
+    ],
+)
+def test_a_damaged_result_is_named(tmp_path, capsys, content):
+    runs = write(tmp_path, *story())
+    (tmp_path / "run1" / "result.json").write_text(content)
+    assert main(runs) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith(f"error: {tmp_path / 'run1' / 'result.json'}") and error.count("\n") == 1
+    )
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        read_results([str(tmp_path / "nowhere")])
 
 
 def test_the_command(tmp_path, capsys):
     runs = write(tmp_path, *story())
     assert main([*runs, "--json", "--samples=100"]) == 0
-    assert json.loads(capsys.readouterr().out)["baseline"] == "zero_shot"
-    assert main([*runs, "--baseline=nobody"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    (found,) = json.loads(capsys.readouterr().out)["tables"]
+    assert found["baseline"] == "zero_shot"
+    for wrong in ("--baseline=nobody", "--samples=0"):
+        assert main([*runs, wrong]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_it_starts_without_jax():
+    code = "import sys, uniadapter_jax.compare; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_module_runs_and_helps():

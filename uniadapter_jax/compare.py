@@ -1,11 +1,13 @@
-"""One table of several runs: mean and deviation over seeds, and intervals against a baseline.
+"""Tables of several runs: mean and deviation over seeds, and intervals against a baseline.
 
     python -m uniadapter_jax.compare workdirs/zero_shot workdirs/adapter_0 workdirs/adapter_1
     python -m uniadapter_jax.compare workdirs/* --baseline=zero_shot --json
 
-A run is a workdir or its result.json. Runs of one method are its seeds. The interval is of the
-mean rank's difference to the baseline (below 0: better), paired by query, over test clips; see
-docs/protocols.md. Runs on different data or different queries are refused.
+A run is a workdir or its result.json; a folder without one is skipped. Runs are seeds of one row
+where they differ in nothing but the seed; other runs of a method are rows of their own, named by
+what differs. Runs on other test data, or measured by another protocol, are in tables of their own.
+The interval is of the mean rank's difference to the baseline (below 0: better), paired by query,
+over test clips; see docs/protocols.md.
 """
 
 from __future__ import annotations
@@ -14,77 +16,154 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uniadapter_jax import caveats
+from uniadapter_jax.common.files import FileError
 from uniadapter_jax.errors import UserError, plain_command
-from uniadapter_jax.metrics import DIRECTIONS, SUMMARY, paired_bootstrap
+from uniadapter_jax.metrics import DIRECTIONS, paired_bootstrap
 from uniadapter_jax.run_files import read_result
+from uniadapter_jax.run_rows import Row, find_row, rows_of
 
-PROTOCOL = ("v2t", "ties")  # similarity is part of a method and may differ
+# What numbers of one table have in common; similarity, say, is part of a method and may differ.
+PROTOCOL = {"ranks": ("v2t", "ties"), "answers": ("metric",)}
+GROUPS = {"ranks": DIRECTIONS, "answers": ("accuracy", "per_answer_type")}  # that are shown
+_TITLES = {
+    "t2v": "text to clip or picture",
+    "v2t": "clip or picture to text",
+    "accuracy": "answers to questions",
+    "per_answer_type": "answers, by type",
+}
 Result = dict[str, Any]
 
 
 def read_results(paths: Sequence[str]) -> list[Result]:
-    """result.json of each run, with its 'path'; `UserError` names what is missing or cut short."""
-    return [_read(Path(path)) for path in paths]
+    """result.json of each run, with its 'path'; a folder without one is skipped, and named.
+
+    Raises:
+      UserError: a file is missing, damaged or no result, or no run has one.
+    """
+    results = []
+    for path in map(Path, paths):
+        file = path / "result.json" if path.is_dir() else path
+        try:
+            results.append(_checked(read_result(file), file))
+        except FileNotFoundError:
+            if not path.is_dir():
+                raise UserError(f"{path} does not exist") from None
+            print(f"skipped: {path} has no result.json; has the run ended?", file=sys.stderr)
+    if not results:
+        raise UserError("none of these holds a result.json; see --help")
+    return results
 
 
-def _read(path: Path) -> Result:
-    file = path / "result.json" if path.is_dir() else path
-    try:
-        result = read_result(file)
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist; has the run ended? Rerun its command") from None
-    needed = ("method", "seed", "parameters", "metrics", "ranks", "query_ids", "data")
-    missing = [key for key in needed if key not in result]
-    if missing:
-        raise UserError(f"{file} is no result of a run: it lacks {missing}")
+def _checked(result: Result, file: Path) -> Result:
+    needed = ["method", "seed", "parameters", "metrics", "data"]
+    if "questions" not in result:
+        needed += ["ranks", "query_ids"]
+    if missing := [key for key in needed if key not in result]:
+        raise FileError(file, f"is no result of a run: it lacks {missing}")
+    for name in ("trained", "percent"):
+        if not isinstance(result["parameters"].get(name), int | float):
+            raise FileError(file, f"parameters.{name} should be a number")
+    for way in DIRECTIONS if "questions" not in result else ():
+        ranks, ids = (result[name].get(way) for name in ("ranks", "query_ids"))
+        if not isinstance(ids, list) or not isinstance(ranks, list) or len(ids) != len(ranks):
+            raise FileError(file, f"ranks.{way} and query_ids.{way} should be lists of one length")
+        if not all(isinstance(rank, int | float) for rank in ranks):
+            raise FileError(file, f"ranks.{way} should hold numbers")
+        if not all(isinstance(name, str) for name in ids):
+            raise FileError(file, f"query_ids.{way} should hold strings")
     return {**result, "path": str(file)}
+
+
+def compare_all(
+    results: Sequence[Result], baseline: str | None = None, samples: int = 10_000
+) -> list[dict[str, Any]]:
+    """A table (see `compare`) for each test set and protocol, in order of appearance.
+
+    Raises:
+      UserError: no table has the baseline; see `compare`, too.
+    """
+    tables: dict[str, list[Result]] = {}
+    for result in results:
+        tables.setdefault(json.dumps(_basis(result)), []).append(result)
+    known = [find_row(rows_of(runs), baseline) if baseline else None for runs in tables.values()]
+    if baseline and not any(known):
+        names = sorted({row.name for runs in tables.values() for row in rows_of(runs)})
+        raise UserError(f"--baseline={baseline} is not among the rows {names}")
+    return [
+        compare(runs, row.name if row else None, samples)
+        for runs, row in zip(tables.values(), known, strict=True)
+    ]
 
 
 def compare(
     results: Sequence[Result], baseline: str | None = None, samples: int = 10_000
 ) -> dict[str, Any]:
-    """{"baseline", "queries", "methods": [one row per method in order of appearance]}.
+    """The table of runs with one test set and protocol.
 
-    A row has method, seeds, parameters, metrics {t2v|v2t: {R@1: {"mean", "sd"}}}, and, against the
-    baseline, mnr_difference {t2v|v2t: {"difference", "low", "high"}}. sd is None for one seed.
-    `baseline` defaults to zero_shot where it is among the runs, else there is none.
+    {"kind", "data", "protocol", "baseline", "queries", "methods": [one row each, in order of
+    appearance]}. A row has name, method, task, differs, seeds, parameters, metrics {t2v|v2t: {R@1:
+    {"mean", "sd"}}}, caveats, and, against the baseline, mnr_difference {t2v|v2t: {"difference",
+    "low", "high"}}. sd is None for one seed. `baseline` defaults to zero_shot where that is one
+    row, else there is none.
+
+    Raises:
+      UserError: runs that cannot be compared, a seed that comes twice, no such baseline.
     """
-    _check_comparable(results)
-    groups = _by_method(results)
-    if baseline is None and "zero_shot" in groups:
-        baseline = "zero_shot"
-    if baseline is not None and baseline not in groups:
-        raise UserError(f"--baseline={baseline} is not among the methods {sorted(groups)}")
-    rows = [_row(runs) for runs in groups.values()]
-    for row, runs in zip(rows, groups.values(), strict=True):
-        if baseline is not None and row["method"] != baseline:
-            row["mnr_difference"] = {
-                way: _interval(runs, groups[baseline], way, samples) for way in DIRECTIONS
+    kind = _check_comparable(results)
+    rows = rows_of(results)
+    if baseline is None:
+        zero_shot = [row for row in rows if row.method == "zero_shot"]
+        base = zero_shot[0] if len(zero_shot) == 1 else None
+    elif (base := find_row(rows, baseline)) is None:
+        raise UserError(f"--baseline={baseline} is not among {[row.name for row in rows]}")
+    described = [_describe(row) for row in rows]
+    for row, cells in zip(rows, described, strict=True):
+        if base is not None and row is not base and kind == "ranks":
+            cells["mnr_difference"] = {
+                way: _interval(row.runs, base.runs, way, samples) for way in DIRECTIONS
             }
-    queries = {way: len(results[0]["query_ids"][way]) for way in DIRECTIONS}
-    return {"baseline": baseline, "queries": queries, "methods": rows}
+    queries = {way: len(results[0]["query_ids"][way]) for way in DIRECTIONS if kind == "ranks"}
+    return {
+        **_basis(results[0]),
+        "baseline": None if base is None else base.name,
+        "queries": queries or {"questions": results[0]["questions"]},
+        "methods": described,
+    }
 
 
-def _check_comparable(results: Sequence[Result]) -> None:
+def _basis(result: Result) -> dict[str, Any]:
+    """What all runs of a table share."""
+    kind = "answers" if "questions" in result else "ranks"
+    protocol = result.get("protocol", {})
+    return {
+        "kind": kind,
+        "data": result["data"].get("fingerprint"),
+        "protocol": {name: protocol.get(name) for name in PROTOCOL[kind]},
+    }
+
+
+def _check_comparable(results: Sequence[Result]) -> str:
+    """Their kind."""
     if not results:
         raise UserError("no runs given; see --help")
     first = results[0]
     for other in results[1:]:
         pair = f"{first['path']} and {other['path']} cannot be compared"
-        ours, theirs = (r["data"].get("fingerprint") for r in (first, other))
-        if ours != theirs:
-            raise UserError(f"{pair}: test data differ, data.fingerprint {ours} and {theirs}")
-        for way in DIRECTIONS:
+        ours, theirs = _basis(first), _basis(other)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise UserError(f"{pair}: {name} is {value!r} and {theirs[name]!r}")
+        if ours["kind"] == "answers" and first["questions"] != other["questions"]:
+            raise UserError(f"{pair}: {first['questions']} and {other['questions']} questions")
+        for way in DIRECTIONS if ours["kind"] == "ranks" else ():
             if first["query_ids"][way] != other["query_ids"][way]:
                 raise UserError(f"{pair}: {_first_difference(first, other, way)}")
-        for key in PROTOCOL:
-            ours, theirs = (r.get("protocol", {}).get(key) for r in (first, other))
-            if ours != theirs:
-                raise UserError(f"{pair}: protocol.{key} is {ours!r} and {theirs!r}")
+    return _basis(first)["kind"]
 
 
 def _first_difference(first: Result, other: Result, way: str) -> str:
@@ -95,39 +174,26 @@ def _first_difference(first: Result, other: Result, way: str) -> str:
     return f"{len(ours)} and {len(theirs)} {way} queries"
 
 
-def _by_method(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Runs by method in order of appearance; a method's runs differ in nothing but the seed."""
-    groups: dict[str, list[Result]] = {}
-    for result in results:
-        groups.setdefault(result["method"], []).append(result)
-    for method, runs in groups.items():
-        seeds: dict[Any, str] = {}
-        for run in runs:
-            if run["seed"] in seeds:
-                raise UserError(
-                    f"{method} with seed {run['seed']} comes twice: {seeds[run['seed']]} and "
-                    f"{run['path']}"
-                )
-            seeds[run["seed"]] = run["path"]
-            if run["parameters"] != runs[0]["parameters"]:
-                raise UserError(
-                    f"{runs[0]['path']} and {run['path']} are both {method} but train other "
-                    f"parameters, {runs[0]['parameters']} and {run['parameters']}; compare one "
-                    "setting of a method at a time"
-                )
-    return groups
-
-
-def _row(runs: Sequence[Result]) -> dict[str, Any]:
-    metrics = {
-        way: {name: _spread([run["metrics"][way][name] for run in runs]) for name in SUMMARY}
-        for way in DIRECTIONS
-    }
+def _describe(row: Row) -> dict[str, Any]:
+    values: dict[str, dict[str, list[float]]] = {}
+    for run in row.runs:
+        for group, numbers in run["metrics"].items():
+            for name, value in numbers.items():
+                values.setdefault(group, {}).setdefault(name, []).append(value)
     return {
-        "method": runs[0]["method"],
-        "seeds": [run["seed"] for run in runs],
-        "parameters": runs[0]["parameters"],
-        "metrics": metrics,
+        "name": row.name,
+        "method": row.method,
+        "task": row.task,
+        "differs": row.differs,
+        "seeds": [run["seed"] for run in row.runs],
+        "parameters": row.runs[0]["parameters"],
+        "metrics": {
+            group: {name: _spread(several) for name, several in numbers.items()}
+            for group, numbers in values.items()
+        },
+        "caveats": [
+            f"seed {run['seed']}, {line}" for run in row.runs for line in caveats.of_result(run)
+        ],
     }
 
 
@@ -137,7 +203,7 @@ def _spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def _interval(
-    runs: Sequence[Result], base: Sequence[Result], way: str, samples: int
+    runs: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], way: str, samples: int
 ) -> dict[str, float]:
     ids = runs[0]["query_ids"][way]
     ours, theirs = ([run["ranks"][way] for run in group] for group in (runs, base))
@@ -150,29 +216,57 @@ def _clip_of(query: str, way: str) -> str:
 
 
 def table(compared: dict[str, Any]) -> str:
-    """The comparison as aligned lines, one block per direction."""
+    """The comparison as aligned lines, one block per direction or group of answers."""
     lines = []
-    for way in DIRECTIONS:
-        head = ["method", "seeds", "trained", "%", *SUMMARY]
-        if compared["baseline"] is not None:
-            head.append(f"MnR - {compared['baseline']} [95 %]")
-        body = [_cells(row, way, compared["baseline"]) for row in compared["methods"]]
-        title = "text to video" if way == "t2v" else "video to text"
-        lines += [f"{title}, {compared['queries'][way]} queries", *_align([head, *body]), ""]
+    rows, baseline = compared["methods"], compared["baseline"]
+    for group in GROUPS[compared["kind"]]:
+        names = list(dict.fromkeys(n for row in rows for n in row["metrics"].get(group, {})))
+        if not names and group != GROUPS[compared["kind"]][0]:
+            continue
+        head = ["method", "seeds", "trained", "%", *names]
+        shows_gap = baseline is not None and compared["kind"] == "ranks"
+        if shows_gap:
+            head.append(f"MnR - {baseline} [95 %]")
+        body = [_cells(row, group, names, shows_gap) for row in rows]
+        asked = compared["queries"].get(group, compared["queries"].get("questions"))
+        unit = "queries" if compared["kind"] == "ranks" else "questions"
+        lines += [f"{_TITLES[group]}, {asked} {unit}", *_align([head, *body]), ""]
+    if not any(row["metrics"] for row in rows):
+        lines += ["the answers of this split are withheld, so there are no numbers", ""]
+    tasks = {row["task"]: [r["name"] for r in rows if r["task"] == row["task"]] for row in rows}
+    if len(tasks) > 1:
+        said = (f"{task} ({', '.join(names)})" for task, names in tasks.items())
+        lines.append(f"tasks differ: {'; '.join(said)}")
+    lines += [f"{row['name']}, {line}" for row in rows for line in row["caveats"]]
     return "\n".join(lines).rstrip()
 
 
-def _cells(row: dict[str, Any], way: str, baseline: str | None) -> list[str]:
+def tables(several: Sequence[dict[str, Any]]) -> str:
+    """All tables; several are told apart by what they do not share."""
+    if len(several) == 1:
+        return table(several[0])
+    lines = [
+        f"{len(several)} tables: these runs have other test data, tasks or protocols, so their "
+        "numbers cannot be compared across tables",
+    ]
+    for compared in several:
+        protocol = ", ".join(f"{name} {value}" for name, value in compared["protocol"].items())
+        lines += ["", f"== test data {str(compared['data'])[:12]}, {protocol}", table(compared)]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any], group: str, names: Sequence[str], shows_gap: bool) -> list[str]:
     parameters = row["parameters"]
-    cells = [row["method"], str(len(row["seeds"]))]
+    cells = [row["name"], str(len(row["seeds"]))]
     cells += [f"{parameters['trained']:,}", f"{parameters['percent']:.3g}"]
-    for value in row["metrics"][way].values():
-        spread = "" if value["sd"] is None else f" ± {value['sd']:.1f}"
-        cells.append(f"{value['mean']:.1f}{spread}")
-    gap = row.get("mnr_difference", {}).get(way)
+    for name in names:
+        value = row["metrics"].get(group, {}).get(name)
+        spread = "" if value is None or value["sd"] is None else f" ± {value['sd']:.1f}"
+        cells.append("" if value is None else f"{value['mean']:.1f}{spread}")
+    gap = row.get("mnr_difference", {}).get(group)
     if gap is not None:
         cells.append(f"{gap['difference']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]")
-    elif baseline is not None:
+    elif shows_gap:
         cells.append("")
     return cells
 
@@ -197,12 +291,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or its result.json")
-    parser.add_argument("--baseline", help="method to compare with (default: zero_shot, if there)")
+    parser.add_argument("--baseline", help="row to compare with (default: zero_shot, if there)")
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap draws")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help='print {"tables": [...]} instead')
     arguments = parser.parse_args(argv)
-    compared = compare(read_results(arguments.runs), arguments.baseline, arguments.samples)
-    print(json.dumps(compared, indent=2) if arguments.json else table(compared))
+    if arguments.samples < 1:
+        raise UserError(f"--samples={arguments.samples}: at least 1")
+    results = read_results(arguments.runs)
+    found = compare_all(results, arguments.baseline, arguments.samples)
+    print(json.dumps({"tables": found}, indent=2) if arguments.json else tables(found))
     return 0
 
 

@@ -25,10 +25,11 @@ from ml_collections import ConfigDict
 from uniadapter_jax.config import base_config
 from uniadapter_jax.config_rules import leaves
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.run_files import IN_CONFIG
 from uniadapter_jax.tasks import TASKS, Kind, get_task
 
 VERSION = 2  # of the names below; 1 had no version, no compute.dropout and .drop_path
-RENAMED = {"train.batch_size": "batch_size", "compute.dtype": "dtype"}
+RENAMED = {path: name for name, path in IN_CONFIG.items()}
 _ROUNDING = "the same numbers up to rounding; what changes is time and memory"
 FREE: Mapping[str, str] = {
     "name": "names the default workdir",

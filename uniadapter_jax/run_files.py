@@ -10,16 +10,16 @@ from typing import Any
 
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.identity import RENAMED
 
-# Fields of the identity that have another name in the config.
-_RENAMED = {name: path for path, name in RENAMED.items()}
+# {field of the identity: the name that it has in the config}
+IN_CONFIG = {"batch_size": "train.batch_size", "dtype": "compute.dtype"}
 # Fields that say what lies at a path of the config.
 _FINGERPRINTS = ("backbone", "tokenizer", "data.records", "data.test")
 _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
     **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
+    **{"evaluation": dict, "texts": int, "clips": int, "questions": int},
 }
 _LARGEST = 64 << 20  # bytes of a result: ranks and ids of some million queries
 _ABSENT = object()
@@ -136,11 +136,11 @@ def _check_config(
     for name, expected in identity.items():
         if name in _FINGERPRINTS:
             continue
-        value = _at(config, _RENAMED.get(name, name))
+        value = _at(config, IN_CONFIG.get(name, name))
         if value is not _ABSENT and value != expected:
             raise FileError(
                 path,
-                f"config.{_RENAMED.get(name, name)} is {value!r:.80}, identity.json says "
+                f"config.{IN_CONFIG.get(name, name)} is {value!r:.80}, identity.json says "
                 f"{expected!r:.80}. One of them is damaged; running the training command again "
                 "tells which",
             )
