@@ -105,7 +105,7 @@ def train_campaign(small, whole, place, rng, kills, *, traced):
 
 def test_training_killed_before_changes(small, whole, tmp_path):
     rng = np.random.default_rng(1)
-    train_campaign(small, whole, tmp_path, rng, 3, traced=False)
+    train_campaign(small, whole, tmp_path, rng, 2, traced=False)
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ _RESULT = {
     **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
     **{"evaluation": dict, "texts": int, "clips": int, "questions": int},
 }
-_LARGEST = 64 << 20  # bytes of a result: ranks and ids of some million queries
 _ABSENT = object()
 
 
@@ -100,7 +99,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError: there is none.
       FileError: it is damaged, or no result.
     """
-    result, _ = unsealed(read_json(path, limit=_LARGEST), path)
+    result, _ = unsealed(read_json(path), path)
     for name, kind in _RESULT.items():
         if name in result and not isinstance(result[name], kind):
             raise FileError(path, f"{name} should be {kind.__name__}, is {result[name]!r:.80}")
