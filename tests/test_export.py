@@ -202,6 +202,14 @@ def test_a_changed_file_of_an_adapter_is_named(lora_exported, backbone, tmp_path
         load_model(backbone, tmp_path / "other")
 
 
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_half_a_copy_for_peft_is_named(lora_exported, backbone, tmp_path, file):
+    shutil.copytree(lora_exported, tmp_path / "other")
+    (tmp_path / "other" / "peft" / file).unlink()
+    with pytest.raises(UserError, match=f"peft/{file}: "):
+        load_model(backbone, tmp_path / "other")
+
+
 def test_an_adapter_that_asks_for_memory_gets_none(exported, backbone, tmp_path):
     """Its tensors are compared with what the options mean before anything is allocated."""
     options = json.loads((exported / "adapter_config.json").read_text())["options"]

@@ -135,6 +135,8 @@ def _check_pair(
       FileError: one of the files has changed; the file is named.
     """
     file, config = directory / TENSOR_FILE, directory / CONFIG_FILE
+    if not config.is_file():
+        raise FileError(config, f"is missing, {file.name} belongs to it")
     given = {name: text for name, text in metadata.items() if name not in _DIGESTS}
     if CONFIG_DIGEST not in metadata or given != known:
         raise FileError(file, f"is damaged: its header should say {known} and {CONFIG_DIGEST}")

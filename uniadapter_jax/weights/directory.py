@@ -99,7 +99,7 @@ def read_config(path: pathlib.Path) -> Config:
     try:
         config = read_json(path, limit=CONFIG_BYTES)
     except FileNotFoundError:
-        raise FileError(path, f"there is no such file; a backbone needs its {path.name}") from None
+        raise FileError(path, f"No such file; a backbone needs its {path.name}") from None
     name = config.get("model_type", "clip")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
