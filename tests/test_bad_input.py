@@ -121,6 +121,10 @@ def test_a_tokenizer_that_does_not_fit(small, backbone):
     config["text_config"]["eos_token_id"] = 7
     (other / "config.json").write_text(json.dumps(config))
     said = small.refused(*small.arguments(f"--config.backbone={other}", "--workdir=never"))
+    assert "other/config.json: has changed since it was written" in said
+    for name in ("digests.json", "fingerprint.json"):  # the change is meant
+        os.remove(other / name)
+    said = small.refused(*small.arguments(f"--config.backbone={other}", "--workdir=never"))
     assert re.search(r"EOS is \d+ in .*, but 7 in the config of", said)
 
 
