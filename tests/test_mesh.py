@@ -8,17 +8,13 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import mesh_utils
+from shares import DATA, FSDP, TENSOR, assert_each_row_once
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.errors import UserError
 
 # Processes along v5e:4x4, as `jax.make_mesh` orders its devices.
 V5E_4X4 = (0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0)
-DATA, FSDP, TENSOR = (
-    {"data": -1, "fsdp": 1, "tensor": 1},
-    {"data": -1, "fsdp": 4, "tensor": 1},
-    {"data": -1, "fsdp": 1, "tensor": 2},
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,27 +29,6 @@ class Fake:
 
 def fake_mesh(processes, sizes=DATA):
     return meshes.make_mesh(sizes, [Fake(i, process) for i, process in enumerate(processes)])
-
-
-def assert_each_row_once(mesh, size):
-    """Per replica; and a process supplies what its devices hold, nothing else."""
-    parts = meshes.batch_shards(mesh)
-    part = size // parts
-    of_part = mesh.devices.reshape(parts, -1)  # devices that hold it, by replica
-    supplied = {
-        process: meshes.rows_of_process(mesh, size, process).tolist()
-        for process in {device.process_index for device in mesh.devices.flat}
-    }
-    held = {process: [] for process in supplied}
-    for replica in of_part.T:
-        rows = []
-        for i, device in enumerate(replica):
-            its = range(i * part, (i + 1) * part)
-            assert set(its) <= set(supplied[device.process_index])
-            held[device.process_index] += its
-            rows += its
-        assert rows == list(range(size))
-    assert supplied == {process: sorted(set(rows)) for process, rows in held.items()}
 
 
 ORDERS = [(0, 1, 0, 1), (0, 0, 1, 1), (1, 0, 0, 1), (0, 1, 1, 0, 3, 3, 2, 2), V5E_4X4, (0, 0, 0, 1)]

@@ -11,6 +11,7 @@ import sys
 import jax
 import pytest
 import small_run
+from shares import DATA, FSDP, TENSOR, assert_each_row_once
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.backbones.clip import CLIPConfig
@@ -271,6 +272,30 @@ class TestTpuCompiler:
                 counts = topology.device_counts(found)
                 assert counts[found.name] == len(found.devices)
                 assert len({tuple(device.coords) for device in found.devices}) == found.chips
+
+    @pytest.mark.parametrize("family", CHIPS)
+    def test_the_processes_of_every_slice_supply_each_row_once(self, family):
+        for size in CHIPS[family].slices:
+            devices = topology.open_slice(f"{family}:{size}").devices
+            for sizes in (DATA, FSDP, TENSOR):
+                if len(devices) % (sizes["fsdp"] * sizes["tensor"]) == 0:
+                    mesh = meshes.make_mesh(sizes, devices)
+                    assert_each_row_once(mesh, 2 * meshes.batch_shards(mesh))
+
+    def test_hosts_interleave_along_a_slice(self):
+        mesh = meshes.make_mesh(DATA, topology.open_slice("v5e:4x4").devices)
+        processes = [device.process_index for device in mesh.devices.flat]
+        assert processes == [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
+        assert meshes.rows_of_process(mesh, 16, 0).tolist() == [0, 1, 6, 15]
+
+    @pytest.mark.parametrize(
+        ("name", "tensor"), [("v4:2x2x1", 1), ("v5p:2x2x2", 2), ("v6e:4x8", 2)]
+    )
+    def test_slices_whose_mesh_jax_does_not_make_alone(self, config, name, tensor):
+        config.mesh.tensor = tensor
+        found = plan(config, name, batch_per_chip=2, train_only=True)
+        assert found["fits"] and found["mesh"]["tensor"] == tensor
+        assert found["slice"]["chips"] == found["slice"]["devices"]
 
     def test_the_tpus_program_does_the_same_products(self, config, planned):
         config.train.batch_size = 8
