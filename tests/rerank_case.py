@@ -70,8 +70,11 @@ def main():
     from uniadapter_jax.reranking import Reranker
 
     ids, mask, features, similarity, clips, present = arrays(frames=3)
-    devices = [jax.devices()[i] for i in (0, 2, 1, 3)]  # of the two processes in turn
-    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, devices)
+    devices = [jax.devices()[i] for i in (2, 0, 3, 1)]  # of the second and the first in turn
+    jax.devices = lambda: devices
+    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    assert meshes.rows_of_process(mesh, 4).tolist() == [1 - int(index), 3 - int(index)]
+    assert meshes.of_processes(np.array(int(index))).tolist() == [0, 1]
     part = partition(model(), AdapterParam)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
     part.frozen = meshes.put_replicated(part.frozen, mesh)

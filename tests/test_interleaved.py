@@ -59,8 +59,8 @@ LAYOUTS = {
     "4x2 in turn, tensor": Layout(FOUR_IN_TURN, TENSOR),
     "4x2 in turn, both": Layout(FOUR_IN_TURN, (*FSDP, *TENSOR)),
 }
-# By default what the rows of every kind go through once; the whole table under `slow`.
-QUICK = {("2x2 fsdp", "retrieval"), ("2x2 tensor", "rank")}
+# The whole table under `slow`; matching and questions: also test_reranking and test_blip_runs.
+QUICK = {("2x2 fsdp", "retrieval")}
 CASES = [
     pytest.param(layout, task, marks=() if (layout, task) in QUICK else pytest.mark.slow)
     for task in TASKS
@@ -74,11 +74,11 @@ def arguments(small, task, workdir, *flags):
 
 
 @pytest.fixture(scope="module")
-def alone(small):
+def alone(small, whole):
     """Task -> the workdir of its run on one device, made when first asked for."""
 
     def workdir(task):
-        place = small.root / f"alone-{task}"
+        place = whole if task == "retrieval" else small.root / f"alone-{task}"
         if not place.exists():
             small.fork(*arguments(small, task, place)).end(0, seconds=300)
         return place

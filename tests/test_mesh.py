@@ -31,7 +31,7 @@ def fake_mesh(processes, sizes=DATA):
     return meshes.make_mesh(sizes, [Fake(i, process) for i, process in enumerate(processes)])
 
 
-ORDERS = [(0, 1, 0, 1), (0, 0, 1, 1), (1, 0, 0, 1), (0, 1, 1, 0, 3, 3, 2, 2), V5E_4X4, (0, 0, 0, 1)]
+ORDERS = [(0, 1, 0, 1), (0, 0, 1, 1), (1, 0, 0, 1), (0, 1, 1, 0, 3, 3, 2, 2), V5E_4X4]
 
 
 @pytest.mark.parametrize("sizes", [DATA, FSDP, TENSOR, {"data": 1, "fsdp": 1, "tensor": -1}])
@@ -57,6 +57,11 @@ def test_rows_by_hand():
 def test_rows_that_cannot_be_are_refused_by_name(size, process, message):
     with pytest.raises(UserError, match=f"config.mesh: .*{message}.*data=4, fsdp=1, tensor=1"):
         meshes.rows_of_process(fake_mesh((0, 1, 0, 1)), size, process)
+
+
+def test_processes_of_unequal_size_are_refused_by_name():
+    with pytest.raises(UserError, match=r"config.mesh: .*process 1 has 2 and process 0 has 1"):
+        fake_mesh((1, 0, 1))
 
 
 @pytest.mark.parametrize("sizes", [DATA, FSDP, TENSOR])

@@ -7,6 +7,7 @@ whatever is gathered from processes comes in the order of their numbers, whereve
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -33,10 +34,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     `devices` may be others, such as those of a TPU slice that is only described.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices, or JAX finds no order of these
-        devices for them.
+      UserError: the sizes do not multiply to the number of devices, JAX finds no order of these
+        devices for them, or processes have unequal numbers of devices.
     """
     devices = jax.devices() if devices is None else devices
+    _check_equal_shares(devices)
     shape = tuple(axis_sizes(sizes, len(devices)).values())
     try:
         return _arrange(shape, devices)
@@ -46,6 +48,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"config.mesh: {_said(sizes)} cannot be laid over {len(devices)} x {kind}: "
             f"{str(error) or 'JAX does not know how they are connected'}. Choose other sizes"
         ) from error
+
+
+def _check_equal_shares(devices: Sequence[Any]) -> None:
+    """Raises `UserError` unless all processes have as many devices, as JAX's barriers assume."""
+    counts = collections.Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        most, least = (function(counts, key=lambda p: counts[p]) for function in (max, min))
+        raise UserError(
+            f"config.mesh: all processes need as many devices, but process {most} has "
+            f"{counts[most]} and process {least} has {counts[least]}"
+        )
 
 
 def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
