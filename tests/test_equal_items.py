@@ -2,6 +2,7 @@
 
 import json
 
+import doors
 import jax
 import media
 import numpy as np
@@ -10,16 +11,18 @@ import tiny
 from PIL import Image
 from test_vqa_task import TOKENS
 
+from uniadapter_jax import caveats, metrics, scoring
 from uniadapter_jax import mesh as meshes
-from uniadapter_jax import metrics, scoring
 from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.text import load_tokenizer
 from uniadapter_jax.evaluate import Encoder, make_evaluator, selection_value
 from uniadapter_jax.experiment import build
+from uniadapter_jax.model_card import _measured
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.reranking import FILL
+from uniadapter_jax.run import summary
 from uniadapter_jax.scoring import cosines, score
 from uniadapter_jax.train import fit
 
@@ -232,3 +235,65 @@ def test_training_selects_by_the_pessimistic_rank(root, tmp_path):
         return {"metrics": both(shown), "pessimistic_metrics": both(honest)}
 
     assert fit(made, tmp_path, evaluate).step == 2
+
+
+@pytest.mark.parametrize("family", ["clip", "blip"])
+def test_a_loaded_model_embeds_equal_rows_once(family):
+    """By place within a batch a device may round otherwise, here the text's program does."""
+    model, rng = getattr(doors, family)(), np.random.default_rng(0)
+    ids = rng.integers(6, 58, (5, 6))
+    ids[:, 0], ids[:, -1] = (doors.CLS, doors.SEP) if family == "blip" else (98, tiny.EOS)
+    pixels = rng.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    texts, clips = rng.integers(0, 5, 11), rng.integers(0, 3, 7)
+    ids, pixels = ids[texts], pixels[clips]
+    for name in ("_text", "_clips" if family == "blip" else "_images"):
+        setattr(model, name, by_place(getattr(model, name)))
+    embed = model.encode_clips if family == "blip" else model.encode_frames
+    matrix = model.similarity(model.encode_text(ids), embed(pixels))
+    assert_equal_where_equal(matrix, distinct(texts.tolist()), distinct(clips.tolist()))
+    if family == "blip":
+        model._match = by_place(model._match)
+        logits = model.match(pixels, ids)
+        assert logits.shape == (11, 7, 2)
+        assert_equal_where_equal(logits, distinct(texts.tolist()), distinct(clips.tolist()))
+
+
+def by_place(program):
+    def noisy(*given):
+        rows = np.asarray(program(*given))
+        return rows * (1 + 1e-6 * np.arange(len(rows), dtype=np.float32).reshape(-1, 1))
+
+    return noisy
+
+
+def test_a_short_second_stage_is_told(root, capsys):
+    make_evaluator(experiment(root, "matching", rerank_k=7))
+    said = capsys.readouterr().err
+    assert "warning: t2v: R@10 means nothing: behind the best task.rerank_k=7" in said
+    assert said.count("warning") == 2
+    for k in (0, 10, 128):
+        make_evaluator(experiment(root, "matching", rerank_k=k))
+        assert "warning" not in capsys.readouterr().err
+
+
+def test_what_is_said_beside_the_numbers():
+    ranks = {"t2v": [1] * 510, "v2t": [1] * 100}
+    made = {"texts": 510, "clips": 100, "ranks": ranks, "protocol": {"ties": "expected"}}
+    assert caveats.of_result(made) == []  # of an earlier version
+    made["tied_queries"] = {"t2v": 5, "v2t": 1}
+    assert caveats.of_result(made) == []
+    made["tied_queries"] = {"t2v": 477, "v2t": 2}
+    made["pessimistic_metrics"] = {way: {"R@1": 6.5} for way in ranks}
+    assert caveats.of_result(made) == [
+        "t2v: 477 of 510 queries tied; task.ties=expected decides their ranks "
+        "(pessimistic: R@1 6.5)",
+        "v2t: 2 of 100 queries tied; task.ties=expected decides their ranks (pessimistic: R@1 6.5)",
+    ]
+    assert caveats.beyond_reranking(4, texts=8, clips=4) == [
+        "v2t: R@5 and R@10 mean nothing: behind the best task.rerank_k=4 all candidates tie"
+    ]
+    assert caveats.of_result({"questions": 3, "clips": 2}) == []
+    shown = {**made, "method": "lora", "metrics": {}, "data_wait_share": None, "seconds": 1.0}
+    assert any("477 of 510 queries tied" in line for line in summary(shown))
+    card = _measured({**made, "selection": "last", "metrics": made["pessimistic_metrics"]})
+    assert any(line.startswith("\nt2v: 477 of 510 queries tied") for line in card)

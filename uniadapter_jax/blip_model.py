@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from uniadapter_jax import arguments
+from uniadapter_jax import arguments, scoring
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.common.distinct import distinct_rows
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
 from uniadapter_jax.data.answers import check_answers
@@ -125,7 +126,8 @@ class AdaptedBLIP:
     ) -> Float[np.ndarray, "n m"]:
         """Cosines of all texts and clips, from their unit vectors."""
         texts = arguments.unit_vectors(text, "text", (None, self.config.embed))
-        return texts @ arguments.unit_vectors(clips, "clips", (None, self.config.embed)).T
+        media = arguments.unit_vectors(clips, "clips", (None, self.config.embed))
+        return scoring.cosines(texts, media)
 
     def match(
         self, pixels: Pixels, texts: Texts, mask: Bool[np.ndarray, "m f"] | None = None
@@ -134,12 +136,14 @@ class AdaptedBLIP:
         self._needs_heads("match")
         frames, present = self._frames(pixels, mask)
         ids = self._ids(texts)
+        same = distinct_rows(ids)
+        ids = same.take(ids)
         logits = np.empty((len(ids), len(frames), 2), np.float32)
         part, weighted = self.partition, self.task[_FRAME_WEIGHTS]
         for i in range(len(frames) if len(ids) else 0):
             given = frames[i : i + 1], present[i : i + 1], ids
             logits[:, i] = self._match(part.trainable, part.frozen, *given, weighted)
-        return logits
+        return same.spread(logits)
 
     def answer(
         self,
@@ -262,7 +266,12 @@ class AdaptedBLIP:
         return np.asarray(self.tokenizer.encode(strings, self.task["words"]), np.int32)
 
     def _batched(self, function: Any, *rows: np.ndarray) -> np.ndarray:
-        """A last batch that is not full repeats rows, so that one program serves all."""
+        """A last batch that is not full repeats rows, so that one program serves all.
+
+        Equal rows have equal results, to the bit.
+        """
+        same = distinct_rows(*rows)
+        rows = tuple(same.take(x) for x in rows)
         count = len(rows[0])
         size, found = min(self.batch_size, max(count, 1)), []
         for start in range(0, count, size):
@@ -270,7 +279,7 @@ class AdaptedBLIP:
             found.append(function(self.partition.trainable, self.partition.frozen, *part))
         if not found:
             return np.empty((0, self.config.embed), np.float32)
-        return np.concatenate([np.asarray(x) for x in found])[:count]
+        return same.spread(np.concatenate([np.asarray(x) for x in found])[:count])
 
 
 def blip_ids(value: Any, name: str, axes: str, config: BLIPConfig) -> Int[np.ndarray, "... l"]:

@@ -24,6 +24,7 @@ from uniadapter_jax.adapters import Method, get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
 from uniadapter_jax.blip_model import AdaptedBLIP
+from uniadapter_jax.common.distinct import distinct_rows
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
 from uniadapter_jax.data.caption_text import TextRule
@@ -282,6 +283,8 @@ class AdaptedModel:
         rows: np.ndarray,
         prepare: Callable[[np.ndarray], np.ndarray],
     ) -> np.ndarray:
+        same = distinct_rows(rows)  # equal rows have equal features, to the bit
+        rows = same.take(rows)
         features = np.empty((len(rows), self.config.embed), np.float32)
         for start in range(0, len(rows), self.batch_size):
             part = prepare(rows[start : start + self.batch_size])
@@ -289,7 +292,7 @@ class AdaptedModel:
             padded = np.resize(part, (size, *part.shape[1:]))  # repeats rows
             found = function(self.partition.trainable, self.partition.frozen, padded)
             features[start : start + len(part)] = np.asarray(found)[: len(part)]
-        return features
+        return same.spread(features)
 
 
 def clip_ids(value: Any, name: str, config: CLIPConfig) -> Int[np.ndarray, "n l"]:

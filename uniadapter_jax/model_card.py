@@ -131,7 +131,7 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
             f"| {_TITLES.get(way, way)} | {' | '.join(f'{values[name]:.1f}' for name in names)} |"
             for way, values in metrics.items()
         ),
-        *(f"\n{line[0].upper()}{line[1:]}." for line in caveats.of_result(result)),
+        *(f"\n{line}." for line in caveats.of_result(result)),
     ]
 
 
