@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from uniadapter_jax import accumulation
+from uniadapter_jax import accumulation, preflight
 from uniadapter_jax import config as configs
 from uniadapter_jax import identity as identities
 from uniadapter_jax import mesh as meshes
@@ -134,8 +134,10 @@ def build(config: ConfigDict) -> Experiment:
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = _open_data(config, trains=method.trainable is not None)
+    preflight.check_evaluation(config, data.val, data.test)
     with meshes.on_host():  # whole weights need not fit on a device
         backbone = _load_backbone(config, kind)
+        preflight.check_lengths(config, backbone.model.config)
         part = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
     part.trainable = meshes.put_replicated(part.trainable, mesh)
@@ -146,6 +148,7 @@ def build(config: ConfigDict) -> Experiment:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
         epoch_steps = count_steps(config, kind, data.train)
         total_steps = config.train.steps or config.train.epochs * epoch_steps
+        preflight.check_steps(config, total_steps)
         optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
     setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
@@ -169,7 +172,8 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
-    """Of an epoch; `UserError` where the split fills no batch."""
+    """Of an epoch; `UserError` where the split cannot be trained on, or fills no batch."""
+    preflight.check_training(config, train)
     if kind.asks:
         return question_steps_per_epoch(train, config.train.batch_size)
     return steps_per_epoch(train, config.data.captions, config.train.batch_size)
@@ -186,12 +190,18 @@ def _open_data(config: ConfigDict, *, trains: bool) -> Data:
     options = config.data
     if not options.records:
         raise UserError("config.data.records is empty: the directory that prepare wrote")
-    test = open_records(options.records, options.test_split)
-    train = open_records(options.records, options.train_split)
+    test, train = (_open_split(config, name) for name in ("test_split", "train_split"))
     val = None
     if options.val:
         train, val = carve_validation(train, options.val)
     return Data(train if trains else None, val, test)
+
+
+def _open_split(config: ConfigDict, name: str) -> Records:
+    try:
+        return open_records(config.data.records, config.data[name])
+    except UserError as error:
+        raise UserError(f"config.data.{name}={config.data[name]!r}: {error}") from error
 
 
 def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
-from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.clip_states import ClipStates
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.answers import answer_list, check_answers, written_answers
@@ -28,6 +27,7 @@ from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import Experiment
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.preemption import pass_by
+from uniadapter_jax.preflight import check_lengths
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.tasks.vqa import Vqa
@@ -90,7 +90,7 @@ class VqaEvaluator:
         self.task = cast(Vqa, experiment.task)
         self.answers: list[str] = []
         self.candidates: Array | None = None
-        _check_length(experiment)
+        check_lengths(experiment.config, experiment.model_config)
         if self.task.options.inference == "rank":
             self._list_answers()
         words = self.e.config.data.answer_words
@@ -252,16 +252,6 @@ class VqaEvaluator:
 
 def _questions(records: Records) -> list[Question]:
     return [question for several in records.questions for question in several]
-
-
-def _check_length(experiment: Experiment) -> None:
-    config = experiment.model_config
-    assert isinstance(config, BLIPConfig)
-    words, positions = experiment.config.data.answer_words, config.positions
-    if words > positions:
-        raise UserError(
-            f"config.data.answer_words={words}: the decoder has positions for {positions} tokens"
-        )
 
 
 def _write_best(

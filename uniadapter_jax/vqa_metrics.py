@@ -50,11 +50,8 @@ def vqa_accuracy(
     _check_ids(predictions, questions)
     scores = []
     for question in questions:
-        if len(question.answers) < FEWEST_ANNOTATORS:
-            raise UserError(
-                f"question {question.id!r} has {len(question.answers)} answers; VQA accuracy needs "
-                f"those of at least {FEWEST_ANNOTATORS} annotators, as in VQAv2's train and val"
-            )
+        if reason := unfit("vqa", question):
+            raise UserError(reason)
         scores.append(answer_accuracy(predictions[question.id], question.answers))
     return {
         "overall": round(_percent(scores), 2),
@@ -78,16 +75,28 @@ def exact_match_accuracy(
     _check_ids(predictions, questions)
     scores = []
     for question in questions:
-        if len(question.answers) != 1:
-            raise UserError(
-                f"question {question.id!r} has {len(question.answers)} answers; exact match needs "
-                "one"
-            )
+        if reason := unfit("exact", question):
+            raise UserError(reason)
         scores.append(float(predictions[question.id] == question.answers[0]))
     return {
         "overall": _percent(scores),
         "per_question_type": _per_type(scores, [q.question_type for q in questions]),
     }
+
+
+def unfit(metric: str, question: Question) -> str | None:
+    """Why the metric cannot measure a question by the answers that it has, and what can."""
+    count = len(question.answers)
+    if metric == "vqa" and count < FEWEST_ANNOTATORS:
+        way = "; config.task.metric='exact' is for one" if count == 1 else ""
+        return (
+            f"question {question.id!r} has {count} answers; VQA accuracy needs those of at least "
+            f"{FEWEST_ANNOTATORS} annotators, as in VQAv2's train and val{way}"
+        )
+    if metric == "exact" and count != 1:
+        way = "; config.task.metric='vqa' is for several" if count >= FEWEST_ANNOTATORS else ""
+        return f"question {question.id!r} has {count} answers; exact match needs one{way}"
+    return None
 
 
 def count_unreachable(

@@ -62,8 +62,9 @@ class SampleOrder:
         self.steps = len(self.clips) // batch
         if not self.steps:
             raise UserError(
-                f"{len(self.clips)} samples (captions={captions!r}) do not fill one global batch "
-                f"of {batch}"
+                f"config.train.batch_size={batch}: {len(self.clips)} samples "
+                f"(captions={captions!r}) do not fill one global batch of {batch}; take a smaller "
+                "batch or more data"
             )
         self.avoid = avoid_duplicates and captions == "all"
         if self.avoid:

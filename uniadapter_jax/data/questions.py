@@ -48,10 +48,10 @@ def question_train_batches(
       "item" int32 [b] (clip index in `records`).
 
     Raises:
-      UserError: a question has no answer; it is named.
+      UserError: the questions do not fill a batch, or one has no answer; it is named.
     """
     order = _order(records, global_batch, seed)
-    _check_answered(records)
+    check_answered(records)
     loader = QuestionTrainLoader(
         reader=FrameReader.from_config(
             records, data_config, image_size, decoding_threads(data_config)
@@ -136,7 +136,8 @@ def _order(records: Records, global_batch: int, seed: int) -> SampleOrder:
     return SampleOrder([1] * total, "all", global_batch, seed)
 
 
-def _check_answered(records: Records) -> None:
+def check_answered(records: Records) -> None:
+    """Raises `UserError` that names the first question without an answer."""
     for i, unanswered in enumerate(records.unanswered_counts):
         if unanswered:
             question = next(q for q in records.questions[i] if not q.answer_weights)

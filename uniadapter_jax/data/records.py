@@ -315,7 +315,7 @@ def carve_validation(records: Records, count: int) -> tuple[Records, Records]:
     if not 0 <= count < len(records):
         raise UserError(
             f"config.data.val={count}: cannot carve that many validation clips from the "
-            f"{len(records)} of split {records.split!r}"
+            f"{len(records)} of split {records.split!r}; take at most {len(records) - 1}"
         )
     hashes = [hashlib.sha256(name.encode()).digest() for name in records.ids]
     order = sorted(range(len(records)), key=lambda i: hashes[i])

@@ -15,11 +15,11 @@ from uniadapter_jax import accumulation
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax.adapters import get_method
 from uniadapter_jax.backbones.clip import fastest_chunks
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.experiment import attach_method
 from uniadapter_jax.optimizers import make_optimizer
 from uniadapter_jax.partition import Partition
 from uniadapter_jax.planning.evaluation import Evaluation, placed
+from uniadapter_jax.preflight import check_lengths
 from uniadapter_jax.sharding import Weights
 from uniadapter_jax.step import make_step
 from uniadapter_jax.tasks import get_task
@@ -129,11 +129,7 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
       UserError: the method does not fit the backbone, texts are longer than it reads, or the batch
         cannot be accumulated so.
     """
-    if config.data.words > backbone.positions:
-        raise UserError(
-            f"config.data.words={config.data.words}: this backbone has {backbone.positions} "
-            "positions"
-        )
+    check_lengths(config, backbone)
     part = abstract_partition(config, backbone, platform)
     part.weights = Weights.of(config.mesh, mesh, backbone)
     optimizer = None

@@ -16,7 +16,7 @@ from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
 from uniadapter_jax.common.digests import check_digests
-from uniadapter_jax.data.text import Tokenizer, load_tokenizer
+from uniadapter_jax.data.text import PAD_ID, Tokenizer, load_tokenizer
 from uniadapter_jax.data.wordpiece import load_wordpiece
 from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights import blip_names, names
@@ -142,6 +142,8 @@ def check_tokenizer(tokenizer: Tokenizer, config: Config, where: str, source: st
             "[DEC]": ("dec_id", config.dec_id),
             "[ENC]": ("enc_id", config.enc_id),
         }
+        if config.pad_id != PAD_ID:  # texts are told from padding by it
+            raise UserError(f"[PAD] is {PAD_ID} in {where}, but {config.pad_id} in {source}")
     for token, (name, expected) in roles.items():
         if (found := getattr(tokenizer, name)) != expected:
             raise UserError(
