@@ -34,6 +34,7 @@ WORDS = [*TOKENS[6:8], *TOKENS[9:40]]
 def root(tmp_path_factory):
     """30 test clips of 9 kinds, pictures and films; their 40 captions are of 14 texts."""
     folder, rng = tmp_path_factory.mktemp("equal"), np.random.default_rng(0)
+    asking = np.random.default_rng(1)
     kinds = [_write(folder / f"kind{kind}", kind, rng) for kind in range(KINDS)]
     texts = [" ".join(rng.choice(WORDS, 1 + i % 6)) for i in range(TEXTS)]
     lines = []
@@ -44,7 +45,13 @@ def root(tmp_path_factory):
             captions = [str(text) for text in rng.choice(texts, 1 + (i % 3 == 0))]
             # Written otherwise, but the same to the model.
             captions[0] = captions[0].upper() if i % 2 else f" {captions[0]}  "
-            lines.append({"id": f"{split}{i}", "path": name, "captions": captions, "split": split})
+            qa = [
+                {"question_id": 1000 * (split == "test") + 10 * i + j, "question": str(text),
+                 "answers": ["yes"], "question_type": "", "answer_type": ""}
+                for j, text in enumerate(asking.choice(texts, i % 6))
+            ]  # fmt: skip
+            line = {"id": f"{split}{i}", "path": name, "captions": captions, "split": split}
+            lines.append(line | {"qa": qa})
     manifest = media.write_manifest(folder / "manifest.jsonl", lines)
     prepare(media.settings(), str(manifest), str(folder / "out"), tokenizer_size=520)
     tokenizer = load_tokenizer(folder / "out" / "tokenizer")
@@ -70,10 +77,11 @@ def _write(path, kind, rng):
 def experiment(root, task="retrieval", devices=1, **options):
     config = base_config("full", task)
     config.backbone = f"random:{root / 'clip.json'}"
-    if task == "matching":
+    if task != "retrieval":
         config.backbone, config.tokenizer = f"random:{root / 'blip.json'}", str(root)
-        config.task.update({"queue": 0, "momentum": 0.0, "frame_weights": True, "rerank_rows": 8})
         config.data.preprocess = "blip"
+    if task == "matching":
+        config.task.update({"queue": 0, "momentum": 0.0, "frame_weights": True, "rerank_rows": 8})
     config.data.update({"records": str(root / "out"), "frames": 2, "words": 12, "threads": 1})
     config.train.update({"batch_size": 8, "steps": 2})
     config.eval.batch_size = 5
@@ -297,3 +305,33 @@ def test_what_is_said_beside_the_numbers():
     assert any("477 of 510 queries tied" in line for line in summary(shown))
     card = _measured({**made, "selection": "last", "metrics": made["pessimistic_metrics"]})
     assert any(line.startswith("\nt2v: 477 of 510 queries tied") for line in card)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_equal_questions_about_equal_clips_are_answered_once(root, tmp_path, devices):
+    answers = root / "answers.json"
+    answers.write_text(json.dumps(["yes", "no", "w1 w2", "grey"]))
+    options = {"answers": str(answers), "metric": "exact", "rank_k": 4, "top_answers": 4}
+    made = experiment(root, "vqa", devices, **options)
+    evaluator, test = make_evaluator(made, tmp_path), made.data.test
+    answer, asked = evaluator._answer, []
+
+    def noisy(trainable, frozen, clips, batch, candidates):
+        asked.append(np.asarray(batch["questions"]))
+        best, scores = map(np.asarray, answer(trainable, frozen, clips, batch, candidates))
+        return tuple(meshes.put_replicated(x, made.mesh) for x in (best, by_place(np.copy)(scores)))
+
+    evaluator._answer = noisy
+    found = evaluator(made.partition.trainable, test)
+    lines = (tmp_path / found["predictions"]).read_text().splitlines()
+    scores = {line["question_id"]: line["answers"] for line in map(json.loads, lines)}
+    groups = {}
+    for i, several in enumerate(test.questions):
+        frames = b"".join(test.read(i).frames)
+        for question in several:
+            key = frames, question.text.lower()
+            groups.setdefault(key, []).append(scores.pop(question.id))
+    assert not scores and all(answers == same[0] for same in groups.values() for answers in same)
+    assert len(groups) < sum(map(len, groups.values())) == found["questions"] == 75
+    empty = made.tokenizer.encode([""], made.config.data.words)[0]
+    assert sum((rows != empty).any(axis=-1).sum() for rows in asked) == len(groups)

@@ -1,6 +1,7 @@
 """Answers to all questions of a split: accuracy, the server's file, and the best few with scores.
 
-A clip is encoded once, whatever is asked about it; questions about it are read together.
+A clip is encoded once, whatever is asked about it; questions about it are read together. Of equal
+questions about clips whose stored frames are equal one is answered, for all.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from uniadapter_jax import mesh as meshes
 from uniadapter_jax import vqa_metrics
 from uniadapter_jax.clip_states import ClipStates
+from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.answers import answer_list, check_answers, written_answers
 from uniadapter_jax.data.caption_text import TextRule
@@ -31,7 +33,7 @@ from uniadapter_jax.preflight import check_lengths
 from uniadapter_jax.progress import Progress, say
 from uniadapter_jax.tasks.base import Batch
 from uniadapter_jax.tasks.vqa import Vqa
-from uniadapter_jax.types import Array, PyTree
+from uniadapter_jax.types import Array, Int, PyTree
 
 # Questions about one clip that are read at once; a clip with fewer leaves places empty.
 TOGETHER = 4
@@ -72,6 +74,13 @@ def make_answerers(
 
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     return jax.jit(encode, out_shardings=rows), jax.jit(answer, out_shardings=everywhere)
+
+
+class Asked(NamedTuple):
+    """Questions that are the same ids, about equal clips."""
+
+    ids: Int[np.ndarray, " l"]
+    questions: list[Question]
 
 
 class VqaEvaluator:
@@ -175,55 +184,73 @@ class VqaEvaluator:
         self, trainable: PyTree, records: Records, total: int
     ) -> Iterator[tuple[Question, list[Answer]]]:
         """Every question once, those of clips with many questions first."""
-        counts = np.asarray(records.question_counts)
+        same = distinct(records.contents)
+        copies = np.split(np.argsort(same.index, kind="stable"), np.cumsum(same.counts)[:-1])
+        counts = np.zeros(len(same.first), np.int64)
+        np.add.at(counts, same.index, records.question_counts)
         order = np.argsort(-counts, kind="stable")  # clips of one batch have about as many
-        view = records.subset(order[: np.count_nonzero(counts)])
+        order = order[: np.count_nonzero(counts)]
+        view = records.subset(same.first[order])
         frozen, size, first = self.e.partition.frozen, self.e.eval_batch, 0
         rows = meshes.rows_of_process(self.e.mesh, size)
         progress = Progress("answering", total, "questions")
         for host in self.e.clip_batches(view):
-            asked = [view.questions[i] for i in range(first, min(first + size, len(view)))]
+            asked = [self._asked(records, copies[place]) for place in order[first : first + size]]
             asked += [[]] * (size - len(asked))
             frames = {name: host[name] for name in ("frames", "frame_mask")}
             clips = self._encode(trainable, frozen, meshes.put_batch(frames, self.e.mesh, size))
             together = min(TOGETHER, int(counts.max()))
-            for start in range(0, len(asked[0]), together):
+            for start in range(0, max(map(len, asked)), together):
                 now = [several[start : start + together] for several in asked]
                 ids = self._ids([now[row] for row in rows], together)
                 batch = meshes.put_batch({"questions": ids}, self.e.mesh, size)
                 found = self._answer(trainable, frozen, clips, batch, self.candidates)
                 yield from self._texts(now, together, *meshes.fetch(found))
                 pass_by()
-                progress.advance(sum(map(len, now)))
+                progress.advance(sum(len(one.questions) for several in now for one in several))
             first += size
 
-    def _ids(self, asked: list[list[Question]], together: int) -> np.ndarray:
-        """Ids "m p l"; empty questions fill the places that are left."""
+    def _asked(self, records: Records, clips: Iterable[int]) -> list[Asked]:
+        """All that is asked about clips that are equal."""
+        questions = [question for i in clips for question in records.questions[i]]
+        ids = self._encode_questions([question.text for question in questions])
+        same = distinct_rows(ids)
+        asked = [Asked(row, []) for row in same.take(ids)]
+        for question, place in zip(questions, same.index, strict=True):
+            asked[place].questions.append(question)
+        return asked
+
+    def _encode_questions(self, texts: list[str]) -> np.ndarray:
         data = self.e.config.data
-        texts = [q.text for several in asked for q in several]
-        ids = self.e.tokenizer.encode(
-            [*TextRule(data.preprocess, data.max_words).questions(texts), ""], data.words
-        )
-        placed = np.repeat(ids[-1:], len(asked) * together, axis=0)
-        counts = [len(several) for several in asked]
-        placed[np.flatnonzero(np.arange(together) < np.array(counts)[:, None])] = ids[:-1]
-        return placed.reshape(len(asked), together, -1)
+        rule = TextRule(data.preprocess, data.max_words)
+        return self.e.tokenizer.encode(rule.questions(texts), data.words)
+
+    def _ids(self, asked: list[list[Asked]], together: int) -> np.ndarray:
+        """Ids "m p l"; empty questions fill the places that are left."""
+        empty = self.e.tokenizer.encode([""], self.e.config.data.words)
+        placed = np.tile(empty[:, None], (len(asked), together, 1))
+        for clip, several in enumerate(asked):
+            for place, one in enumerate(several):
+                placed[clip, place] = one.ids
+        return placed
 
     def _texts(
-        self, asked: list[list[Question]], together: int, found: np.ndarray, scores: np.ndarray
+        self, asked: list[list[Asked]], together: int, found: np.ndarray, scores: np.ndarray
     ) -> Iterator[tuple[Question, list[Answer]]]:
         for clip, several in enumerate(asked):
-            for place, question in enumerate(several):
+            for place, (_, questions) in enumerate(several):
                 row = clip * together + place
                 if np.isnan(scores[row]).any():
                     raise UserError(
-                        f"the answers' scores of question {question.id!r} are not numbers. Look "
-                        "for NaN in the weights"
+                        f"the answers' scores of question {questions[0].id!r} are not numbers. "
+                        "Look for NaN in the weights"
                     )
                 there = np.isfinite(scores[row])  # fewer texts than beams
                 texts = self._said(found[row][there])
                 own = scores[row][there].tolist()
-                yield question, [Answer(*pair) for pair in zip(texts, own, strict=True)]
+                answers = [Answer(*pair) for pair in zip(texts, own, strict=True)]
+                for question in questions:
+                    yield question, answers
 
     def _said(self, found: np.ndarray) -> list[str]:
         """Places in the list, or rows of ids, as texts."""
