@@ -69,6 +69,32 @@ def with_size(jpeg, width, height, marker=b"\xff\xc0"):
     return jpeg[:place] + struct.pack(">HH", height, width) + jpeg[place + 4 :]
 
 
+def gif_with_less(gif):
+    """A GIF whose last frame has half of its blocks of pixels, all else whole."""
+    place, starts = 13 + (3 << (gif[10] % 8 + 1) if gif[10] & 0x80 else 0), []
+    while gif[place] != ord(";"):
+        if gif[place] == ord(","):
+            place += 11 + (3 << (gif[place + 9] % 8 + 1) if gif[place + 9] & 0x80 else 0)
+            starts = []
+        else:
+            place += 2
+        while gif[place]:
+            starts.append(place)
+            place += gif[place] + 1
+        place += 1
+    return gif[: starts[len(starts) // 2]] + b"\0;"
+
+
+def apng_with_less(apng):
+    """An animated PNG whose last frame has half of its pixels, with the right checksum."""
+    place = apng.rindex(b"fdAT")
+    size = int.from_bytes(apng[place - 4 : place], "big")
+    content = apng[place + 4 : place + 4 + size]
+    pixels = zlib.decompress(content[4:])
+    less = chunk(b"fdAT", content[:4] + zlib.compress(pixels[: len(pixels) // 2]))
+    return apng[: place - 4] + less + apng[place + 8 + size :]
+
+
 def mutable():
     """{name: data} of sound pictures in every format and way of writing it."""
     picture, grey, clear = noise(150, 110), noise(150, 110, 1), noise(150, 110, 4)

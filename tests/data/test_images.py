@@ -1,6 +1,9 @@
 """Pixels in and out of records."""
 
 import io
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -54,6 +57,59 @@ def test_shrink_never_enlarges():
     assert images.shrink(noise(40, 30), 64).size == (40, 30)
     assert images.shrink(noise(40, 30), 15).size == (20, 15)
     assert images.shrink(noise(31, 50), 10).size == (10, 16)
+
+
+@pytest.mark.parametrize("size", [(70000, 24), (24, 70000), (66000, 66), (200000, 3)])
+def test_shrink_keeps_what_a_jpeg_can_hold(size):
+    image = Image.new("L", size)
+    image.paste(255, (size[0] // 2 - 2, size[1] // 2 - 2, size[0] // 2 + 2, size[1] // 2 + 2))
+    small = images.shrink(image, 24)
+    assert max(small.size) <= images.JPEG_SIDE
+    assert small.getpixel((small.width // 2, small.height // 2)) > 100  # the middle stays in it
+    images.encode_jpeg(small, 90)
+
+
+@pytest.mark.parametrize("size", [(480, 24), (24, 480), (700, 31), (17, 1000)])
+def test_middle_of_a_far_longer_picture(size):
+    """Close to what resizing all of it gives, from the middle alone."""
+    image = noise(size[0] // 4, size[1] // 4).resize(size, Image.Resampling.BICUBIC)
+    out = blank(24)
+    images.center_crop(image, out)
+    width, height = size
+    scaled = (24, 24 * height // width) if width <= height else (24 * width // height, 24)
+    left, upper = round((scaled[0] - 24) / 2), round((scaled[1] - 24) / 2)
+    expected = image.resize(scaled, Image.Resampling.BICUBIC)
+    expected = np.asarray(expected.crop((left, upper, left + 24, upper + 24))).astype(int)
+    assert np.abs(out - expected).mean() < 8  # at most half a pixel aside
+
+
+LOAD = """
+import re, sys
+import numpy as np
+from PIL import Image
+from uniadapter_jax import gallery
+from uniadapter_jax.data import augment, images
+side = 224
+for size in ((20000, 1), (1, 20000), (65500, 3), (2, 65500)):
+    data = images.encode_jpeg(Image.new("RGB", size, "white"), 90)
+    out = np.zeros((side, side, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    draws = images.CropFlip, images.CropFlipColor, augment.CropFlipAugment
+    for transform in (images.center_crop, images.squash, *(d.draw(rng) for d in draws)):
+        out[:] = 0
+        transform(images.decode_jpeg(data), out)
+        assert out.max() > 100
+    gallery.film_strip([data])
+print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
+"""
+
+
+def test_memory_of_loading_pictures_of_any_shape():
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LOAD]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert int(result.stdout) < 600
 
 
 def test_jpeg_is_decoded_in_full():

@@ -19,6 +19,7 @@ import av
 from uniadapter_jax.data.media import DecodeError
 
 BLOCK_BYTES = 1 << 20
+HEAD_BYTES = 64  # of a chunk; more than any header has
 JPEG_BYTES = 64 << 20  # a larger JPEG is not looked through
 JPEG_SCANS = 100  # encoders write about ten; a thousand would take minutes
 _MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])", re.DOTALL)  # in pixels: no restart, no 0xff
@@ -109,35 +110,39 @@ def check_png(file: BinaryIO, animated: bool = False) -> None:
       DecodeError: a checksum is wrong, or rows or frames are missing.
     """
     file.seek(8)
-    pixels, header, frames, announced, whole = _Inflated(), b"", 0, 0, False
+    pixels, header, frames, announced, name = _Inflated(0), b"", 0, 0, b""
     for name, blocks in _chunks(file):
-        wanted = name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"fdAT", b"acTL", b"fcTL")
-        data, checksum, size = b"", zlib.crc32(name), 0
-        for block in blocks:
-            if isinstance(block, int):
-                if wanted and block != checksum:
-                    raise DecodeError("damaged", f"a wrong checksum in {name.decode()}")
-                break
-            if wanted:
-                checksum = zlib.crc32(block, checksum)
-            if name == b"IDAT":
-                pixels.add(block)
-            elif size < 64:
-                data += block[:64]
-            size += len(block)
+        content = pixels if name in (b"IDAT", b"fdAT") else None
+        head = _check_chunk(name, blocks, content)
         if name == b"IHDR":
-            header = data
-            pixels.expected = _png_bytes(header)
-        announced = int.from_bytes(data[:4], "big") if name == b"acTL" else announced
-        frames += name == b"fcTL"
-        whole = whole or name == b"IEND"
-    if pixels.count < pixels.expected:
-        share = pixels.count / pixels.expected
-        raise DecodeError("truncated", f"{share:.0%} of the data of its pixels")
-    if animated and frames < announced:
-        raise DecodeError("truncated", f"{frames} of {announced} frames")
-    if animated and not whole:
-        raise DecodeError("truncated", f"ends at frame {frames}, without an end mark")
+            header, pixels = head, _Inflated(_png_bytes(head))
+        elif name == b"acTL":
+            announced = int.from_bytes(head[:4], "big")
+        elif name == b"fcTL":
+            frames += 1
+            if pixels.count:  # else it describes the picture that every reader shows
+                pixels.check()
+                pixels = _Inflated(_png_bytes(head[4:12] + header[8:]))
+    pixels.check()
+    if animated and (frames < announced or name != b"IEND"):
+        raise DecodeError("truncated", f"ends at frame {frames} of {announced}")
+
+
+def _check_chunk(name: bytes, blocks: Iterator[bytes | int], pixels: _Inflated | None) -> bytes:
+    """The first bytes of a chunk; raises DecodeError where its checksum is wrong."""
+    wanted = name in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"fdAT", b"acTL", b"fcTL")
+    head, checksum = b"", zlib.crc32(name)
+    for block in blocks:
+        if isinstance(block, int):
+            if wanted and block != checksum:
+                raise DecodeError("damaged", f"a wrong checksum in {name.decode()}")
+            break
+        if wanted:
+            checksum = zlib.crc32(block, checksum)
+        if pixels is not None:  # a frame's data begins with its number
+            pixels.add(block[4:] if name == b"fdAT" and not head else block)
+        head = head or block[:HEAD_BYTES]
+    return head
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, Iterator[bytes | int]]]:
@@ -165,8 +170,8 @@ def _blocks(file: BinaryIO, length: int) -> Iterator[bytes | int]:
 class _Inflated:
     """Counts the bytes that a compressed stream gives, up to the number expected."""
 
-    def __init__(self) -> None:
-        self.expected = 0
+    def __init__(self, expected: int) -> None:
+        self.expected = expected
         self.count = 0
         self._stream = zlib.decompressobj()
 
@@ -177,6 +182,11 @@ class _Inflated:
             except zlib.error as error:
                 raise DecodeError("damaged", f"the data of its pixels, {error}") from error
             block = self._stream.unconsumed_tail
+
+    def check(self) -> None:
+        if self.count < self.expected:
+            share = self.count / self.expected
+            raise DecodeError("truncated", f"{share:.0%} of the data of its pixels")
 
 
 def _png_bytes(header: bytes) -> int:
@@ -198,8 +208,8 @@ def _png_bytes(header: bytes) -> int:
     return total
 
 
-def check_gif(file: BinaryIO) -> None:
-    """Walks the blocks to the trailer; without it, frames may lack.
+def check_gif(file: BinaryIO) -> int:
+    """Walks the blocks to the trailer, without which frames may lack; returns their number.
 
     Raises:
       DecodeError: there is none, or something else lies where a block should begin.
@@ -223,6 +233,7 @@ def check_gif(file: BinaryIO) -> None:
                 file.seek(length, os.SEEK_CUR)
     except IndexError as error:
         raise DecodeError("truncated", f"ends at frame {frames}, without an end mark") from error
+    return frames
 
 
 def check_length(file: BinaryIO) -> None:

@@ -20,7 +20,8 @@ from uniadapter_jax.data.media import DecodeError, Medium
 MEMORY = 400 << 20  # bytes that decoding a picture may take, so that a worker stays below 600 MB
 RGB_BYTES = 4  # of a pixel in Pillow
 # Bytes that a pixel takes while it is decoded and turned, measured.
-_COSTS = {"JPEG": 8, "PNG": 8, "BMP": 8, "TIFF": 8, "WEBP": 20, "AVIF": 20, "HEIF": 20}
+_COSTS = {"JPEG": 8, "PNG": 8, "BMP": 8, "TIFF": 8, "WEBP": 20, "AVIF": 20, "HEIF": 20, "GIF": 20}
+GIF_PIXELS = 1 << 30  # of all frames; a GIF with more is looked through for its end alone
 _SMALLER = 1  # TIFF's tag NewSubfileType: a smaller version of another page
 _PAGES = 16  # of a TIFF that are looked at for one in full size
 
@@ -164,3 +165,26 @@ _PREPARE: dict[str, Callable[[Image.Image, str], None]] = {
     "PNG": _prepare_png,
     "TIFF": _prepare_tiff,
 }
+
+
+def check_gif(path: str) -> None:
+    """Decodes every frame with Pillow, which notices pixels that lack; FFmpeg makes some up.
+
+    Raises:
+      DecodeError: a frame is short or broken, or the file ends before its end mark.
+    """
+    with open(path, "rb") as file:
+        frames = integrity.check_gif(file)
+    frame = 0
+    try:
+        with _without_warnings(), open_picture(path, "GIF") as image:
+            width, height = image.size
+            pixels = width * height
+            if pixels * _COSTS["GIF"] > MEMORY or pixels * frames > GIF_PIXELS:
+                return
+            for frame in range(frames):
+                image.seek(frame)
+                image.load()
+    except Exception as error:  # as in `read_picture`
+        reason, detail = _reason(error, opened=True)
+        raise DecodeError(reason, f"frame {frame}: {detail}") from error

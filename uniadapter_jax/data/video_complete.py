@@ -12,7 +12,7 @@ import struct
 
 import av
 
-from uniadapter_jax.data import integrity
+from uniadapter_jax.data import integrity, pictures
 from uniadapter_jax.data.media import DecodeError
 from uniadapter_jax.data.video_file import Survey, rate_of, tick_of
 
@@ -97,8 +97,8 @@ def _double(data: bytes) -> float:
 
 
 def _check_animation(path: str, name: str) -> None:
+    if name == "gif":
+        pictures.check_gif(path)
+        return
     with open(path, "rb") as file:
-        if name == "gif":
-            integrity.check_gif(file)
-        else:
-            integrity.check_png(file, animated=True)
+        integrity.check_png(file, animated=True)
