@@ -21,6 +21,7 @@ MEMORY = 400 << 20  # bytes that decoding a picture may take, so that a worker s
 RGB_BYTES = 4  # of a pixel in Pillow
 # Bytes that a pixel takes while it is decoded and turned, measured.
 _COSTS = {"JPEG": 8, "PNG": 8, "BMP": 8, "TIFF": 8, "WEBP": 20, "AVIF": 20, "HEIF": 20, "GIF": 20}
+_NUMBERS = 4  # bytes more where the pixels are numbers of 32 bits, which numpy scales
 GIF_PIXELS = 1 << 30  # of all frames; a GIF with more is looked through for its end alone
 _SMALLER = 1  # TIFF's tag NewSubfileType: a smaller version of another page
 _PAGES = 16  # of a TIFF that are looked at for one in full size
@@ -105,7 +106,8 @@ def _fits(image: Image.Image, path: str, cost: float | None = None) -> None:
     """Raises DecodeError where decoding would take more than `MEMORY`."""
     del path
     width, height = image.size
-    needed = width * height * (cost or _COSTS[image.format or ""])
+    more = _NUMBERS if image.mode in ("I", "F") else 0
+    needed = width * height * (cost or _COSTS[image.format or ""] + more)
     if needed > MEMORY:
         raise DecodeError(
             "too_large",
