@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 
@@ -95,6 +97,74 @@ def apng_with_less(apng):
     return apng[: place - 4] + less + apng[place + 8 + size :]
 
 
+def _boxes(data, start, end):
+    """(name, first byte of the content, end) of the boxes between two places."""
+    while start < end:
+        size = int.from_bytes(data[start : start + 4], "big")
+        yield data[start + 4 : start + 8], start + 8, start + size
+        start += size
+
+
+def _box(name, *content):
+    body = b"".join(content)
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def _full(name, version, *content):
+    return _box(name, struct.pack(">I", version << 24), *content)
+
+
+def _tile(image):
+    """(decoder's configuration, pixels' data) of a picture as one HEVC item."""
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, quality=90)
+    data = buffer.getvalue()
+    top = {name: (a, b) for name, a, b in _boxes(data, 0, len(data))}
+    meta = {name: (a, b) for name, a, b in _boxes(data, top[b"meta"][0] + 4, top[b"meta"][1])}
+    iprp = {n: (a, b) for n, a, b in _boxes(data, *meta[b"iprp"])}
+    hvcc = next(data[a - 8 : b] for n, a, b in _boxes(data, *iprp[b"ipco"]) if n == b"hvcC")
+    a, b = top[b"mdat"]
+    return hvcc, data[a:b]
+
+
+def tiled_heic(image, side):
+    """HEIC as telephones write it: a grid of square tiles, each an item of its own."""
+    across, down = image.width // side, image.height // side
+    corners = [(x * side, y * side) for y in range(down) for x in range(across)]
+    tiles = [_tile(image.crop((x, y, x + side, y + side))) for x, y in corners]
+    grid = struct.pack(">BBBBHH", 0, 0, down - 1, across - 1, image.width, image.height)
+    pieces = [grid, *(data for _, data in tiles)]
+    numbers = range(2, len(pieces) + 1)  # of the tiles' items; the grid is item 1
+    infe = [
+        _full(b"infe", 2, struct.pack(">HH", item, 0), name + b"\0")
+        for item, name in [(1, b"grid"), *((item, b"hvc1") for item in numbers)]
+    ]
+    sizes = [_full(b"ispe", 0, struct.pack(">II", *size)) for size in ((side, side), image.size)]
+    uses = struct.pack(">IHBB", len(pieces), 1, 1, 3)
+    uses += b"".join(struct.pack(">HBBB", item, 2, 0x81, 2) for item in numbers)
+    made_of = struct.pack(f">HH{len(tiles)}H", 1, len(tiles), *numbers)
+
+    def meta(start):
+        places, at = struct.pack(">BBH", 0x44, 0, len(pieces)), start
+        for item, piece in enumerate(pieces, 1):
+            places += struct.pack(">HHHII", item, 0, 1, at, len(piece))
+            at += len(piece)
+        return _full(
+            b"meta",
+            0,
+            _full(b"hdlr", 0, bytes(4) + b"pict" + bytes(13)),
+            _full(b"pitm", 0, struct.pack(">H", 1)),
+            _full(b"iloc", 0, places),
+            _full(b"iinf", 0, struct.pack(">H", len(infe)), *infe),
+            _full(b"iref", 0, _box(b"dimg", made_of)),
+            _box(b"iprp", _box(b"ipco", tiles[0][0], *sizes), _full(b"ipma", 0, uses)),
+        )
+
+    head = _box(b"ftyp", b"heic", bytes(4), b"mif1heic")
+    return head + meta(len(head) + len(meta(0)) + 8) + _box(b"mdat", *pieces)
+
+
+@functools.cache
 def mutable():
     """{name: data} of sound pictures in every format and way of writing it."""
     picture, grey, clear = noise(150, 110), noise(150, 110, 1), noise(150, 110, 4)
@@ -125,6 +195,7 @@ def mutable():
         "tiff-pages": encoded(picture, "TIFF", **several),
         "avif": encoded(picture, "AVIF", speed=10),
         "avif-alpha": encoded(clear, "AVIF", speed=10),
+        "heic-tiled": tiled_heic(picture.crop((0, 0, 128, 64)), 64),
     }
 
 

@@ -103,6 +103,29 @@ def check_jpeg(data: bytes, jpeg: Jpeg) -> None:
         return  # a kind of JPEG that FFmpeg does not know
 
 
+def check_heic(path: str) -> None:
+    """Decodes all pictures and tiles with FFmpeg: libheif's decoder hides what is broken.
+
+    Raises:
+      DecodeError: FFmpeg knows the file and finds the data of pixels broken.
+    """
+    options = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2", "protocol_whitelist": "file"}
+    decoding = False
+    try:
+        with av.open(path, options=options) as container:
+            for stream in container.streams.video:
+                stream.codec_context.thread_count = 1
+                stream.codec_context.options = {"err_detect": "explode"}
+            decoding = True
+            for packet in container.demux(video=list(range(len(container.streams.video)))):
+                for frame in packet.decode():
+                    if isinstance(frame, av.VideoFrame) and frame.is_corrupt:
+                        raise DecodeError("damaged", "the data of its pixels is broken")
+    except (av.error.FFmpegError, ValueError) as error:
+        if decoding and isinstance(error, av.error.InvalidDataError):
+            raise DecodeError("damaged", "the data of its pixels is broken") from error
+
+
 def check_png(file: BinaryIO, animated: bool = False) -> None:
     """Compares the checksums of all chunks that pixels depend on, and counts the rows.
 

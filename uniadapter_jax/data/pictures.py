@@ -162,9 +162,15 @@ def _prepare_tiff(image: Image.Image, path: str) -> None:
         raise DecodeError("too_large", f"tiles of {block * bits // 8:,} bytes")
 
 
+def _prepare_heif(image: Image.Image, path: str) -> None:
+    _fits(image, path)
+    integrity.check_heic(path)
+
+
 _PREPARE: dict[str, Callable[[Image.Image, str], None]] = {
     "JPEG": _prepare_jpeg,
     "PNG": _prepare_png,
+    "HEIF": _prepare_heif,
     "TIFF": _prepare_tiff,
 }
 
