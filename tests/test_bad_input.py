@@ -14,10 +14,11 @@ import pytest
 import safetensors.numpy
 import small_run
 
+from uniadapter_jax.common.digests import DIGESTS_FILE
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
 from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights.directory import load_backbone, save_backbone
+from uniadapter_jax.weights.directory import FINGERPRINT_FILE, load_backbone, save_backbone
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,8 @@ def test_weights_that_are_not_finite_stop_the_first_step(small, backbone):
     tensors = safetensors.numpy.load_file(poisoned / "model.safetensors")
     tensors["text_model.final_layer_norm.bias"][3] = np.nan
     safetensors.numpy.save_file(tensors, poisoned / "model.safetensors")
+    for digests in (FINGERPRINT_FILE, DIGESTS_FILE):
+        (poisoned / digests).unlink()
     flags = (f"--config.backbone={poisoned}", "--workdir=poisoned-run")
     said = small.refused(*small.arguments(*flags, method="projection"))
     assert re.search(

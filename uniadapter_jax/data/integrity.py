@@ -169,12 +169,19 @@ def _check_chunk(name: bytes, blocks: Iterator[bytes | int], pixels: _Inflated |
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, Iterator[bytes | int]]]:
-    """(name, blocks of its content and then its checksum) up to IEND or the end of the file."""
+    """(name, blocks of its content and then its checksum) up to IEND or the end of the file.
+
+    An IEND without its checksum is none.
+    """
     position = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(position)
     while len(head := file.read(8)) == 8:
         length, name = int.from_bytes(head[:4], "big"), head[4:]
         if not name.isalpha():
             raise DecodeError("damaged", f"no chunk at byte {position}")
+        if name == b"IEND" and position + 12 > size:
+            return
         yield name, _blocks(file, length)
         position += 12 + length
         if name == b"IEND":

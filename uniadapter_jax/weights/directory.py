@@ -14,7 +14,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.common.digests import MOST_BYTES, check_digests, write_digests
+from uniadapter_jax.common.digests import (
+    DIGESTS_FILE,
+    MOST_BYTES,
+    check_digests,
+    write_digests,
+)
 from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json
 from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.errors import UserError
@@ -99,7 +104,7 @@ def read_config(path: pathlib.Path) -> Config:
     try:
         config = read_json(path, limit=CONFIG_BYTES)
     except FileNotFoundError:
-        raise FileError(path, f"No such file; a backbone needs its {path.name}") from None
+        raise FileError(path, "there is no such file; a backbone needs it") from None
     name = config.get("model_type", "clip")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
@@ -202,7 +207,7 @@ def check_fingerprint(directory: pathlib.Path, found: str) -> None:
         raise UserError(
             f"{directory} has changed since it was converted: the fingerprint of {WEIGHT_FILE} and "
             f"{CONFIG_FILE} is {found}, {file.name} says {str(written)[:80]}; convert it again, or "
-            "delete that file if the change was meant"
+            f"delete {file.name} and {DIGESTS_FILE} if the change was meant"
         )
 
 
