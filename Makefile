@@ -4,15 +4,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+HANGS = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
 
 .PHONY: demo test slow lint parity clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
-# One worker per core, at most 4: every file of tests stays whole, so its fixtures run once.
+# One worker per core, at most 4: every file of tests stays whole, so its fixtures run once. A test
+# that hangs says where after ten minutes, and ends its worker.
 test: $(VENV)/.stamp-test
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(HANGS) $(ARGS)
 
 slow: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -23,7 +25,7 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 parity: $(VENV)/.stamp-parity
-	$(BIN)/python -m pytest -m parity $(ARGS)
+	$(BIN)/python -m pytest -m parity $(HANGS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import media
@@ -11,6 +12,7 @@ import pytest
 import small_run
 from small_run import OFTEN, PATIENCE
 
+from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.shards import ITEMS_PER_SHARD
 from uniadapter_jax.prepare import prepare
 
@@ -190,3 +192,15 @@ def test_sigint_leaves_nothing_half_written(small, whole, tmp_path, command):
     assert job.returncode in (0, 130)
     assert job.returncode == 0 or said[-1].startswith("stopped")
     assert (tmp_path / "out").exists() == (job.returncode == 0)
+
+
+def test_a_signal_amid_the_start_of_a_child_waits_for_its_end():
+    steps = []
+    with pytest.raises(KeyboardInterrupt), hidden_from_children():
+        other = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+        other.start()  # its mask is this thread's; the test's other threads take the signal
+        other.join()
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # handlers run by now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        steps.append("started")
+    assert steps == ["started"]

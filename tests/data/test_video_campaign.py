@@ -111,7 +111,8 @@ def _read(pipe, path, sampling, fps):
 
 def read(path, sampling="fps", fps=5.0):
     """(reason or (frames, seconds), MB)."""
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # JAX's threads forbid fork
+    context.set_forkserver_preload(["av", "pytest", "PIL.Image", "uniadapter_jax.data.clips"])
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_read, args=(theirs, path, sampling, fps))
     child.start()

@@ -139,13 +139,36 @@ def _next(wakeups: socket.socket) -> int:
 def hidden_from_children() -> Iterator[None]:
     """Processes started within do not get SIGINT, which a terminal sends to all of a command's.
 
-    They end with their parent (see `data.child`).
+    They end with their parent (see `data.child`). A signal of this process waits for the end of
+    the block: amid a start it would leave a child that reads from a closed pipe.
     """
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # otherwise the first start does, and unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with _deferred():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _deferred() -> Iterator[None]:
+    """Handlers run at the end of the block; a blocked signal still reaches other threads."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda n, _: came.append(n)) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            handler = handlers[signal.Signals(number)]
+            if callable(handler):
+                handler(number, None)
+            else:
+                signal.raise_signal(number)
