@@ -82,6 +82,11 @@ def clip_cases(n):
             },
             False,
         ),
+        "role alone": (
+            {"special_tokens_map.json": {"image_token": "<Cat-Toy>", "mask_token": flags("x y")}},
+            False,
+        ),
+        "alike": ({"added_tokens.json": {"<cat-toy>": n, "<Cat-Toy>": n + 1, "a": 64}}, False),
     }
 
 
@@ -99,6 +104,10 @@ BERT_CASES = {
             }
         }
     },
+    "role alone": {
+        "special_tokens_map.json": {"bos_token": "[DEC]", "extra_special_tokens": ["[ENC]", "<x>"]}
+    },
+    "pieces": {"added_tokens.json": {"[DEC]": M, "[ENC]": M + 1, "-": M + 2, "catnap": M + 3}},
     "cased": {
         "tokenizer_config.json": {"do_lower_case": False, "strip_accents": True},
         "added_tokens.json": {"[DEC]": M, "[ENC]": M + 1, "New York": M + 2},
@@ -108,6 +117,7 @@ TEXTS = (
     *("a man <Cat-Toy> runs", "a<cat-toy>dog woman man", "A MAN <Cat-Toy>NEW YORK new york"),
     *("<CAT-TOY>,<Cat-Toy><Cat-Toy>", f"hello {EOS} {BOS} x", "man man-made human", "  <Cat-Toy> "),
     *("A <clip> cats!", "a <Clip>cat", "new york New York", "Café! café! cafe!a", "", "cat catnap"),
+    *("x\u0307man man\u0307 man", f"a{BOS}", "a-cat - x y"),
     *("[MASK] [mask] [DEC] a [ENC]", "don't <CLIP>  a", "[CLS] a [SEP]", "York A Café"),
 )
 
@@ -119,10 +129,13 @@ TEXTS = (
         ("added_tokens.json", "a <cat-toy>runs", {1: 0}),  # matched as cleaned: in lower case
         ("added_tokens.json", "new yorker", {0: 1}),
         ("decoder", "a<Cat-Toy>man", {1: 0, 2: 1}),
+        ("decoder", "a xi\u0307man", {}),  # a mark is part of a word
         ("decoder", "a <cat-toy> woman", {}),  # as written alone; and no man within a word
         ("fast", "<Cat-Toy><Cat-Toy> a", {0: 0, 1: 0}),
         ("role", "a <Cat-Toy>", {1: 0}),
         ("role", "a <cat-toy>", {}),
+        ("role alone", "a x y<Cat-Toy>", {1: 0, 2: 1}),
+        ("alike", "<Cat-Toy> dog", {0: 0}),
     ],
 )
 def test_clip_reads_each_as_one_id(trained, tmp_path, case, text, added):
@@ -145,6 +158,20 @@ def test_words_around_an_added_token_end_there(trained, tmp_path):
     assert tokenizer.ids(texts) == [[*dog, n, *runs], [n], [n, n, *a], no, []]
     assert tokenizer.encode(["a dog<x>runs"], 5)[0].tolist()[-1] == tokenizer.eos_id
     assert tokenizer.lengths(texts).tolist() == [len(ids) + 2 for ids in tokenizer.ids(texts)]
+
+
+def test_no_added_token_is_found_within_bos_or_eos(trained, tmp_path):
+    """Nor is one that counts as a whole word alone a piece of other words."""
+    n = trained[1].vocab_size
+    listed = {str(n): flags("text"), str(n + 1): flags("star", normalized=False)}
+    changes = {"tokenizer_config.json": {"added_tokens_decoder": listed}}
+    tokenizer = load_tokenizer(bpe(trained, tmp_path, changes))
+    assert tokenizer.ids([f"{BOS} &lt;|ENDOFTEXT|>text"]) == [[n - 2, n - 1, n]]
+    listed = {str(M + 2): flags("-", single_word=True)}
+    files = {"added_tokens.json": {"[DEC]": M, "[ENC]": M + 1}}
+    files["tokenizer_config.json"] = {"added_tokens_decoder": listed}
+    tokenizer = load_wordpiece(bert(tmp_path / "bert", files))
+    assert tokenizer.ids(["a-cat a - cat"]) == [[5, 1, 6, 5, M + 2, 6]]
 
 
 def test_what_every_directory_lists_changes_nothing(trained, tmp_path):
@@ -172,6 +199,7 @@ def test_what_every_directory_lists_changes_nothing(trained, tmp_path):
         ("added_tokens.json", "a<clip>[ENC]", [5, M + 2, M + 1]),
         ("decoder", "a <clip>", [5, 13, 15, 14]),
         ("decoder", "CAFE! a CAT cats", [M + 3, 5, 6, 6, 7]),
+        ("role alone", "[ENC] <x>cat", [M + 1, M + 2, 6]),
         ("cased", "New York A", [M + 2, 19]),
     ],
 )

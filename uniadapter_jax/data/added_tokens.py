@@ -2,13 +2,15 @@
 
 The files and their order of precedence are those of transformers: `added_tokens_decoder` in
 tokenizer_config.json, `added_tokens` in tokenizer.json, added_tokens.json, and the tokens that
-special_tokens_map.json and tokenizer_config.json give a role.
+special_tokens_map.json and tokenizer_config.json give a role. A token that has a role and no id in
+any file gets the next free one, there as here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from uniadapter_jax.common.files import FileError, read_json
 
 JSON_BYTES = 6 * 2**20  # of a tokenizer's file; CLIP's largest has 4 MB, parsing takes 20 times it
 _FURTHER = "additional_special_tokens"  # transformers 5 does not call these special by role
-_ROLES = (
-    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
-    *("extra_special_tokens", _FURTHER),
+_LISTS = ("extra_special_tokens", _FURTHER)
+_NAMED = (
+    *("bos_token", "eos_token", "unk_token", "sep_token"),
+    *("pad_token", "cls_token", "mask_token"),
 )
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
@@ -51,17 +54,21 @@ def read_tokenizer_json(path: Path) -> dict[str, Any]:
 
 
 def read_added_tokens(
-    root: Path, vocab: Mapping[str, int], special: Iterable[str] = ()
+    root: Path,
+    vocab: Mapping[str, int],
+    special: Iterable[str] = (),
+    known_roles: Iterable[str] = (),
 ) -> tuple[AddedToken, ...]:
     """The added tokens of a directory by id; `vocab` is that of its model.
 
     added_tokens.json has ids alone; what it lists is special if it has a role or is in `special`.
 
     Raises:
-      FileError: an entry of the wrong form, or a token with two ids.
+      FileError: an entry of the wrong form, a token with two ids, or one without any in a role of
+        `known_roles`.
     """
     added: dict[str, AddedToken] = {}
-    for path, token in _entries(root, vocab, frozenset(special)):
+    for path, token in _entries(root, vocab, frozenset(special), frozenset(known_roles)):
         first = added.setdefault(token.content, token)
         expected = vocab.get(token.content, first.id)
         if token.id != expected:
@@ -70,7 +77,7 @@ def read_added_tokens(
 
 
 def _entries(
-    root: Path, vocab: Mapping[str, int], special: frozenset[str]
+    root: Path, vocab: Mapping[str, int], special: frozenset[str], known_roles: frozenset[str]
 ) -> Iterator[tuple[Path, AddedToken]]:
     """(file, token), the file that decides first."""
     files = {
@@ -78,8 +85,8 @@ def _entries(
         for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json")
         if (path := root / name).is_file()
     }
-    roles = {content: (path, entry) for content, path, entry, _ in _roles(root)}
-    special |= {content for content, _, _, role in _roles(root) if role != _FURTHER}
+    roles = list(_roles(root))
+    special |= {content for content, _, _, role in roles if role != _FURTHER}
     ids = dict(vocab)
     path = root / "tokenizer_config.json"
     decoder = _typed(files.get(path.name, {}).get("added_tokens_decoder"), dict, path, {})
@@ -97,25 +104,44 @@ def _entries(
         entry = {"content": content, "special": content in special}
         yield path, (token := _token(entry, number, path))
         ids.setdefault(token.content, token.id)
-    for content, (path, entry) in roles.items():
-        if content in ids:
-            entry = entry if isinstance(entry, dict) else {"content": content, "normalized": False}
-            yield path, _token({**entry, "special": True}, ids[content], path)
+    for content, path, entry, role in roles:
+        if content not in ids and role in known_roles:
+            raise FileError(path, f"{role} {content!r} is not in the vocabulary")
+        entry = entry if isinstance(entry, dict) else {"content": content, "normalized": False}
+        number = ids.setdefault(content, max(ids.values(), default=-1) + 1)
+        yield path, _token({**entry, "special": True}, number, path)
 
 
 def _roles(root: Path) -> Iterator[tuple[str, Path, Any, str]]:
-    """(token, file, its entry, role) of every token with a role, the first entry of each."""
+    """(token, file, its entry, role) of every token with a role, each once.
+
+    What special_tokens_map.json says of a role counts before tokenizer_config.json, and nothing
+    where the latter has `added_tokens_decoder`.
+    """
     seen: set[str] = set()
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = root / name
-        content = read_tokenizer_json(path) if path.is_file() else {}
-        for role in _ROLES:
-            value = content.get(role)
-            for entry in value if isinstance(value, list) else [value]:
+    files = [root / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
+    contents = {path: read_tokenizer_json(path) for path in files if path.is_file()}
+    if "added_tokens_decoder" in contents.get(files[1], {}):
+        contents.pop(files[0], None)
+    own = [name for content in contents.values() for name in content if _names_a_token(name)]
+    for role in dict.fromkeys([*_NAMED, *own, *_LISTS]):
+        for path, content in contents.items():
+            values = content.get(role)
+            if isinstance(values, dict) and "content" not in values:  # by roles of their own
+                values = list(values.values())
+            values = values if isinstance(values, list) else [values]
+            for entry in values:
                 token = entry.get("content") if isinstance(entry, dict) else entry
-                if isinstance(token, str) and token not in seen:
+                if isinstance(token, str) and token and token not in seen:
                     seen.add(token)
                     yield token, path, entry, role
+            if role not in _LISTS and values != [None]:
+                break
+
+
+def _names_a_token(name: str) -> bool:
+    """Whether a field's value is a token, such as image_token, not a flag about one."""
+    return name.endswith("_token") and not name.startswith("add_")
 
 
 def _typed(value: Any, kind: type, path: Path, default: Any = None) -> Any:
@@ -140,7 +166,8 @@ class Splitter:
     """Cuts texts at added tokens, for a tokenizer that cleans text in Python."""
 
     def __init__(self, added: Iterable[AddedToken], clean: Callable[[str], str]):
-        tokens = list(added)
+        # Of tokens that look the same, those that are special count first, then by their ids.
+        tokens = sorted(added, key=lambda t: (t.special, -t.id))
         self._clean = clean
         self._raw = _Finder({t.content: t for t in tokens if not t.normalized})
         self._cleaned = _Finder({clean(t.content): t for t in tokens if t.normalized})
@@ -152,6 +179,12 @@ class Splitter:
                 yield part
             else:
                 yield from self._cleaned(self._clean(part))
+
+
+def _is_of_word(letter: str) -> bool:
+    """Whether it is one of a word to the library `tokenizers`: marks are, too, fractions not."""
+    kind = unicodedata.category(letter)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or letter in "\u200c\u200d"
 
 
 class _Finder:
@@ -166,8 +199,8 @@ class _Finder:
         place = 0
         for match in self._pattern.finditer(text) if self._pattern else ():
             token = self._tokens[match[0]]
-            left, right = text[: match.start()], text[match.end() :]
-            if token.single_word and (re.search(r"\w\Z", left) or re.match(r"\w", right)):
+            beside = text[: match.start()][-1:] + text[match.end() :][:1]
+            if token.single_word and any(map(_is_of_word, beside)):
                 continue
             yield text[place : match.start()]
             yield token.id

@@ -7,6 +7,7 @@ other ids for curly quotes, entities, full-width letters and mojibake.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -14,7 +15,6 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class MissingTokenizer(Tokenizer):
         )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Bpe:
     """What defines a byte-level BPE: ids of tokens, merges by rank, names of BOS and EOS.
 
@@ -113,10 +113,14 @@ class ClipTokenizer(Tokenizer):
         own = [token for token in (bpe.bos, bpe.eos) if normalize(token) == token]
         added = [token for token in bpe.added if token.content not in own]
         table: list[Any] = [sorted(bpe.vocab.items()), bpe.merges, bpe.bos, bpe.eos]
-        table += [list(map(astuple, added))] if added else []
+        table += [list(map(dataclasses.astuple, added))] if added else []
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
         self._pipeline = _pipeline(bpe)
-        self._split = Splitter(added, normalize) if added else None
+        self._split = None
+        if added:  # BOS and EOS too, so that none is found within them
+            ours = [AddedToken(token, bpe.vocab[token]) for token in own]
+            raw = [dataclasses.replace(token, normalized=False) for token in ours]
+            self._split = Splitter([*added, *ours, *raw], normalize)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         if self._split is None:
@@ -154,7 +158,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         vocab, merges = _read_slow(root)
     else:
         return MissingTokenizer(root)
-    added = read_added_tokens(root, vocab)
+    added = read_added_tokens(root, vocab, known_roles=("bos_token", "eos_token"))
     vocab = vocab | {token.content: token.id for token in added}
     if len(set(vocab.values())) < len(vocab):
         raise UserError(f"the tokenizer in {root} is inconsistent: tokens share an id")

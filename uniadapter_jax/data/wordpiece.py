@@ -51,10 +51,10 @@ _IN_CONFIG: Mapping[str, str] = {
 
 
 class WordPieceTokenizer(Tokenizer):
-    """BERT's tokenizer over `vocab`, whose ids are 0 to its size - 1.
+    """BERT's tokenizer over `vocab` and `added` tokens, whose ids are 0 to their number - 1.
 
-    BOS is [CLS], EOS is [SEP]. `dec_id` and `enc_id` are those of `vocab`, else they follow its
-    last. `added` tokens, which `vocab` has as well, are one id in a text; so are those with a role.
+    BOS is [CLS], EOS is [SEP]. `dec_id` and `enc_id` are those of either, else they follow the
+    last. `added` tokens are one id in a text, and no pieces of words; so are those with a role.
 
     Raises:
       UserError: ids with gaps, or a special token missing or at another place.
@@ -66,7 +66,8 @@ class WordPieceTokenizer(Tokenizer):
         cleaning: Mapping[str, Any] = _CLEANING,
         added: Sequence[AddedToken] = (),
     ) -> None:
-        known = dict(vocab)
+        known = {**vocab, **{token.content: token.id for token in added}}
+        listed = len(known)
         self.dec_id = min(known.get(token, len(known)) for token in (DEC, ENC))
         self.enc_id = self.dec_id + 1
         fixed = {PAD: PAD_ID, DEC: self.dec_id, ENC: self.enc_id}
@@ -75,9 +76,7 @@ class WordPieceTokenizer(Tokenizer):
                 raise UserError(f"{token} has the id {known.get(token)}, expected {place}")
         known |= {DEC: self.dec_id, ENC: self.enc_id}
         if sorted(known.values()) != list(range(len(known))):
-            raise UserError(
-                f"ids are not 0 to {len(vocab) - 1}, as those of a WordPiece vocabulary"
-            )
+            raise UserError(f"ids are not 0 to {listed - 1}, as those of a WordPiece vocabulary")
         if missing := [token for token in (UNKNOWN, CLS, SEP) if token not in known]:
             raise UserError(f"the vocabulary has no {', '.join(missing)}")
         self.bos_id, self.eos_id, self.unknown_id = known[CLS], known[SEP], known[UNKNOWN]
@@ -86,14 +85,21 @@ class WordPieceTokenizer(Tokenizer):
         roles = {token: _special(token, known[token]) for token in (*named, DEC, ENC)}
         more = [token for token in added if roles.get(token.content) != token]
         self.fingerprint = _fingerprint(known, cleaning, self.dec_id, more)
-        model = models.WordPiece(known, unk_token=UNKNOWN, max_input_chars_per_word=_LONGEST_WORD)
+        # Tokens that the model lacks get the ids behind its own, in the order of `known`.
+        gaps = sorted(vocab.values()) != list(range(len(vocab)))
+        model = models.WordPiece(
+            known if gaps else dict(vocab),
+            unk_token=UNKNOWN,
+            max_input_chars_per_word=_LONGEST_WORD,
+        )
         self._pipeline = tokenizers.Tokenizer(model)
         self._pipeline.normalizer = normalizers.BertNormalizer(**cleaning)
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._pipeline.decoder = decoders.WordPiece(cleanup=False)
-        for one in (roles | {token.content: token for token in more}).values():
+        tokens = roles | {token.content: token for token in more}
+        for one in sorted(tokens.values(), key=lambda token: token.id):
             flags = dataclasses.asdict(one)
-            del flags["id"]  # the model has it
+            del flags["id"]
             self._pipeline.add_tokens([tokenizers.AddedToken(**flags)])
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -140,7 +146,7 @@ def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
         return MissingTokenizer(root, FILES)
     added = read_added_tokens(root, vocab, special=(PAD, UNKNOWN, CLS, SEP, MASK, DEC, ENC))
     try:
-        return WordPieceTokenizer({**vocab, **{t.content: t.id for t in added}}, cleaning, added)
+        return WordPieceTokenizer(vocab, cleaning, added)
     except (UserError, UnicodeError) as error:
         raise UserError(f"the tokenizer in {root}: {error}") from error
 
