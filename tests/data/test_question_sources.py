@@ -67,6 +67,7 @@ class TestQuestion:
             ({"question": "q", "weight": 0}, "'weight'"),
             ({"question": "q", "weight": float("nan")}, "'weight'"),
             ({"question": "q", "weight": float("inf")}, "'weight'"),
+            ({"question": "q", "weight": 10**400}, "'weight'"),
             ({"question": "q", "weight": True}, "'weight'"),
             ({"question": "q", "question_id": True}, "'question_id'"),
             ({"question": "q", "answers": [1]}, "'answers'"),

@@ -302,6 +302,10 @@ class TestKarpathy:
             read_source("karpathy", str(tmp_path))
 
 
+ASKED = {"question": "q", "answer": "a", "question_id": 7}
+FIRST = {"question": "q", "answer": "a", "question_id": "q0"}
+
+
 class TestManifest:
     def read(self, tmp_path, *records):
         return read_source("manifest", str(media.write_manifest(tmp_path / "m.jsonl", records)))
@@ -342,7 +346,11 @@ class TestManifest:
             ({"id": "b", "path": "a", "captions": "one"}, "line 2: 'captions'"),
             ({"id": "b", "path": "a", "captions": [1]}, "line 2: 'captions'"),
             ({"id": "b", "path": "a", "qa": ["x"]}, "line 2: 'qa'"),
+            ({"id": "b", "path": "a", "qa": [{"question": 3}]}, "line 2: qa of b: .* 'question'"),
+            ({"id": "b", "path": "a", "qa": [ASKED, ASKED]}, "line 2: 'qa' has two questions"),
+            ({"id": "b", "path": "a", "qa": [FIRST]}, "line 2: question 'q0' was asked by line 1"),
             ({"id": "b", "path": "a", "start": "0"}, "line 2: 'start'"),
+            ({"id": "b", "path": "a", "start": 10**400}, "line 2: 'start'"),
             ({"id": "b", "path": "a", "start": -1}, "line 2: 'start'"),
             ({"id": "b", "path": "a", "start": True}, "line 2: 'start'"),
             ('{"id": "b", "path": "a", "end": NaN}', "line 2: not JSON: NaN"),
@@ -355,7 +363,7 @@ class TestManifest:
     )
     def test_defects_name_file_and_line(self, tmp_path, record, message):
         with pytest.raises(UserError, match=rf"m\.jsonl, {message}"):
-            self.read(tmp_path, {"id": "a", "path": "a.mp4"}, record)
+            self.read(tmp_path, {"id": "a", "path": "a.mp4", "qa": [FIRST]}, record)
 
     def test_all_defects_at_once(self, tmp_path):
         with pytest.raises(UserError) as caught:

@@ -11,13 +11,14 @@ unless they look like a misspelt one.
 from __future__ import annotations
 
 import difflib
-import math
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from uniadapter_jax.common.files import FileError, parse_line, read_bytes
 from uniadapter_jax.data.sources.item import SPLIT_NAME, Item, Source
+from uniadapter_jax.data.sources.question import QuestionId, read_questions
 from uniadapter_jax.data.sources.text_files import LARGEST
 from uniadapter_jax.errors import UserError
 
@@ -35,14 +36,22 @@ def read(path: str) -> Source:
     items: list[Item] = []
     errors: list[str] = []
     seen: dict[tuple[str, str], int] = {}
+    asked: dict[tuple[str, QuestionId], int] = {}
     for number, record in json_lines(path, errors):
         try:
             item = _item(record)
             first = seen.setdefault((item.split, item.id), number)
             if first != number:
                 raise ValueError(f"id {item.id!r} was taken by line {first} of this split")
+            questions = read_questions(item.qa, item.id)
+            if len({question.id for question in questions}) < len(questions):
+                raise ValueError("'qa' has two questions of one id")
+            for question in questions:
+                first = asked.setdefault((item.split, question.id), number)
+                if first != number:
+                    raise ValueError(f"question {question.id!r} was asked by line {first}")
             items.append(item)
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             errors.append(f"{path}, line {number}: {error}")
     if errors:
         more = len(errors) - SHOWN_ERRORS
@@ -111,8 +120,9 @@ def _seconds(record: dict[str, Any], name: str) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(f"'{name}' should be seconds (a number of at least 0), is {value!r}")
+    if not number or not 0 <= value <= sys.float_info.max:
+        shown = str(value)[:80]
+        raise ValueError(f"'{name}' should be seconds (a number of at least 0), is {shown!r}")
     return float(value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +73,10 @@ def read_questions(qa: Sequence[Any], where: str) -> list[Question]:
         text = clean_text(fields.get(record, "question", str, i))
         weight = record.get("weight", 1.0)
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 < weight < math.inf:
+        if not number or not 0 < weight <= sys.float_info.max:
             raise UserError(
-                f"{fields.where}: record {i}: 'weight' should be a number above 0, is {weight!r}"
+                f"{fields.where}: record {i}: 'weight' should be a number above 0, is "
+                f"{str(weight)[:80]!r}"
             )
         questions.append(
             Question(

@@ -62,7 +62,7 @@ def read_columns(path: str, *columns: str, delimiter: str = ",") -> list[tuple[s
     for column in columns:
         if header.count(column) != 1:
             count = f"{header.count(column)} times" if column in header else "no"
-            raise FileError(path, f"{count} column {column!r} in the header {header}")
+            raise FileError(path, f"{count} column {column!r} in the header {str(header)[:400]}")
     places = [header.index(column) for column in columns]
     found = []
     for line, row in rows:
