@@ -1,5 +1,6 @@
 """`load_model`'s models and `testing`: nonsense is refused by name, other dress changes nothing."""
 
+import json
 import random
 
 import cma
@@ -198,6 +199,17 @@ def test_a_backbone_is_asked_for_by_right_names(small):
     ):
         with pytest.raises(UserError, match=said):
             load_model(**{"backbone": source, **wrong})
+
+
+def test_the_tokenizer_has_the_roles_of_the_backbone(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(tiny.blip_config()))
+    tokens = list(doors.TOKENS)
+    tokens[5], tokens[6] = tokens[6], tokens[5]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens))
+    with pytest.raises(
+        UserError, match=r"\[SEP\] is 6 in the tokenizer in .*, but 5 in the config"
+    ):
+        load_model(f"random:{tmp_path / 'config.json'}", tokenizer=tmp_path)
 
 
 def test_frames_that_are_no_jpeg_are_named():

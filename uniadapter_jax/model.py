@@ -40,7 +40,7 @@ from uniadapter_jax.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
 from uniadapter_jax.weights.directory import Backbone, load_backbone
 from uniadapter_jax.weights.errors import printable
-from uniadapter_jax.weights.families import family_of
+from uniadapter_jax.weights.families import check_tokenizer, family_of
 
 DTYPES = ("float32", "bfloat16")
 _TASK = ("similarity", "temperature")
@@ -163,11 +163,9 @@ def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Token
             f"the tokenizer in {directory} has the fingerprint {tokenizer.fingerprint}, the "
             f"adapter was trained with {expected}; pass tokenizer=DIR with that one"
         )
-    if tokenizer.vocab_size > base.model.config.vocab_size:
-        raise UserError(
-            f"the tokenizer in {directory} has {tokenizer.vocab_size} ids, the backbone "
-            f"{base.source} embeds {base.model.config.vocab_size}"
-        )
+    if tokenizer.vocab_size:
+        where = f"the tokenizer in {directory}"
+        check_tokenizer(tokenizer, base.model.config, where, base.source)
     return tokenizer
 
 
