@@ -164,8 +164,8 @@ def _deferred() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
         for number in came:
             handler = handlers[signal.Signals(number)]
             if callable(handler):
