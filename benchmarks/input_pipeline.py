@@ -9,6 +9,11 @@ machine disturbs it little; frames per second is what a training loop would see.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import dataclasses
 import json
 import multiprocessing

@@ -15,19 +15,24 @@ device grow with momentum, queue apart, over the bytes of what trains.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import gc
 import json
 import pathlib
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from subprocess import PIPE
 from typing import Any
 
-from uniadapter_jax.common import signals
+from uniadapter_jax.common import children, signals
 
 # What a process of the reference is started with, by this file itself.
 _REFERENCE = "--be-the-reference"
@@ -187,12 +192,9 @@ class Reference:
     """The authors' step in a process of its own."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *sys.argv[1:], _REFERENCE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, __file__, *sys.argv[1:], _REFERENCE]
+        self.running = children.started(command, stdin=PIPE, stdout=PIPE, text=True)
+        self.process = self.running.__enter__()
         self._answer()
 
     def _answer(self) -> str:
@@ -213,6 +215,7 @@ class Reference:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+        self.running.__exit__(None, None, None)
 
 
 def summary(name: str, steps: list[Seconds]) -> dict[str, Any]:
@@ -243,8 +246,8 @@ def main() -> None:
     report["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     if reference:
         reference.end()
-        children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-        report |= {**summary("reference", theirs), "reference_peak_rss_gb": children}
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+        report |= {**summary("reference", theirs), "reference_peak_rss_gb": peak}
         for name, clock in (("ratio", 0), ("cpu_ratio", 1)):
             pairs = zip(ours, theirs, strict=True)
             report[name] = statistics.median(a[clock] / b[clock] for a, b in pairs)

@@ -10,6 +10,11 @@ has a collective.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import json
 import pathlib

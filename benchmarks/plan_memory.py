@@ -11,6 +11,11 @@ temporaries; times N), `measured_bytes`, and their `ratio`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import gc
 import json
 import re

@@ -12,11 +12,15 @@ Memory: whole re-rankings of two galleries, each in a fresh process.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +39,7 @@ from uniadapter_jax.adapters.uniadapter_blip import attach
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.common import signals
+from uniadapter_jax.common import children, signals
 from uniadapter_jax.pair_scores import PairScorer, Texts
 from uniadapter_jax.partition import Partition, partition
 from uniadapter_jax.randomness import generator
@@ -273,10 +277,10 @@ def main() -> None:
         (speed if args.only == "speed" else memory)(args)
         return
     again = [sys.executable, __file__, *sys.argv[1:]]
-    subprocess.run([*again, "--only", "speed"], check=True)
+    children.run([*again, "--only", "speed"]).check_returncode()
     for gallery in GALLERIES:
         command = [*again, "--only", "memory", "--gallery", str(gallery)]
-        subprocess.run(command, check=True)
+        children.run(command).check_returncode()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,15 @@ Memory: 10,000 x 2,000 in a fresh process; growth of the peak resident set beyon
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uniadapter_jax.common import signals
+from uniadapter_jax.common import children, signals
 from uniadapter_jax.scoring import score
 
 TEMPERATURE = 5.0
@@ -111,7 +115,7 @@ def main() -> None:
         return
     for name in sizes:
         command = [sys.executable, __file__, "--only", name]
-        subprocess.run(command + ["--quick"] * arguments.quick, check=True)
+        children.run(command + ["--quick"] * arguments.quick).check_returncode()
 
 
 if __name__ == "__main__":

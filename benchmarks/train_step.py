@@ -11,6 +11,11 @@ process with the same threads, so a machine that slows down slows both.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import json
 import resource

@@ -13,8 +13,12 @@ twenty for a BLIP; stopped, the same command goes on.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import pathlib
-import shutil
 
 import numpy as np
 import safetensors.numpy
@@ -23,6 +27,7 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax import launch
 from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import toy
 from uniadapter_jax.data.clips import PrepareSettings
@@ -95,9 +100,9 @@ def ship(family: str, backbone: pathlib.Path, output: pathlib.Path) -> None:
     tensors = safetensors.numpy.load_file(backbone / "model.safetensors")
     narrow = {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
     data = safetensors.numpy.save(narrow, metadata={"format": "pt"})
-    (output / "model.safetensors").write_bytes(data)
+    write_whole(output / "model.safetensors", data)
     for name in ("config.json", TOKENIZER_FILE[family]):
-        shutil.copy(backbone / name, output / name)
+        write_whole(output / name, (backbone / name).read_bytes())
 
 
 def main(argv: list[str]) -> int:

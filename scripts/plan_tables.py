@@ -14,21 +14,28 @@ the same chip, with as many clips a chip, that change is tried first.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import argparse
 import dataclasses
+import io
 import json
 import os
 import pathlib
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from subprocess import PIPE
 from typing import Any
 
 import jax
 
-from uniadapter_jax.common import signals
+from uniadapter_jax.common import children, signals
+from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.planning.abstract import TRAIN
 from uniadapter_jax.planning.chips import CHIPS
 from uniadapter_jax.progress import duration, say
@@ -170,7 +177,7 @@ def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
     command += [f"--config.{field}" for field in own]
     command += [f"--config.{field}={value}" for field, value in fields.items()]
     # On its own, so that what the compiler keeps goes with it.
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = children.run(command, cwd=ROOT, stdout=PIPE, stderr=PIPE, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
     return json.loads(done.stdout)
@@ -312,7 +319,9 @@ def draw(kept: dict[str, dict[str, Any]]) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
         axes.legend()
-    figure.savefig(PICTURE, metadata={"Date": None})
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    write_whole(PICTURE, drawn.getvalue())
 
 
 def main() -> None:
@@ -327,7 +336,7 @@ def main() -> None:
     kept = read_kept()
     if not given.write:
         compile_all([case for case in cases() if re.search(given.only, case.name)], kept)
-    PAGE.write_text(page(kept))
+    write_whole(PAGE, page(kept))
     draw(kept)
     say(f"{PAGE.relative_to(ROOT)}, {PICTURE.relative_to(ROOT)}")
 

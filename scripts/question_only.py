@@ -10,6 +10,11 @@ text rule and metric are the config's; prints one JSON object.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import collections
 import json
 

@@ -266,6 +266,12 @@ def test_a_folder_without_a_result_is_skipped(tmp_path, capsys):
         json.dumps(result(query_ids=[])),
         json.dumps(result(parameters={"trained": "many"})),
         json.dumps(result(metrics={"t2v": {"R@1": "high"}})),
+        json.dumps(result(metrics={"t2v": 1.5})),
+        json.dumps(result(task=[])),
+        json.dumps(result(texts=60)),
+        json.dumps(result(texts=60, clips=30, tied_queries={"t2v": 1})),
+        json.dumps(result(texts=60, clips=30, tied_queries={"t2v": {}, "v2t": 0})),
+        json.dumps(result(pessimistic_metrics={"t2v": {}, "v2t": {"R@1": 1.0}})),
         json.dumps({**result(), "sha256": "0" * 64}),
     ],
 )

@@ -93,13 +93,46 @@ def test_what_is_unsaved_is_waited_for_until_a_second_signal():
     assert job.returncode == 130
 
 
-def test_a_command_that_is_still_importing_says_one_line():
-    job = start("-X", "importtime", "-m", "uniadapter_jax.main")
+@pytest.mark.parametrize(
+    "command",
+    [("-m", "uniadapter_jax.main"), (small_run.ROOT / "benchmarks" / "scoring.py", "--quick")],
+    ids=["module", "script"],
+)
+def test_a_command_that_is_still_importing_says_one_line(command):
+    job = start("-X", "importtime", *command)
     await_line(job, "uniadapter_jax.common.signals")
     time.sleep(0.05)
     job.send_signal(signal.SIGINT)
     assert end(job)[-1] == "stopped before it began."
     assert job.returncode == 130
+
+
+def test_scripts_of_ours_hear_of_signals_before_they_import():
+    scripts = [*small_run.ROOT.glob("benchmarks/*.py"), *small_run.ROOT.glob("scripts/*.py")]
+    assert scripts
+    for script in scripts:
+        heard, _, rest = script.read_text().partition("signals.end_quietly_while_importing()")
+        assert rest and heard.count("import") <= 3, script  # __future__, and signals themselves
+
+
+PARENT = """
+import sys
+from uniadapter_jax.common import children, signals
+
+child = "import time; print('begun', flush=True); time.sleep(1000)"
+sys.exit(signals.run(lambda: children.run([sys.executable, "-c", child]).returncode))
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_command_speaks_for_its_children_and_takes_them_along(times):
+    job = start("-c", PARENT)
+    await_line(job, "begun")
+    for _ in range(times):
+        os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.001)
+    said = end(job)  # which waits for all who could still write
+    assert len(said) == 1 and job.returncode == 130, said
 
 
 def test_sigint_saves_and_the_run_goes_on(small, whole):

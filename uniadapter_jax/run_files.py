@@ -10,6 +10,7 @@ from typing import Any
 
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
 from uniadapter_jax.errors import UserError
+from uniadapter_jax.metrics import DIRECTIONS
 
 # {field of the identity: the name that it has in the config}
 IN_CONFIG = {"batch_size": "train.batch_size", "dtype": "compute.dtype"}
@@ -19,7 +20,7 @@ _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
     **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
-    **{"evaluation": dict, "texts": int, "clips": int, "questions": int},
+    **{"evaluation": dict, "texts": int, "clips": int, "questions": int, "task": str},
 }
 _ABSENT = object()
 
@@ -103,16 +104,31 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     for name, kind in _RESULT.items():
         if name in result and not isinstance(result[name], kind):
             raise FileError(path, f"{name} should be {kind.__name__}, is {result[name]!r:.80}")
-    for name in ("metrics", "pessimistic_metrics", "tied_queries"):
-        for group, values in result.get(name, {}).items():
-            numbers = values.values() if isinstance(values, dict) else [values]
-            if not all(isinstance(number, int | float) for number in numbers):
-                raise FileError(path, f"{name}.{group} should hold numbers")
     for name in ("ranks", "query_ids"):
         for group, values in result.get(name, {}).items():
             if not isinstance(values, list):
                 raise FileError(path, f"{name}.{group} should be a list")
+    if missing := {"texts", "clips"} - set(result) if "texts" in result else ():
+        raise FileError(path, f"has no field {missing.pop()}")
+    _check_numbers(path, result)
     return result
+
+
+def _check_numbers(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
+    """Numbers are where all who show a result read them, in both directions of a search."""
+    for name in ("metrics", "pessimistic_metrics", "tied_queries"):
+        for group, values in result.get(name, {}).items():
+            if isinstance(values, dict) == (name == "tied_queries"):
+                raise FileError(path, f"{name}.{group} is {values!r:.80}")
+            numbers = values.values() if isinstance(values, dict) else [values]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise FileError(path, f"{name}.{group} should hold numbers")
+    for name in ("pessimistic_metrics", "tied_queries"):
+        for way in DIRECTIONS if name in result else ():
+            if way not in result[name]:
+                raise FileError(path, f"has no field {name}.{way}")
+            if name == "pessimistic_metrics" and "R@1" not in result[name][way]:
+                raise FileError(path, f"has no field {name}.{way}.R@1")
 
 
 def check_same(where: pathlib.Path, identity: Mapping[str, Any], other: Mapping[str, Any]) -> None:

@@ -14,14 +14,17 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 3.0  # in which a command ends by itself, before it is ended
 
+_leaving = threading.Lock()  # never given back
 _received: list[int] = []  # in this process, by handlers of ours
 _nothing_unsaved: Callable[[], bool] | None = None
+CHILDREN: set[Any] = set()  # processes that `common.children` started
 
 
 def receive(number: int) -> None:
@@ -84,9 +87,14 @@ def leave(status: int, message: str = "") -> None:
 
     Threads of XLA that still compile would meet what that has taken down, and crash.
     """
+    if not _leaving.acquire(blocking=False):
+        time.sleep(0.1)  # in which the other thread says its line
+        os._exit(status)
     if processes := sys.modules.get("multiprocessing"):  # else there are no children
         for child in processes.active_children():
             child.kill()
+    for started in list(CHILDREN):
+        started.kill()
     with contextlib.suppress(OSError):  # such as a pipe that nobody reads any more
         if message:
             print(message, file=sys.stderr)
