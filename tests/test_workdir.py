@@ -166,6 +166,19 @@ def test_a_lock_file_that_says_nothing_is_taken(tmp_path, text):
         pass
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nothing"])
+def test_what_is_no_lock_file_is_refused(tmp_path, kind):
+    lock, other = tmp_path / "lock", tmp_path / "other"
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(other if kind == "link" else tmp_path / "nowhere" / "other")
+    other.write_text("precious")
+    with pytest.raises(UserError, match="lock is no regular file"), holding(tmp_path, "a test"):
+        pass
+    assert other.read_text() == "precious"
+
+
 def test_a_second_run_is_refused_and_the_first_goes_on(small, whole):
     """Also by export; killed, the first leaves a lock that the next start takes over."""
     first = begun(small, "locked", steps=2)

@@ -26,6 +26,7 @@ import json
 import os
 import pathlib
 import socket
+import stat
 import sys
 import threading
 import time
@@ -123,7 +124,7 @@ def _acquire(path: pathlib.Path, me: Holder) -> int:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+                descriptor = _open(path)
             except FileNotFoundError:  # the directory was removed just now
                 continue
         try:
@@ -133,6 +134,21 @@ def _acquire(path: pathlib.Path, me: Holder) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _open(path: pathlib.Path) -> int:
+    """Only of a file in the directory itself: one that a link leads to would be written over."""
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+        descriptor = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    raise UserError(f"{path} is no regular file, so it cannot be locked; remove it")
 
 
 def _claim(path: pathlib.Path, descriptor: int, me: Holder) -> bool:
