@@ -310,3 +310,15 @@ def test_the_module_runs_and_helps():
     command = [sys.executable, "-m", "uniadapter_jax.compare", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "RUN" in shown and "--baseline" in shown
+
+
+def test_half_a_character_in_a_name_is_printed_as_its_escape(tmp_path, capsys):
+    assert main(write(tmp_path, result(method="half\ud800"))) == 0
+    assert "half\\ud800" in capsys.readouterr().out
+
+
+def test_a_whole_number_beyond_float64_is_told(tmp_path, capsys):
+    made = result()
+    made["metrics"]["t2v"]["R@1"] = 10**400
+    assert main(write(tmp_path, made)) == 2
+    assert "beyond float64" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -74,6 +75,8 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
     @functools.wraps(command)
     def guarded(*args: Any) -> int | None:
         _silence_libraries()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what no encoding has
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return command(*args)
         except UserError as error:

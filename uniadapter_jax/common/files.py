@@ -126,11 +126,16 @@ def parse_line(text: bytes | str) -> Any:
     """The JSON value of a text.
 
     Raises:
-      ValueError: it is none, too deep, or holds NaN, infinity or a key twice.
+      ValueError: it is none, too deep, or holds NaN, infinity, a number beyond float64 or a
+        key twice.
     """
     try:
         return json.loads(
-            text, parse_constant=_not_finite, parse_float=_finite, object_pairs_hook=_object
+            text,
+            parse_constant=_not_finite,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_object,
         )
     except RecursionError as error:
         raise ValueError("nested too deep") from error
@@ -154,6 +159,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is beyond float64")
     return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 308:  # float() and format() of it would raise wherever it is used
+        raise ValueError(f"{text[:40]}... is beyond float64")
+    return int(text)
 
 
 def _name(kind: type) -> str:
