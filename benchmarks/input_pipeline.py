@@ -26,11 +26,11 @@ from absl import flags, logging
 from PIL import Image
 
 from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.common.errors import run_app
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data.clips import PrepareSettings
-from uniadapter_jax.data.pipeline import train_batches
+from uniadapter_jax.data.loading.pipeline import train_batches
+from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.records import Records, open_records
-from uniadapter_jax.errors import run_app
 from uniadapter_jax.prepare import prepare
 
 _RECORDS = flags.DEFINE_string("records", None, "Prepared records; default: made in a temp dir.")

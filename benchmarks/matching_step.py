@@ -76,17 +76,17 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
     import jax
     import numpy as np
 
-    from uniadapter_jax import mesh as meshes
-    from uniadapter_jax.adapters import get_method
+    from uniadapter_jax.adapters.partition import partition
+    from uniadapter_jax.adapters.registry import get_method
     from uniadapter_jax.backbones.blip import BLIP
     from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
+    from uniadapter_jax.common.randomness import generator
     from uniadapter_jax.config import base_config
-    from uniadapter_jax.optimizers import make_optimizer
-    from uniadapter_jax.partition import partition
-    from uniadapter_jax.randomness import generator
-    from uniadapter_jax.step import init_opt_state, make_step
-    from uniadapter_jax.tasks import get_task
+    from uniadapter_jax.parallel import mesh as meshes
     from uniadapter_jax.tasks.base import Setting, place_state
+    from uniadapter_jax.tasks.registry import get_task
+    from uniadapter_jax.training.optimizers import make_optimizer
+    from uniadapter_jax.training.step import init_opt_state, make_step
 
     sizes = {"architectures": [MATCHING], "vision_config": {"image_size": args.size}}
     blip_config = BLIPConfig.from_huggingface(sizes)

@@ -26,19 +26,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import Partition, partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.common import signals
+from uniadapter_jax.common.randomness import generator
+from uniadapter_jax.common.types import Array, PyTree
 from uniadapter_jax.config import base_config
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import Partition, partition
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import collectives
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.step import init_opt_state, make_step, pure_step
-from uniadapter_jax.tasks.retrieval import Retrieval
-from uniadapter_jax.types import Array, PyTree
+from uniadapter_jax.tasks.retrieval.task import Retrieval
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import init_opt_state, make_step, pure_step
 
 # Small, so that what does not belong to the products shows.
 _TOWER = {

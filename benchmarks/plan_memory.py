@@ -29,8 +29,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from uniadapter_jax import config as configs
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.errors import run_app
+from uniadapter_jax.common.errors import run_app
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.topology import open_slice

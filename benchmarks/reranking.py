@@ -32,18 +32,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax import reranking_plan as plan
-from uniadapter_jax.adapters import AdapterParam
+from uniadapter_jax.adapters.partition import Partition, partition
+from uniadapter_jax.adapters.registry import AdapterParam
 from uniadapter_jax.adapters.uniadapter_blip import attach
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common import children, signals
-from uniadapter_jax.pair_scores import PairScorer, Texts
-from uniadapter_jax.partition import Partition, partition
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.reranking import Reranker
+from uniadapter_jax.common.randomness import generator
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.tasks.matching import reranking_plan as plan
+from uniadapter_jax.tasks.matching.pair_scores import PairScorer, Texts
+from uniadapter_jax.tasks.matching.reranking import Reranker
 
 TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 GALLERIES = (4, 16)

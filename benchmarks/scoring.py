@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uniadapter_jax.common import children, signals
-from uniadapter_jax.scoring import score
+from uniadapter_jax.tasks.retrieval.scoring import score
 
 TEMPERATURE = 5.0
 

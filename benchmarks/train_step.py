@@ -26,18 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.common import signals
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
-from uniadapter_jax.flops import forward_flops
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import partition
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.planning.flops import forward_flops
 from uniadapter_jax.planning.sizes import backbone_config
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.step import init_opt_state, make_step
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.tasks.retrieval.task import Retrieval
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import init_opt_state, make_step
 
 
 def seconds(function, *args) -> float:  # type: ignore[no-untyped-def]

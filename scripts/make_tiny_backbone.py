@@ -25,16 +25,16 @@ import safetensors.numpy
 from absl import flags
 from ml_collections import ConfigDict
 
-from uniadapter_jax import launch
 from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data import toy
-from uniadapter_jax.data.clips import PrepareSettings
-from uniadapter_jax.errors import UserError, run_app
+from uniadapter_jax.data.preparation import toy
+from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.parallel import launch
+from uniadapter_jax.parallel.progress import Progress
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.progress import Progress
-from uniadapter_jax.run import run
+from uniadapter_jax.runs.run import run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # CLIP's: 512 bytes, BOS, EOS, and merges that leave a token or two to each word. BLIP's without

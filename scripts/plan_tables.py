@@ -36,9 +36,9 @@ import jax
 
 from uniadapter_jax.common import children, signals
 from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.parallel.progress import duration, say
 from uniadapter_jax.planning.abstract import TRAIN
 from uniadapter_jax.planning.chips import CHIPS
-from uniadapter_jax.progress import duration, say
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEPT, PAGE, PICTURE = (ROOT / "docs" / f for f in ("plans.jsonl", "plans.md", "weak_scaling.svg"))

@@ -21,11 +21,11 @@ import json
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from uniadapter_jax.data.caption_text import TextRule
+from uniadapter_jax.common.errors import run_app
 from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.errors import run_app
-from uniadapter_jax.vqa_metrics import accuracy_groups
+from uniadapter_jax.data.tokenizers.caption_text import TextRule
+from uniadapter_jax.tasks.vqa.metrics import accuracy_groups
 
 
 def commonest(train: Records, test: Records, rule: TextRule) -> dict[object, str]:

@@ -10,14 +10,15 @@ import numpy as np
 import tiny
 from ml_collections import ConfigDict
 
-from uniadapter_jax import gallery, testing
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax import testing
+from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING
-from uniadapter_jax.blip_model import AdaptedBLIP
-from uniadapter_jax.data.text import MissingTokenizer
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer
-from uniadapter_jax.model import AdaptedModel
-from uniadapter_jax.partition import partition
+from uniadapter_jax.data.tokenizers.clip import MissingTokenizer
+from uniadapter_jax.data.tokenizers.wordpiece import WordPieceTokenizer
+from uniadapter_jax.inference import gallery
+from uniadapter_jax.inference.blip_model import AdaptedBLIP
+from uniadapter_jax.inference.model import AdaptedModel
 
 PAD, CLS, SEP, DEC, VOCAB, WORDS = 0, 2, 5, 58, 60, 6
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "what", "[SEP]", "yes", "no", "##s", "is", "grey"]

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.data.preparation.clips import PrepareSettings
 
 Path = pathlib.Path
 

@@ -63,11 +63,11 @@ def main():
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator, int(count), int(index), initialization_timeout=60)
 
-    from uniadapter_jax import mesh as meshes
-    from uniadapter_jax.adapters import AdapterParam
-    from uniadapter_jax.pair_scores import Texts
-    from uniadapter_jax.partition import partition
-    from uniadapter_jax.reranking import Reranker
+    from uniadapter_jax.adapters.partition import partition
+    from uniadapter_jax.adapters.registry import AdapterParam
+    from uniadapter_jax.parallel import mesh as meshes
+    from uniadapter_jax.tasks.matching.pair_scores import Texts
+    from uniadapter_jax.tasks.matching.reranking import Reranker
 
     ids, mask, features, similarity, clips, present = arrays(frames=3)
     devices = [jax.devices()[i] for i in (2, 0, 3, 1)]  # of the second and the first in turn

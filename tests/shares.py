@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.parallel import mesh as meshes
 
 DATA, FSDP, TENSOR = (
     {"data": -1, "fsdp": 1, "tensor": 1},

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import uniadapter_jax.run  # noqa: F401 (imported once, in the server)
+import uniadapter_jax.runs.run  # noqa: F401 (imported once, in the server)
 
 
 def call(module: str, function: str, arguments: tuple[Any, ...]) -> None:

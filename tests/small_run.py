@@ -34,8 +34,8 @@ from PIL import Image, ImageDraw
 
 import uniadapter_jax
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data.clips import PrepareSettings
-from uniadapter_jax.data.text import load_tokenizer
+from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer
 from uniadapter_jax.prepare import prepare
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent

@@ -11,13 +11,13 @@ import test_matching_task as matching
 import tiny
 from jax.sharding import AxisType
 
-from uniadapter_jax import accumulation
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import collectives
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.tasks.retrieval.task import Retrieval
+from uniadapter_jax.training import accumulation
 
 DROPOUT = {"dropout": 0.3}
 

@@ -8,12 +8,12 @@ import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import METHODS, AdapterParam, get_method
 from uniadapter_jax.adapters.base import slot_of_layer
+from uniadapter_jax.adapters.partition import count, flat_names
+from uniadapter_jax.adapters.registry import METHODS, AdapterParam, get_method
 from uniadapter_jax.backbones import layers, scan
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import count, flat_names
+from uniadapter_jax.common.errors import UserError
 
 TRAINING = sorted(set(METHODS) - {"zero_shot"})
 ADDING = ["cross_modal_adapter", "lora", "uniadapter"]

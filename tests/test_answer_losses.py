@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uniadapter_jax.answer_losses import answer_losses, token_losses, weighted_loss
+from uniadapter_jax.tasks.vqa.losses import answer_losses, token_losses, weighted_loss
 
 B, P, A, V, PAD, SEP = 3, 4, 6, 11, 0, 5
 

@@ -7,12 +7,12 @@ import pytest
 import tiny
 from test_uniadapter_blip import adapted
 
-from uniadapter_jax.answering import generate_answers, rank_answers, read_questions
 from uniadapter_jax.backbones.blip import MATCHING
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.clip_states import encode_clips
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.frame_weights import frame_factor
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.tasks.clip_states import encode_clips
+from uniadapter_jax.tasks.frame_weights import frame_factor
+from uniadapter_jax.tasks.vqa.answering import generate_answers, rank_answers, read_questions
 
 DEC, ENC, SEP, PAD, VOCAB = 58, 59, 5, 0, 60
 CLIPS, FRAMES, ASKED, WORDS, LENGTH = 4, 2, 2, 7, 6

@@ -16,8 +16,8 @@ import small_run
 
 from uniadapter_jax.common.digests import DIGESTS_FILE
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer, train_tokenizer
 from uniadapter_jax.weights.directory import FINGERPRINT_FILE, load_backbone, save_backbone
 
 

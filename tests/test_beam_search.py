@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uniadapter_jax.beam_search import beam_search
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.tasks.vqa.beam_search import beam_search
 
 FIRST, END, PAD = 0, 1, 0
 

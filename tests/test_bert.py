@@ -11,7 +11,7 @@ from flax import nnx
 
 from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.memory import Memory, attend
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 WIDTH, ATTENDED, HEADS = 32, 24, 4
 

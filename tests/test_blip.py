@@ -7,14 +7,14 @@ import pytest
 import tiny
 from flax import nnx
 
+from uniadapter_jax.adapters.partition import flat_names, partition
 from uniadapter_jax.backbones import functions
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.backbones.pixels import normalize_pixels
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import flat_names, partition
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 
 
 def pictures(count=2):

@@ -12,15 +12,10 @@ import orbax.checkpoint as ocp
 import pytest
 from damage import damage, harm
 
-from uniadapter_jax import stored_checkpoint as stored
-from uniadapter_jax.checkpoint import (
-    Checkpoints,
-    abstract_like,
-    last_step,
-    restore_trainable,
-)
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.stored_checkpoint import Damaged
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.runs import stored_checkpoint as stored
+from uniadapter_jax.runs.checkpoint import Checkpoints, abstract_like, last_step, restore_trainable
+from uniadapter_jax.runs.stored_checkpoint import Damaged
 
 IDENTITY = {"seed": 0, "method.name": "lora"}
 STEPS = (2, 4, 6)

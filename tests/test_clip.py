@@ -8,7 +8,7 @@ import tiny
 
 from uniadapter_jax.backbones import clip
 from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 
 def test_config_round_trip_and_transformers_defaults():

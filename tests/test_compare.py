@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.compare import compare, compare_all, main, read_results, table, tables
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.metrics import paired_bootstrap, summarize
+from uniadapter_jax.tasks.retrieval.metrics import paired_bootstrap, summarize
 
 CLIPS = 30
 

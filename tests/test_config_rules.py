@@ -9,11 +9,11 @@ import pytest
 import small_run
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import METHODS
+from uniadapter_jax.adapters.registry import METHODS
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import INT32
 from uniadapter_jax.config import base_config, validate
-from uniadapter_jax.config_rules import MULTIPLIERS, RANGES, choices_of, leaves, ranges_of
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.config.rules import MULTIPLIERS, RANGES, choices_of, leaves, ranges_of
 from uniadapter_jax.weights.directory import load_backbone
 
 PAIRS = [(method, task) for method in METHODS for task in ("retrieval", "matching", "vqa")]

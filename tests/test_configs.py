@@ -11,16 +11,16 @@ import jax
 import pytest
 import small_run
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import METHODS
+from uniadapter_jax.adapters.partition import count
+from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config, validate
-from uniadapter_jax.data.wordpiece import train_wordpiece
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import count
+from uniadapter_jax.data.tokenizers.wordpiece import train_wordpiece
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.abstract import OPTIMIZER, TRAIN, abstract_partition, build
 from uniadapter_jax.planning.sizes import known_config
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.directory import read_config
 from uniadapter_jax.weights.families import check_tokenizer
 

@@ -18,12 +18,14 @@ import pytest
 from PIL import Image
 
 import uniadapter_jax
-from uniadapter_jax import demo, gallery, metrics, scoring
-from uniadapter_jax.data.pipeline import clip_batches
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.evaluate import RetrievalEvaluator
-from uniadapter_jax.experiment import build
-from uniadapter_jax.train import fit
+from uniadapter_jax import demo
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.loading.pipeline import clip_batches
+from uniadapter_jax.inference import gallery
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.tasks.retrieval import metrics, scoring
+from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent
 SIZE = demo.Size(train=240, test=80, steps=120)

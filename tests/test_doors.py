@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import tiny
 
-from uniadapter_jax import gallery, load_model, testing
+from uniadapter_jax import load_model, testing
+from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import flat_names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.inference import gallery
 
 SHARE = 300  # of the wrong arguments, every day; all of them under `slow`
 

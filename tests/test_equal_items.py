@@ -11,20 +11,21 @@ import tiny
 from PIL import Image
 from test_vqa_task import TOKENS
 
-from uniadapter_jax import caveats, metrics, scoring
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax import reranking_plan as plan
 from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data.text import load_tokenizer
-from uniadapter_jax.evaluate import Encoder, make_evaluator, selection_value
-from uniadapter_jax.experiment import build
-from uniadapter_jax.model_card import _measured
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer
+from uniadapter_jax.inference.model_card import _measured
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.reranking import FILL
-from uniadapter_jax.run import summary
-from uniadapter_jax.scoring import cosines, score
-from uniadapter_jax.train import fit
+from uniadapter_jax.runs import caveats
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.runs.run import summary
+from uniadapter_jax.tasks.matching import reranking_plan as plan
+from uniadapter_jax.tasks.matching.reranking import FILL
+from uniadapter_jax.tasks.retrieval import metrics, scoring
+from uniadapter_jax.tasks.retrieval.evaluator import Encoder, make_evaluator, selection_value
+from uniadapter_jax.tasks.retrieval.scoring import cosines, score
 
 KINDS, TEXTS, CLIPS = 9, 14, 30
 WORDS = [*TOKENS[6:8], *TOKENS[9:40]]

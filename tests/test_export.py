@@ -19,12 +19,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from uniadapter_jax import load_model
-from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.adapters.partition import flat_names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.loading.pipeline import clip_batches
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.export import export, main, push
-from uniadapter_jax.metrics import retrieval_ranks
-from uniadapter_jax.partition import flat_names
+from uniadapter_jax.tasks.retrieval.metrics import retrieval_ranks
 from uniadapter_jax.weights.safetensors_file import read_safetensors, write_safetensors
 
 TEXTS = ["a red disc number 3", "box in green", "nothing of the kind"]

@@ -4,10 +4,10 @@ import jax
 import pytest
 import tiny
 
-from uniadapter_jax.adapters import METHODS
+from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.config import base_config
-from uniadapter_jax.flops import forward_flops, kernel_flops, step_flops
 from uniadapter_jax.planning.abstract import abstract_partition
+from uniadapter_jax.planning.flops import forward_flops, kernel_flops, step_flops
 from uniadapter_jax.planning.sizes import known_config
 
 SIZES = {"clips": 8, "frames": 12, "words": 32}

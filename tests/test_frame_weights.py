@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from uniadapter_jax.frame_weights import frame_factor, token_mask
+from uniadapter_jax.tasks.frame_weights import frame_factor, token_mask
 
 
 def unit(rng, *shape):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax import gallery
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.inference import gallery
 
 
 def jpeg(colour, size=(64, 64)):

@@ -10,14 +10,14 @@ import small_run
 from ml_collections import ConfigDict
 from test_resume import begun
 
-from uniadapter_jax import identity
-from uniadapter_jax.adapters import METHODS
+from uniadapter_jax.adapters.registry import METHODS
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config, validate
-from uniadapter_jax.config_rules import MULTIPLIERS, choices_of, leaves, ranges_of
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.identity import FREE, check_identity, differences
-from uniadapter_jax.results import OTHERS
-from uniadapter_jax.tasks import TASKS
+from uniadapter_jax.config.rules import MULTIPLIERS, choices_of, leaves, ranges_of
+from uniadapter_jax.runs import identity
+from uniadapter_jax.runs.identity import FREE, check_identity, differences
+from uniadapter_jax.runs.results import OTHERS
+from uniadapter_jax.tasks.registry import TASKS
 
 FACTS = {
     **{name: name for name in ("backbone", "tokenizer", "data.records", "data.test", "answers")},

@@ -20,7 +20,7 @@ import pytest
 import small_run
 from small_run import OFTEN
 
-from uniadapter_jax.data.shards import ITEMS_PER_SHARD
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD
 
 # System calls by what they do, and how many of one kind a prepare or a few steps make.
 CALLS = {

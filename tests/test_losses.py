@@ -11,7 +11,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_similarity import data, f32, naive, naive_gradient
 
-from uniadapter_jax.losses import contrastive_loss, in_batch_accuracy, retrieval_loss
+from uniadapter_jax.tasks.retrieval.losses import (
+    contrastive_loss,
+    in_batch_accuracy,
+    retrieval_loss,
+)
 
 COLLECTIVE = re.compile(r"all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all")
 

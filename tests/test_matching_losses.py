@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.matching_losses import (
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.tasks.matching.losses import (
     Momentum,
     average,
     empty_queue,

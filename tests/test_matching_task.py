@@ -9,22 +9,22 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from uniadapter_jax import matching_losses as losses
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import count, partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.frame_weights import frame_factor
-from uniadapter_jax.matching_losses import Queue
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import count, partition
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.step import init_opt_state, make_step
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.tasks.base import Setting, place_state
-from uniadapter_jax.tasks.matching import Negatives
+from uniadapter_jax.tasks.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.tasks.frame_weights import frame_factor
+from uniadapter_jax.tasks.matching import losses
+from uniadapter_jax.tasks.matching.losses import Queue
+from uniadapter_jax.tasks.matching.task import Negatives
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import init_opt_state, make_step
 
 N, WORDS = 8, 6
 KIND = get_task("matching")

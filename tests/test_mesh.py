@@ -10,8 +10,8 @@ import pytest
 from jax.experimental import mesh_utils
 from shares import DATA, FSDP, TENSOR, assert_each_row_once
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.parallel import mesh as meshes
 
 # Processes along v5e:4x4, as `jax.make_mesh` orders its devices.
 V5E_4X4 = (0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0)

@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.metrics import (
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.tasks.retrieval.metrics import (
     clips_with_text,
     close_pairs,
     paired_bootstrap,
@@ -115,7 +115,7 @@ def test_chunks_change_nothing(v2t, ties, monkeypatch):
     item = rng.integers(0, 23, size=57)
     whole = retrieval_ranks(similarity, item, v2t, ties)
     pairs = close_pairs(similarity, item, v2t)
-    monkeypatch.setattr("uniadapter_jax.metrics.CHUNK_BYTES", 8 * 23 * 5)
+    monkeypatch.setattr("uniadapter_jax.tasks.retrieval.metrics.CHUNK_BYTES", 8 * 23 * 5)
     parts = retrieval_ranks(similarity, item, v2t, ties)
     for name in ("t2v", "v2t"):
         np.testing.assert_array_equal(parts[name], whole[name])

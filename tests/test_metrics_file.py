@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from damage import damage
 
-from uniadapter_jax.metrics_file import make_line
-from uniadapter_jax.writer import Writer
+from uniadapter_jax.runs.metrics_file import make_line
+from uniadapter_jax.runs.writer import Writer
 
 
 def values(step, **more):

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.optimizers import (
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.training.optimizers import (
     RECIPES,
     clip_by_norm,
     decays,

@@ -8,13 +8,13 @@ import pytest
 import tiny
 from flax import nnx
 
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters.partition import count, flat_names, partition
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import count, flat_names, partition
-from uniadapter_jax.step import init_opt_state, make_step
-from uniadapter_jax.tasks.retrieval import Retrieval
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.tasks.retrieval.task import Retrieval
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import init_opt_state, make_step
 
 
 def test_merge_gives_the_model_back():

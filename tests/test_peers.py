@@ -12,12 +12,12 @@ import time
 import pytest
 from small_run import ROOT
 
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.peers import meet
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.parallel.peers import meet
 
 CHILD = """
 import os, sys, time
-from uniadapter_jax.peers import meet
+from uniadapter_jax.parallel.peers import meet
 index, count, port, then = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 peers = meet(f"127.0.0.1:{port}", index, count, 20)
 peers.watch(0.5)

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from uniadapter_jax.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
+from uniadapter_jax.parallel.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
 
 _WORK = """
 import sys, time
 import jax
-from uniadapter_jax.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
+from uniadapter_jax.parallel.preemption import Preempted, leaving_on_signal, noting_signal, pass_by
 
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=60)
 done = 0
@@ -44,7 +44,7 @@ def test_one_process_leaves_at_once_or_notes_it():
 
 
 def test_work_that_may_not_be_left_is_not_asked(monkeypatch):
-    monkeypatch.setattr("uniadapter_jax.preemption.reached", lambda: True)
+    monkeypatch.setattr("uniadapter_jax.parallel.preemption.reached", lambda: True)
     monkeypatch.setattr("jax.process_count", lambda: 2)
     pass_by()
     with leaving_on_signal():

@@ -10,10 +10,10 @@ import types
 import pytest
 import small_run
 
-from uniadapter_jax import preflight
-from uniadapter_jax.data.text import PAD_ID
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.experiment import build
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import PAD_ID
+from uniadapter_jax.runs import preflight
+from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.weights.families import check_tokenizer
 
 

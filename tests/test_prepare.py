@@ -16,11 +16,11 @@ import media
 import numpy as np
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data import images
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.shards import ITEMS_PER_SHARD
-from uniadapter_jax.data.wordpiece import load_wordpiece
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
 from uniadapter_jax.prepare import prepare
 
 CONFIG = """
@@ -206,7 +206,7 @@ class TestTooManyBad:
         def decoded(*args, **kwargs):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr("uniadapter_jax.data.shards.read_clip", decoded)
+        monkeypatch.setattr("uniadapter_jax.data.preparation.shards.read_clip", decoded)
         prepare(media.settings(max_bad_share=0.5), manifest, str(tmp_path / "out"))
         assert len(open_records(str(tmp_path / "out"), "train")) == 6
         assert not (tmp_path / "out.work").exists()

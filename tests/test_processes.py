@@ -18,10 +18,10 @@ import small_run
 from ml_collections import ConfigDict
 from small_run import OFTEN, PATIENCE
 
-from uniadapter_jax import metrics, scoring
-from uniadapter_jax.evaluate import RetrievalEvaluator
-from uniadapter_jax.experiment import build
-from uniadapter_jax.train import fit
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.tasks.retrieval import metrics, scoring
+from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 
 ADAPTER = "cross_modal_adapter"
 METHODS = (ADAPTER, "lora", "full", "projection", "zero_shot")
@@ -177,7 +177,7 @@ def test_two_that_disagree_stop_with_every_difference(small):
     """Config, data, and the code itself."""
     code = small.root / "other_code"
     shutil.copytree(small_run.ROOT / "uniadapter_jax", code / "uniadapter_jax")
-    (code / "uniadapter_jax/flops.py").open("a").write("# edited\n")
+    (code / "uniadapter_jax/planning/flops.py").open("a").write("# edited\n")
     records = small.root / "other_records"
     shutil.copytree(small.records, records)
     index = records / "index-train.jsonl"

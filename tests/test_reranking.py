@@ -17,16 +17,16 @@ import rerank_case
 from rerank_case import ITEMS, TEXTS, arrays, clip_source, options
 from test_processes import free_port
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax import metrics
-from uniadapter_jax import reranking_plan as plan
-from uniadapter_jax.adapters import AdapterParam
+from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.registry import AdapterParam
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.frame_weights import frame_factor
-from uniadapter_jax.pair_scores import Texts
-from uniadapter_jax.partition import partition
-from uniadapter_jax.reranking import FILL, Reranker
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.tasks.frame_weights import frame_factor
+from uniadapter_jax.tasks.matching import reranking_plan as plan
+from uniadapter_jax.tasks.matching.pair_scores import Texts
+from uniadapter_jax.tasks.matching.reranking import FILL, Reranker
+from uniadapter_jax.tasks.retrieval import metrics
 
 
 @functools.cache
@@ -234,7 +234,9 @@ def test_a_killed_run_goes_on(tmp_path, capsys):
 
 def test_all_done_needs_no_clips(tmp_path, monkeypatch):
     stage = one_device(1, False)
-    monkeypatch.setattr("uniadapter_jax.reranking_parts.Parts.remove", lambda self: None)
+    monkeypatch.setattr(
+        "uniadapter_jax.tasks.matching.reranking_parts.Parts.remove", lambda self: None
+    )
     first = rerank(stage, workdir=tmp_path)
     again = rerank(stage, workdir=tmp_path, clips=None)
     for got, wanted in zip(again, first, strict=True):

@@ -14,10 +14,10 @@ import pytest
 import small_run
 from small_run import OFTEN
 
-from uniadapter_jax.evaluate import make_evaluator
-from uniadapter_jax.experiment import build
-from uniadapter_jax.preemption import Preempted
-from uniadapter_jax.train import fit
+from uniadapter_jax.parallel.preemption import Preempted
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.tasks.retrieval.evaluator import make_evaluator
 
 # Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
 MOMENTS = list(zip((3, 6, 10, 15), np.random.default_rng(0).uniform(0.0, 0.08, 4), strict=True))

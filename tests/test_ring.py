@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.ring import fetch_rows
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.ring import fetch_rows
 
 N, WIDE = 64, (32, 48)
 

@@ -11,16 +11,16 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_similarity import data, f32
 
-from uniadapter_jax import ring_loss
 from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.losses import retrieval_loss
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import collectives
-from uniadapter_jax.ring_loss import ring_retrieval_loss
-from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.tasks.retrieval import ring_loss
+from uniadapter_jax.tasks.retrieval.losses import retrieval_loss
+from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss
 
 MB = 10**6
 

@@ -12,10 +12,10 @@ import pytest
 import small_run
 from damage import damage
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.compare import main as compare
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.export import main as export
-from uniadapter_jax.run_files import check_same, read_result, read_run, write_result
+from uniadapter_jax.runs.files import check_same, read_result, read_run, write_result
 
 FILES = ("config.json", "identity.json", "result.json")
 CONFIG = {

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from test_similarity import data, naive
 
-from uniadapter_jax import scoring
-from uniadapter_jax.scoring import score
+from uniadapter_jax.tasks.retrieval import scoring
+from uniadapter_jax.tasks.retrieval.scoring import score
 
 NAMES = ("q_score", "mean_pool", "mean_pool_unit")
 

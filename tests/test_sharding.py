@@ -12,20 +12,20 @@ import tiny
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import METHODS, get_method
+from uniadapter_jax.adapters.partition import flat_names, partition
+from uniadapter_jax.adapters.registry import METHODS, get_method
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config, validate
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.export import export
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.sharding import Weights, axes_of
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import KINDS
-from uniadapter_jax.randomness import generator
-from uniadapter_jax.sharding import Weights, axes_of
-from uniadapter_jax.step import init_opt_state, make_step
-from uniadapter_jax.tasks import get_task
 from uniadapter_jax.tasks.base import Setting, place_state
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import init_opt_state, make_step
 
 N, STEPS = 8, 10
 ONE = {"data": 1, "fsdp": 1, "tensor": 1}

@@ -13,7 +13,7 @@ import small_run
 from small_run import OFTEN, PATIENCE
 
 from uniadapter_jax.common.signals import hidden_from_children
-from uniadapter_jax.data.shards import ITEMS_PER_SHARD
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD
 from uniadapter_jax.prepare import prepare
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax.similarity import SIMILARITIES
+from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 
 NAMES = sorted(SIMILARITIES)
 

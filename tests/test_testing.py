@@ -10,12 +10,12 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import get_method
-from uniadapter_jax.blip_model import AdaptedBLIP
-from uniadapter_jax.data.text import MissingTokenizer
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.model import AdaptedModel
-from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.adapters.partition import flat_names, partition
+from uniadapter_jax.adapters.registry import get_method
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import MissingTokenizer
+from uniadapter_jax.inference.blip_model import AdaptedBLIP
+from uniadapter_jax.inference.model import AdaptedModel
 from uniadapter_jax.testing import (
     loss_and_grads,
     momentum_update,

@@ -8,12 +8,12 @@ import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import AdapterParam
+from uniadapter_jax.adapters.partition import count, flat_names, partition
+from uniadapter_jax.adapters.registry import AdapterParam
 from uniadapter_jax.adapters.uniadapter_blip import attach
 from uniadapter_jax.backbones import scan
 from uniadapter_jax.backbones.blip import BLIP, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.partition import count, flat_names, partition
 
 OPTIONS = {
     "bottleneck": 3,

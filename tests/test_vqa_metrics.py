@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.vqa_answers import CONTRACTIONS, normalize_answer
-from uniadapter_jax.vqa_metrics import (
+from uniadapter_jax.tasks.vqa.answers import CONTRACTIONS, normalize_answer
+from uniadapter_jax.tasks.vqa.metrics import (
     answer_accuracy,
     exact_match_accuracy,
     vqa_accuracy,

@@ -12,23 +12,23 @@ import pytest
 import tiny
 from test_uniadapter_blip import adapted
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax import vqa_metrics
-from uniadapter_jax.adapters import AdapterParam
+from uniadapter_jax.adapters.partition import flat_names, partition
+from uniadapter_jax.adapters.registry import AdapterParam
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
-from uniadapter_jax.data.caption_text import TextRule
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.experiment import build
-from uniadapter_jax.partition import flat_names, partition
+from uniadapter_jax.data.tokenizers.caption_text import TextRule
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.run import announce_cut
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.run import announce_cut
 from uniadapter_jax.tasks.base import Setting
-from uniadapter_jax.vqa_evaluation import VqaEvaluator
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.tasks.vqa import metrics as vqa_metrics
+from uniadapter_jax.tasks.vqa.evaluator import VqaEvaluator
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAD, SEP, DEC, VOCAB = 0, 5, 58, 60

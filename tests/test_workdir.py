@@ -19,10 +19,10 @@ import pytest
 import small_run
 from test_resume import assert_same_run, begun
 
-from uniadapter_jax import workdir
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.export import export
-from uniadapter_jax.workdir import Holder, check_free, holding
+from uniadapter_jax.runs import workdir
+from uniadapter_jax.runs.workdir import Holder, check_free, holding
 
 CODE = """
 import os, sys, time

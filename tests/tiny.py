@@ -6,12 +6,12 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
-from uniadapter_jax.partition import partition
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.common.randomness import generator
 
 EOS = 99
 

@@ -11,13 +11,13 @@ import numpy as np
 import safetensors.numpy
 
 from uniadapter_jax import load_model
+from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.backbones.memory import Memory
-from uniadapter_jax.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.convert import convert_weights
-from uniadapter_jax.frame_weights import frame_factor
-from uniadapter_jax.partition import flat_names
+from uniadapter_jax.tasks.clip_states import clip_features, encode_clips, frame_features
+from uniadapter_jax.tasks.frame_weights import frame_factor
 from uniadapter_jax.testing import loss_and_grads, momentum_update, official_names, rank_scores
-from uniadapter_jax.weights import uniadapter_names
+from uniadapter_jax.weights.names import uniadapter as uniadapter_names
 from uniadapter_jax.weights.sources import Hints
 
 # As the script has them.

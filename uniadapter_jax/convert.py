@@ -28,8 +28,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.functions import ACTIVATIONS
 from uniadapter_jax.common.digests import check_digests
+from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
-from uniadapter_jax.errors import UserError, plain_command
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     check_fingerprint,
@@ -40,7 +40,7 @@ from uniadapter_jax.weights.directory import (
 )
 from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
-from uniadapter_jax.weights.rules import Context, convert
+from uniadapter_jax.weights.names.rules import Context, convert
 from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 

@@ -30,21 +30,22 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from uniadapter_jax import gallery, launch
 from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.config import base_config, parse_argument
-from uniadapter_jax.data import toy
-from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.data.preparation import toy
+from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.sources.manifest import json_lines
-from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.evaluate import RetrievalEvaluator, make_evaluator
-from uniadapter_jax.experiment import build
-from uniadapter_jax.preemption import Preempted, end
+from uniadapter_jax.inference import gallery
+from uniadapter_jax.parallel import launch
+from uniadapter_jax.parallel.preemption import Preempted, end
+from uniadapter_jax.parallel.progress import Progress, duration, say
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.progress import Progress, duration, say
-from uniadapter_jax.run import run
-from uniadapter_jax.train import fit
-from uniadapter_jax.workdir import holding
+from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.runs.run import run
+from uniadapter_jax.runs.workdir import holding
+from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator, make_evaluator
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"

@@ -26,30 +26,25 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
 
-from uniadapter_jax.adapters import Method, get_method
+from uniadapter_jax.adapters.partition import Partition, flat_names
+from uniadapter_jax.adapters.registry import Method, get_method
 from uniadapter_jax.backbones.clip import CLIP
-from uniadapter_jax.checkpoint import last_step, restore_trainable
 from uniadapter_jax.common.digests import write_digests
+from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.common.ranges import check_range, check_type
 from uniadapter_jax.config import base_config
-from uniadapter_jax.config_rules import MULTIPLIERS, leaves, ranges_of
-from uniadapter_jax.errors import UserError, plain_command
-from uniadapter_jax.model import put_adapter, trainable_shapes
-from uniadapter_jax.model_card import SELECTIONS, UNKNOWN_LICENSE, model_card
-from uniadapter_jax.partition import Partition, flat_names
-from uniadapter_jax.run_files import Run, check_same, read_run
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.config.rules import MULTIPLIERS, leaves, ranges_of
+from uniadapter_jax.inference.model import put_adapter, trainable_shapes
+from uniadapter_jax.inference.model_card import SELECTIONS, UNKNOWN_LICENSE, model_card
+from uniadapter_jax.runs.checkpoint import last_step, restore_trainable
+from uniadapter_jax.runs.files import Run, check_same, read_run
+from uniadapter_jax.runs.workdir import check_free
+from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.adapter_directory import PEFT_FOLDER, AdapterFiles, write_adapter
-from uniadapter_jax.weights.directory import (
-    Backbone,
-    copy_tokenizer,
-    fill_backbone,
-    load_backbone,
-)
+from uniadapter_jax.weights.directory import Backbone, copy_tokenizer, fill_backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
-from uniadapter_jax.weights.peft_layout import write_peft
-from uniadapter_jax.workdir import check_free
+from uniadapter_jax.weights.names.peft import write_peft
 
 # Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")

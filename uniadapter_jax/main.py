@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from uniadapter_jax import launch
-from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.preemption import Preempted, end
-from uniadapter_jax.run import run
+from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.parallel import launch
+from uniadapter_jax.parallel.preemption import Preempted, end
+from uniadapter_jax.runs.run import run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; default runs/<name>.")

@@ -21,10 +21,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax import config as configs
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.data.records import carve_validation, open_records
-from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.experiment import count_steps
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import find_change, largest_slice
 from uniadapter_jax.planning.compilation import compile_program
@@ -32,8 +32,8 @@ from uniadapter_jax.planning.report import describe, tables
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.topology import Slice, open_slice
 from uniadapter_jax.planning.useful import useful_flops
-from uniadapter_jax.progress import say
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.runs.assembly import count_steps
+from uniadapter_jax.tasks.registry import get_task
 
 SCHEMA = 1
 _GIB = 2**30

@@ -30,15 +30,21 @@ from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.common.progress import Progress, on_terminal
-from uniadapter_jax.data.clips import PrepareSettings
+from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.preparation.shards import (
+    Shard,
+    check_shard,
+    hash_json,
+    media_size,
+    plan_shards,
+)
+from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.prepared import read_prepared
-from uniadapter_jax.data.shards import Shard, check_shard, hash_json, media_size, plan_shards
 from uniadapter_jax.data.sources import Source, read_source
-from uniadapter_jax.data.workers import decode_shards
-from uniadapter_jax.errors import UserError, run_app
-from uniadapter_jax.workdir import LOCK, holding
+from uniadapter_jax.runs.workdir import LOCK, holding
 
 PROGRESS_SECONDS = 2.0
 
@@ -153,7 +159,7 @@ def _make(
     _remove_damaged(shards)
     _decode(shards, source.root, settings, workers, output)
 
-    from uniadapter_jax.data import builder  # TFDS is not needed by the workers
+    from uniadapter_jax.data.preparation import builder  # TFDS is not needed by the workers
 
     found = builder.survey(source, shards)
     if found.bad > settings.max_bad_share * found.expected or found.bad == found.expected:
@@ -218,8 +224,8 @@ def _publish(new: str, output: str, work: str) -> None:
 def _train(records: str, target: str, size: int) -> None:
     """The tokenizer that `target` is named after: `tokenizer`, CLIP's, or `wordpiece`, BLIP's."""
     from uniadapter_jax.data.records import open_records
-    from uniadapter_jax.data.text import train_tokenizer
-    from uniadapter_jax.data.wordpiece import train_wordpiece
+    from uniadapter_jax.data.tokenizers.clip import train_tokenizer
+    from uniadapter_jax.data.tokenizers.wordpiece import train_wordpiece
 
     train = open_records(records, "train")
     texts = (caption for clip in train.captions for caption in clip)
@@ -232,7 +238,7 @@ def _train(records: str, target: str, size: int) -> None:
 
 
 def _keep_cut(records: str, config: ConfigDict, *alone: Any) -> None:
-    from uniadapter_jax.prepared_texts import keep_cut  # needs what workers do not
+    from uniadapter_jax.runs.prepared_texts import keep_cut  # needs what workers do not
 
     keep_cut(records, config, *alone)
 

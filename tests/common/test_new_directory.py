@@ -13,9 +13,9 @@ import tiny
 from damage import harm
 
 from uniadapter_jax.common.digests import check_digests, write_digests
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.common.new_directory import new_directory
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.directory import huggingface_tensors
 
 

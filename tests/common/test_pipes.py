@@ -32,7 +32,7 @@ def test_help_into_a_closed_pipe(command, status):
 
 
 def test_a_large_output_and_one_that_waits_in_the_buffer():
-    begin = "from uniadapter_jax.errors import plain_command\nimport sys\n"
+    begin = "from uniadapter_jax.common.errors import plain_command\nimport sys\n"
     begin += "@plain_command\ndef main():"
     for body in ("print('x' * 10**6)", "print('x')", "print('x', file=sys.stderr, flush=True)"):
         assert run(["-c", f"{begin} {body}\nmain()"], stderr_too=True) == (STATUS, None)

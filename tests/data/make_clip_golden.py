@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import instant_clip_tokenizer
 
-from uniadapter_jax.data.text import normalize
+from uniadapter_jax.data.tokenizers.clip import normalize
 
 CAPTIONS = [
     "a person is connecting something to system",

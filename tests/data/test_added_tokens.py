@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from uniadapter_jax.data.text import BOS, EOS, load_tokenizer, train_tokenizer
-from uniadapter_jax.data.wordpiece import load_wordpiece
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import BOS, EOS, load_tokenizer, train_tokenizer
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
 
 CAPTIONS = ["a man is playing", "a dog runs through the park", "<cat-toy> two men"] * 3
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s", "run", "!", "'", "t"]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from absl import logging
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.answers import (
     check_answers,
     encode_answers,
@@ -13,8 +14,7 @@ from uniadapter_jax.data.answers import (
     training_targets,
 )
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "a", "red", "cat"]
 PAD, SEP, YES, NO, A, RED, CAT = 0, 3, 5, 6, 7, 8, 9

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import augment
-from uniadapter_jax.data.augment import FILL, OPERATIONS, CropFlipAugment
+from uniadapter_jax.data.loading import augment
+from uniadapter_jax.data.loading.augment import FILL, OPERATIONS, CropFlipAugment
 
 IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
 

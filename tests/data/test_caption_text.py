@@ -2,8 +2,8 @@
 
 import pytest
 
-from uniadapter_jax.data.caption_text import TextRule, pre_caption, pre_question
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.caption_text import TextRule, pre_caption, pre_question
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data.pictures import read_picture
+from uniadapter_jax.data.media.pictures import read_picture
 
 RAMP = np.linspace(0, 1, 60 * 40).reshape(40, 60)  # from black to white
 
@@ -69,7 +69,7 @@ class TestDepths:
         image = hostile.noise(70, 50, 4).convert(mode)
         data = hostile.encoded(image, "PNG", **({"transparency": 3} if mode == "P" else {}))
         at_once = pixels(tmp_path, data)
-        monkeypatch.setattr("uniadapter_jax.data.colours.BAND_PIXELS", 300)
+        monkeypatch.setattr("uniadapter_jax.data.media.colours.BAND_PIXELS", 300)
         np.testing.assert_array_equal(pixels(tmp_path, data), at_once)
 
     def test_lab(self, tmp_path):

@@ -15,9 +15,9 @@ import pytest
 from damage import damage
 from test_records import without_digests
 
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, Shard, check_shard, read_shard
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.shards import ITEMS_PER_SHARD, Shard, check_shard, read_shard
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
 
 # Damage here may change nothing that is computed: people read the report, and ArrayRecord pads its

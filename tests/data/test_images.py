@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from uniadapter_jax.data import images
-from uniadapter_jax.data.media import DecodeError
-from uniadapter_jax.data.pictures import read_picture
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.pictures import read_picture
 
 
 def noise(width, height, seed=0):

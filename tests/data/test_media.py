@@ -7,8 +7,8 @@ import media as made
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import media
-from uniadapter_jax.data.media import DecodeError, identify
+from uniadapter_jax.data.media import kinds as media
+from uniadapter_jax.data.media.kinds import DecodeError, identify
 
 
 def encoded(kind, frames=1, **options):

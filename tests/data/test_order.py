@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from uniadapter_jax.data.order import SampleOrder
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.loading.order import SampleOrder
 
 
 def pairs(order, step):

@@ -18,10 +18,10 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import integrity
-from uniadapter_jax.data.clips import read_clip
-from uniadapter_jax.data.media import DecodeError
-from uniadapter_jax.data.pictures import read_picture
+from uniadapter_jax.data.media import integrity
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.pictures import read_picture
+from uniadapter_jax.data.preparation.clips import read_clip
 from uniadapter_jax.data.sources.item import Item
 
 MEGABYTES = 600
@@ -29,8 +29,8 @@ REASONS = {"unreadable", "truncated", "damaged", "too_large", "no_frames", "no_v
 CHILD = """
 import json, os, re, sys
 import media as made
-from uniadapter_jax.data.clips import read_clip
-from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.preparation.clips import read_clip
+from uniadapter_jax.data.media.kinds import DecodeError
 from uniadapter_jax.data.sources.item import Item
 outcomes = {}
 for name in sorted(os.listdir(sys.argv[1])):

@@ -16,11 +16,12 @@ import pytest
 from ml_collections import ConfigDict
 from shares import interleaved, joined
 
-from uniadapter_jax.data import images, pipeline
-from uniadapter_jax.data.frames import FrameReader
-from uniadapter_jax.data.pipeline import clip_batches, steps_per_epoch, train_batches
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data import images
+from uniadapter_jax.data.loading import pipeline
+from uniadapter_jax.data.loading.frames import FrameReader
+from uniadapter_jax.data.loading.pipeline import clip_batches, steps_per_epoch, train_batches
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
 
 HERE = pathlib.Path(__file__).parent
@@ -325,11 +326,11 @@ def test_no_tensorflow_and_no_jax_numpy_is_needed(records):
 import sys, json
 from ml_collections import ConfigDict
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.pipeline import clip_batches
+from uniadapter_jax.data.loading.pipeline import clip_batches
 records = open_records({records.root!r}, "train")
 data = ConfigDict({config().to_dict()!r})
 n = sum(int(b["valid"].sum()) for b in clip_batches(records, data, image_size=8, global_batch=3))
-print(json.dumps([n, "tensorflow" in sys.modules, "uniadapter_jax.types" in sys.modules]))
+print(json.dumps([n, "tensorflow" in sys.modules, "uniadapter_jax.common.types" in sys.modules]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -341,7 +342,7 @@ def test_worker_processes_end_with_a_killed_parent(records):
 import multiprocessing, os, signal
 import test_pipeline
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.pipeline import train_batches
+from uniadapter_jax.data.loading.pipeline import train_batches
 if __name__ == "__main__":
     batches = train_batches(open_records({records.root!r}, "train"), test_pipeline.Letters(),
         test_pipeline.config(workers=2), image_size=8, global_batch=2, seed=0)

@@ -5,7 +5,7 @@ import json
 import media
 import pytest
 
-from uniadapter_jax.data.shards import decode_item
+from uniadapter_jax.data.preparation.shards import decode_item
 from uniadapter_jax.data.sources import read_source
 from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.data.sources.item import Item

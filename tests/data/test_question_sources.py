@@ -5,10 +5,10 @@ import json
 import media
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.data.sources import read_source
 from uniadapter_jax.data.sources.question import Question, read_questions
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
 
 TEN = ["down"] * 7 + ["at table"] * 2 + ["skateboard"]

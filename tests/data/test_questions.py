@@ -8,15 +8,12 @@ import pytest
 from ml_collections import ConfigDict
 from shares import interleaved, joined
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.answers import training_answers
-from uniadapter_jax.data.questions import (
-    question_steps_per_epoch,
-    question_train_batches,
-)
+from uniadapter_jax.data.loading.questions import question_steps_per_epoch, question_train_batches
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from uniadapter_jax.prepare import prepare
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "yes", "no", "?"]

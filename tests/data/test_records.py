@@ -8,8 +8,8 @@ import shutil
 import media
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.records import carve_validation, open_records
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.prepare import prepare
 
 

@@ -11,12 +11,12 @@ import weakref
 import media
 import pytest
 
-from uniadapter_jax.data import shards as shards_module
-from uniadapter_jax.data import workers as workers_module
-from uniadapter_jax.data.shards import ITEMS_PER_SHARD, plan_shards, read_shard
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.preparation import shards as shards_module
+from uniadapter_jax.data.preparation import workers as workers_module
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, plan_shards, read_shard
+from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.sources import read_source
-from uniadapter_jax.data.workers import decode_shards
-from uniadapter_jax.errors import UserError
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pickle
 import media
 import pytest
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import SOURCES, read_source
 from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.data.sources.msrvtt import read_caption_indices
-from uniadapter_jax.errors import UserError
 
 TRAIN, TEST = ["video0", "video2", "video3"], ["video1", "video7"]
 

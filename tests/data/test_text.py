@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from uniadapter_jax.data.text import (
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import (
     BOS,
     EOS,
     Bpe,
@@ -21,7 +22,6 @@ from uniadapter_jax.data.text import (
     normalize,
     train_tokenizer,
 )
-from uniadapter_jax.errors import UserError
 
 GOLDEN = Path(__file__).with_name("clip_golden.json")
 
@@ -217,7 +217,7 @@ def test_merges_as_strings_or_pairs(trained, tmp_path):
 
 TRAIN = """
 import json, sys
-from uniadapter_jax.data.text import train_tokenizer
+from uniadapter_jax.data.tokenizers.clip import train_tokenizer
 train_tokenizer(json.load(sys.stdin), 640, sys.argv[1])
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import toy
+from uniadapter_jax.data.preparation import toy
 
 RARE = {rare: word for word, (rare, _) in {**toy.COLOURS, **toy.SHAPES}.items()}
 

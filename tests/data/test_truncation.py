@@ -7,8 +7,8 @@ import pytest
 
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.data.truncation import Cut, Limits, count_cut, cut_lines
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer
+from uniadapter_jax.data.tokenizers.truncation import Cut, Limits, count_cut, cut_lines
+from uniadapter_jax.data.tokenizers.wordpiece import WordPieceTokenizer
 from uniadapter_jax.prepare import prepare
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "cat", "##s", "runs", ".", "what"]

@@ -7,9 +7,10 @@ import media
 import numpy as np
 import pytest
 
-from uniadapter_jax.data import sampling, video, video_file
-from uniadapter_jax.data.media import DecodeError
-from uniadapter_jax.data.video import read_frames
+from uniadapter_jax.data import sampling
+from uniadapter_jax.data.media import video, video_file
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video import read_frames
 
 # name, codec, container options
 KINDS = {

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import clips
-from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.preparation import clips
 from uniadapter_jax.data.sources.item import Item
 
 REASONS = {
@@ -112,7 +112,9 @@ def _read(pipe, path, sampling, fps):
 def read(path, sampling="fps", fps=5.0):
     """(reason or (frames, seconds), MB)."""
     context = multiprocessing.get_context("forkserver")  # JAX's threads forbid fork
-    context.set_forkserver_preload(["av", "pytest", "PIL.Image", "uniadapter_jax.data.clips"])
+    context.set_forkserver_preload(
+        ["av", "pytest", "PIL.Image", "uniadapter_jax.data.preparation.clips"]
+    )
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_read, args=(theirs, path, sampling, fps))
     child.start()

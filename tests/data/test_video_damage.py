@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data.media import DecodeError
-from uniadapter_jax.data.video import read_frames
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video import read_frames
 
 KINDS = {
     "a.mp4": {},

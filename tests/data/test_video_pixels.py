@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import clips, video_picture
-from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.media import video_picture
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video import read_frames
+from uniadapter_jax.data.preparation import clips
 from uniadapter_jax.data.sources.item import Item
-from uniadapter_jax.data.video import read_frames
 
 
 def first(times):

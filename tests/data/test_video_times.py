@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from uniadapter_jax.data import clips
-from uniadapter_jax.data.media import DecodeError
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video import read_frames
+from uniadapter_jax.data.preparation import clips
 from uniadapter_jax.data.sources.item import Item
-from uniadapter_jax.data.video import read_frames
 
 VARIABLE = [0, 100, 250, 1200, 1300, 2950, 3600, 3640]  # milliseconds
 

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
-from uniadapter_jax.data.text import MissingTokenizer
-from uniadapter_jax.data.wordpiece import WordPieceTokenizer, load_wordpiece, train_wordpiece
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import MissingTokenizer
+from uniadapter_jax.data.tokenizers.wordpiece import (
+    WordPieceTokenizer,
+    load_wordpiece,
+    train_wordpiece,
+)
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "##s", "##nap", "run", "!"]
 TOKENS += ["##ning", "cafe", "的", ",", "'", "t", "don", "run##"]
@@ -150,7 +154,7 @@ class TestTraining:
         root = pathlib.Path(__file__).parents[2]
         code = f"""
 import sys
-from uniadapter_jax.data.wordpiece import train_wordpiece
+from uniadapter_jax.data.tokenizers.wordpiece import train_wordpiece
 train_wordpiece({self.TEXTS!r}, 70, sys.argv[1])
 """
         digests = set()

@@ -12,7 +12,7 @@ from references import apart
 from transformers import BertTokenizerFast
 
 from uniadapter_jax.convert import convert_weights
-from uniadapter_jax.data.wordpiece import load_wordpiece
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
 from uniadapter_jax.weights.directory import load_backbone
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 

@@ -5,7 +5,7 @@ import hashlib
 import instant_clip_tokenizer
 import pytest
 
-from uniadapter_jax.data.text import load_tokenizer, normalize
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer, normalize
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 
 pytestmark = pytest.mark.parity

@@ -18,8 +18,8 @@ from transformers import CLIPModel
 
 from uniadapter_jax import load_model
 from uniadapter_jax.convert import convert_weights
-from uniadapter_jax.weights import cma_names
 from uniadapter_jax.weights.directory import load_backbone
+from uniadapter_jax.weights.names import cma as cma_names
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 
 pytestmark = pytest.mark.parity

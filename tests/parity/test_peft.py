@@ -11,12 +11,12 @@ from references import B32, apart, batch, features, odd_config, random_clip
 from transformers import CLIPModel
 
 from uniadapter_jax import load_model
-from uniadapter_jax.adapters import get_method
-from uniadapter_jax.partition import flat_names, partition
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.adapters.partition import flat_names, partition
+from uniadapter_jax.adapters.registry import get_method
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
-from uniadapter_jax.weights.peft_layout import write_peft
+from uniadapter_jax.weights.names.peft import write_peft
 
 pytestmark = pytest.mark.parity
 

@@ -10,8 +10,8 @@ from flax import nnx
 from references import apart
 from transformers import BlipForImageTextRetrieval, BlipForQuestionAnswering
 
-from uniadapter_jax.answering import generate_answers
 from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.tasks.vqa.answering import generate_answers
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
 
 pytestmark = pytest.mark.parity

@@ -8,12 +8,12 @@ import jax
 import pytest
 import tiny
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.blip_flops import forward_flops, matching_passes, step_flops
 from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.plan import plan
 from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import _candidates
+from uniadapter_jax.planning.blip_flops import forward_flops, matching_passes, step_flops
 from uniadapter_jax.planning.compilation import compile_program
 from uniadapter_jax.planning.evaluation import ANSWER, FRAMES, RERANK, STATES, TEXT
 from uniadapter_jax.planning.report import tables
@@ -186,7 +186,8 @@ def test_a_batch_is_called_what_it_is(blip, task, frames, said):
 def test_options_of_the_compiler_are_of_family_and_device(run_of, monkeypatch, family, refused):
     """The step of another family goes without; an option that is not known shows which got it."""
     monkeypatch.setattr(
-        "uniadapter_jax.step._COMPILER_OPTIONS", {(family, "cpu"): {"no_such_option": True}}
+        "uniadapter_jax.training.step._COMPILER_OPTIONS",
+        {(family, "cpu"): {"no_such_option": True}},
     )
     lowered = run_of("vqa").lower(TRAIN)
     if refused:

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.products import executed_flops
 from uniadapter_jax.planning.traffic import collectives, hbm_bytes

@@ -13,10 +13,10 @@ import pytest
 import small_run
 from shares import DATA, FSDP, TENSOR, assert_each_row_once
 
-from uniadapter_jax import mesh as meshes
+from uniadapter_jax.adapters.partition import count
 from uniadapter_jax.backbones.clip import CLIPConfig
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import count
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.plan import plan
 from uniadapter_jax.planning import topology
 from uniadapter_jax.planning.abstract import TRAIN, build

@@ -23,8 +23,8 @@ import sound_weights
 from openai_layout import to_openai
 
 from uniadapter_jax import load_model
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.convert import convert_weights
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 from uniadapter_jax.weights.sources import Hints
 

@@ -12,14 +12,14 @@ import safetensors.numpy
 import tiny
 
 from uniadapter_jax import load_model
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import flat_names, partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
 from uniadapter_jax.common.digests import write_digests
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.convert import convert_weights
-from uniadapter_jax.data.text import train_tokenizer
-from uniadapter_jax.data.wordpiece import write_wordpiece
-from uniadapter_jax.partition import flat_names, partition
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.data.tokenizers.clip import train_tokenizer
+from uniadapter_jax.data.tokenizers.wordpiece import write_wordpiece
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     copy_tokenizer,
@@ -28,7 +28,7 @@ from uniadapter_jax.weights.directory import (
     save_backbone,
 )
 from uniadapter_jax.weights.families import family_of
-from uniadapter_jax.weights.peft_layout import write_peft
+from uniadapter_jax.weights.names.peft import write_peft
 
 TEXTS = ["a cat sits on a mat", "w3 w4 the fox"]
 _CAPTIONS = ["a cat sits on a mat", "a dog and a cat", "the quick brown fox", "the mat"] * 3

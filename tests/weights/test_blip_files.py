@@ -12,15 +12,11 @@ from torch_bytes import torch_file
 from uniadapter_jax import convert
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
-from uniadapter_jax.data.wordpiece import load_wordpiece
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights.directory import (
-    huggingface_tensors,
-    load_backbone,
-    save_backbone,
-)
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
+from uniadapter_jax.weights.directory import huggingface_tensors, load_backbone, save_backbone
 from uniadapter_jax.weights.fingerprint import fingerprint
-from uniadapter_jax.weights.positions import resize_positions
+from uniadapter_jax.weights.names.positions import resize_positions
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 from uniadapter_jax.weights.sources import Hints
 

@@ -11,14 +11,15 @@ from openai_layout import to_openai
 from torch_bytes import torch_file
 
 from uniadapter_jax import convert
+from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
-from uniadapter_jax.data.text import load_tokenizer, train_tokenizer
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import flat_names
-from uniadapter_jax.weights import cma_names, openai_names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer, train_tokenizer
 from uniadapter_jax.weights.directory import huggingface_tensors, load_backbone
 from uniadapter_jax.weights.fingerprint import fingerprint
+from uniadapter_jax.weights.names import cma as cma_names
+from uniadapter_jax.weights.names import openai as openai_names
 from uniadapter_jax.weights.safetensors_file import read_safetensors
 from uniadapter_jax.weights.sources import Hints
 

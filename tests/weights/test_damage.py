@@ -19,7 +19,7 @@ import pytest
 import sound_weights
 from damage import damage
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import safetensors.numpy
 import tiny
 
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.directory import (
     huggingface_shapes,
     huggingface_tensors,

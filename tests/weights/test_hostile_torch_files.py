@@ -24,7 +24,7 @@ from hostile_files import (
 )
 
 from uniadapter_jax.weights.errors import WeightFileError
-from uniadapter_jax.weights.torch_file import read_torch_file
+from uniadapter_jax.weights.torch.file import read_torch_file
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch"
 MUTANTS = 2000

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from uniadapter_jax.weights.positions import cubic_weights, resize_positions
+from uniadapter_jax.weights.names.positions import cubic_weights, resize_positions
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "positions.npz"
 

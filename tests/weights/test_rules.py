@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from uniadapter_jax.weights.rules import Context, Rule, convert
+from uniadapter_jax.weights.names.rules import Context, Rule, convert
 
 RULES = (
     Rule("blocks.{i}.qkv", tuple(f"layers.{{i}}.{part}" for part in "qkv"), "split_qkv"),

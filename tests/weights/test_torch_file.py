@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from uniadapter_jax.weights.errors import WeightFileError
-from uniadapter_jax.weights.torch_file import read_state_dict, read_torch_file, state_dict
+from uniadapter_jax.weights.torch.file import read_state_dict, read_torch_file, state_dict
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "torch"
 KINDS = {
@@ -175,7 +175,7 @@ def test_the_command_line_of_a_trainer_is_read_as_nothing(tmp_path, make):
 
 def test_reading_imports_no_torch():
     code = (
-        "import sys; from uniadapter_jax.weights.torch_file import read_state_dict;"
+        "import sys; from uniadapter_jax.weights.torch.file import read_state_dict;"
         f"read_state_dict({str(GOLDEN / 'script.pt')!r}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,16 +15,16 @@ from ml_collections import ConfigDict
 from torch_bytes import torch_file
 
 from uniadapter_jax import convert
-from uniadapter_jax.adapters import AdapterParam, get_method
+from uniadapter_jax.adapters.partition import flat_names
+from uniadapter_jax.adapters.registry import AdapterParam, get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.model import put_adapter
-from uniadapter_jax.partition import flat_names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.inference.model import put_adapter
 from uniadapter_jax.testing import official_names
-from uniadapter_jax.weights import uniadapter_names
 from uniadapter_jax.weights.adapter_directory import read_adapter
 from uniadapter_jax.weights.directory import huggingface_tensors, load_backbone
+from uniadapter_jax.weights.names import uniadapter as uniadapter_names
 from uniadapter_jax.weights.sources import Hints
 
 HEADS, WIDTH, LAYERS, R, KV = Hints(heads=(4, 4)), 32, 2, 3, 5

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import Range
-from uniadapter_jax.errors import UserError
 
 
 class AdapterParam(nnx.Param):

@@ -23,10 +23,10 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import fold_in, normal
 from uniadapter_jax.common.ranges import BELOW_ONE, at_least
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import fold_in, normal
-from uniadapter_jax.types import Array, Float
+from uniadapter_jax.common.types import Array, Float
 
 SITES = ("attn", "mlp")
 

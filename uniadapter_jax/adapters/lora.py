@@ -19,10 +19,10 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
 from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import fold_in, uniform
 from uniadapter_jax.common.ranges import BELOW_ONE, POSITIVE, at_least
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import fold_in, uniform
-from uniadapter_jax.types import Array, Float
+from uniadapter_jax.common.types import Array, Float
 
 
 class LowRank(nnx.Module):

@@ -30,9 +30,9 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, fill_place, slot_of_layer
 from uniadapter_jax.backbones import functions, layers, scan
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import normal, uniform
-from uniadapter_jax.types import Array, Float
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import normal, uniform
+from uniadapter_jax.common.types import Array, Float
 
 SCALE = 0.1  # of what a branch adds (paper, section 4.1: s)
 EPSILON = 1e-5

@@ -47,10 +47,10 @@ from uniadapter_jax.adapters.uniadapter import (
 )
 from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import normal
 from uniadapter_jax.common.ranges import BELOW_ONE, at_least
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import normal
-from uniadapter_jax.types import Array, Float
+from uniadapter_jax.common.types import Array, Float
 
 _OF_TEXT = (
     *("text_kernel", "text_bias", "cross_kernel", "cross_bias"),

@@ -26,9 +26,9 @@ from flax import nnx
 from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.backbones.memory import Attended, Attention, KeysValues, Memory, Seen
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import fold_name, normal
-from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import fold_name, normal
+from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 
 # What is added to the scores of padding: BERT's numbers, not minus infinity, so that a row of
 # nothing but padding stays finite.

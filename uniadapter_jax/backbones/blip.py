@@ -23,9 +23,9 @@ from uniadapter_jax.backbones.bert import Bert, LanguageHead
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
 from uniadapter_jax.backbones.memory import Attended, KeysValues, Memory
 from uniadapter_jax.backbones.pixels import picture_patches
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import fold_name, normal
-from uniadapter_jax.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import fold_name, normal
+from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 
 _STD = 0.02
 

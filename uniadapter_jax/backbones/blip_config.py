@@ -12,7 +12,7 @@ from uniadapter_jax.backbones.huggingface_config import (
     checked,
     section,
 )
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 TEMPERATURE = 0.07  # BLIP's initial one; transformers' files leave it out
 MATCHING, ANSWERING = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"

@@ -25,9 +25,9 @@ from uniadapter_jax.backbones.huggingface_config import (
     section,
 )
 from uniadapter_jax.backbones.pixels import picture_patches
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.randomness import frame_keys, normal, row_keys
-from uniadapter_jax.types import Array, Float, Int, PyTree
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import frame_keys, normal, row_keys
+from uniadapter_jax.common.types import Array, Float, Int, PyTree
 
 
 @dataclasses.dataclass(frozen=True)

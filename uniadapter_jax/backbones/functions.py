@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from uniadapter_jax.randomness import bernoulli
-from uniadapter_jax.types import Array, Bool, Float
+from uniadapter_jax.common.randomness import bernoulli
+from uniadapter_jax.common.types import Array, Bool, Float
 
 
 def along_last(vector: Float[Array, " d"], like: Float[Array, "... d"]) -> Float[Array, "... d"]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniadapter_jax.backbones import functions
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 # The most that a size may be: a wrong number should be an error, not an endless loop or a request
 # for more memory than there is. No array of such a model has 2**63 bytes.

@@ -19,8 +19,8 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.backbones import functions, scan
-from uniadapter_jax.randomness import normal
-from uniadapter_jax.types import Array, Bool, Float, PyTree
+from uniadapter_jax.common.randomness import normal
+from uniadapter_jax.common.types import Array, Bool, Float, PyTree
 
 # Where initial weights come from; None makes zeros, for weights that a file will fill.
 Rng = np.random.Generator | None

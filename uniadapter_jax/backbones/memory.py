@@ -14,7 +14,7 @@ from flax import nnx
 
 from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
-from uniadapter_jax.types import Array, Bool, Float, Int, Shaped
+from uniadapter_jax.common.types import Array, Bool, Float, Int, Shaped
 
 
 class Memory(NamedTuple):

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from uniadapter_jax.backbones import functions
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.types import Array, Float, Shaped, UInt8
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.types import Array, Float, Shaped, UInt8
 
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -12,8 +12,8 @@ import jax
 from flax import nnx
 from jax import lax
 
-from uniadapter_jax.randomness import fold_name, split
-from uniadapter_jax.types import Array, Float, PyTree
+from uniadapter_jax.common.randomness import fold_name, split
+from uniadapter_jax.common.types import Array, Float, PyTree
 
 
 class LayerInputs(NamedTuple):

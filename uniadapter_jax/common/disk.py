@@ -9,7 +9,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 _REASONS = {
     errno.ENOSPC: "no space left",

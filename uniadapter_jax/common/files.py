@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 JSON_BYTES = (
     16 * 2**20

@@ -12,8 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import sync_directory
-from uniadapter_jax.errors import UserError
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 
 INT32 = 2**31 - 1  # steps and row numbers are int32 on the devices
 _TYPES = {

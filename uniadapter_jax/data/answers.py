@@ -10,13 +10,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.data.sources.item import clean_text
 from uniadapter_jax.data.sources.question import Question
 from uniadapter_jax.data.sources.text_files import read_json
-from uniadapter_jax.data.text import PAD_ID
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import PAD_ID
 
 SHOWN = 10  # entries of a list that an error names
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from uniadapter_jax.data.pictures import open_picture
+from uniadapter_jax.data.media.pictures import open_picture
 
 BICUBIC = Image.Resampling.BICUBIC
 CROP_AREA = (0.5, 1.0)  # share of the picture that a random crop keeps (BLIP, X-Pool)

@@ -19,10 +19,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import open_regular, parse_line, read_lines
 from uniadapter_jax.data.prepared import DESCRIPTIONS, check_digest, check_file, read_prepared
 from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
-from uniadapter_jax.errors import UserError
 
 PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="

@@ -11,20 +11,20 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from uniadapter_jax import accumulation
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.adapters import get_method
+from uniadapter_jax.adapters.partition import Partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.clip import fastest_chunks
-from uniadapter_jax.experiment import attach_method
-from uniadapter_jax.optimizers import make_optimizer
-from uniadapter_jax.partition import Partition
+from uniadapter_jax.common.types import PyTree
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.planning.evaluation import Evaluation, placed
-from uniadapter_jax.preflight import check_lengths
-from uniadapter_jax.sharding import Weights
-from uniadapter_jax.step import make_step
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.runs.assembly import attach_method
+from uniadapter_jax.runs.preflight import check_lengths
 from uniadapter_jax.tasks.base import Setting
-from uniadapter_jax.types import PyTree
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.training import accumulation
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.training.step import make_step
 from uniadapter_jax.weights.families import Config, family_of
 
 TRAIN = "train step"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun, build
 from uniadapter_jax.planning.compilation import Program, compile_program
 from uniadapter_jax.planning.evaluation import RERANK

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
+from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.planning.abstract import OPTIMIZER, AbstractRun
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.products import executed_flops
 from uniadapter_jax.planning.traffic import Collective, collectives, hbm_bytes
-from uniadapter_jax.types import PyTree
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 

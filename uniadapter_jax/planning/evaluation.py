@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from uniadapter_jax import mesh as meshes
-from uniadapter_jax import reranking_plan
+from uniadapter_jax.adapters.partition import Partition
+from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.data.answers import answer_list
-from uniadapter_jax.evaluate import TEXTS_PER_CLIP, make_encoders
-from uniadapter_jax.pair_scores import PairScorer, Texts
-from uniadapter_jax.partition import Partition
-from uniadapter_jax.tasks import get_task
-from uniadapter_jax.types import PyTree
-from uniadapter_jax.vqa_evaluation import TOGETHER, make_answerers
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.tasks.matching import reranking_plan
+from uniadapter_jax.tasks.matching.pair_scores import PairScorer, Texts
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.tasks.retrieval.evaluator import TEXTS_PER_CLIP, make_encoders
+from uniadapter_jax.tasks.vqa.evaluator import TOGETHER, make_answerers
 from uniadapter_jax.weights.families import Config
 
 FRAMES, TEXT = "encode frames", "encode text"  # to features, which are compared

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from uniadapter_jax.parallel.progress import duration
 from uniadapter_jax.planning.compilation import Program
 from uniadapter_jax.planning.roofline import roofline
 from uniadapter_jax.planning.topology import Slice
-from uniadapter_jax.progress import duration
 
 _MEMORY = ("temporaries", "outputs", "code")
 

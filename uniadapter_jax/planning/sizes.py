@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.directory import read_config
 from uniadapter_jax.weights.families import Config, check_family, family_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.planning.chips import CHIPS, Chip
 
 # libtpu looks for a TPU and, on a machine without, reports at length that there is none.

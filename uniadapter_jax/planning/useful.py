@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from uniadapter_jax import blip_flops as blip
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
-from uniadapter_jax.flops import forward_flops, step_flops
+from uniadapter_jax.planning import blip_flops as blip
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun
 from uniadapter_jax.planning.evaluation import FRAMES, RERANK, STATES, TEXT
-from uniadapter_jax.tasks import get_task
+from uniadapter_jax.planning.flops import forward_flops, step_flops
+from uniadapter_jax.tasks.registry import get_task
 
 
 def useful_flops(run: AbstractRun, program: str) -> int:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import jax
 from jax.sharding import Mesh
 
-from uniadapter_jax import mesh as meshes
 from uniadapter_jax.common.ranges import Range
-from uniadapter_jax.types import Array, PyTree
+from uniadapter_jax.common.types import Array, PyTree
+from uniadapter_jax.parallel import mesh as meshes
 
 Batch = Mapping[str, Array]
 Loss = tuple[Array, dict[str, Array]]

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from uniadapter_jax.adapters import Method, check_options, get_method
+from uniadapter_jax.adapters.registry import Method, check_options, get_method
 from uniadapter_jax.common.digests import file_digest
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, write_json
-from uniadapter_jax.errors import UserError
 from uniadapter_jax.weights.directory import raise_problems
 from uniadapter_jax.weights.errors import WeightFileError
 from uniadapter_jax.weights.fingerprint import digest

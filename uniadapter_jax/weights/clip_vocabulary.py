@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from uniadapter_jax.data.text import WORD_END, byte_letters
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import WORD_END, byte_letters
 
 _BYTES = 2 * 256  # ids of single bytes, inside a word and at its end
 _BROKEN = "\ufffd"  # stands for bytes that are no whole character

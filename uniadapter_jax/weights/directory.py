@@ -14,22 +14,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.common.digests import (
-    DIGESTS_FILE,
-    MOST_BYTES,
-    check_digests,
-    write_digests,
-)
+from uniadapter_jax.adapters.partition import flat_names
+from uniadapter_jax.common.digests import DIGESTS_FILE, MOST_BYTES, check_digests, write_digests
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json
 from uniadapter_jax.common.new_directory import new_directory
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.partition import flat_names
-from uniadapter_jax.randomness import generator
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import FAMILIES, Config, Family, Model, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
-from uniadapter_jax.weights.names import TRANSFORMS, parts, write_rows
-from uniadapter_jax.weights.rules import convert
+from uniadapter_jax.weights.names.base import TRANSFORMS, parts, write_rows
+from uniadapter_jax.weights.names.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_weights, weight_file, write_safetensors
 
 CONFIG_FILE, WEIGHT_FILE = "config.json", "model.safetensors"

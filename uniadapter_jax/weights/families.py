@@ -16,12 +16,13 @@ from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
 from uniadapter_jax.common.digests import check_digests
-from uniadapter_jax.data.text import PAD_ID, Tokenizer, load_tokenizer
-from uniadapter_jax.data.wordpiece import load_wordpiece
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights import blip_names, names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import PAD_ID, Tokenizer, load_tokenizer
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
 from uniadapter_jax.weights.errors import printable
-from uniadapter_jax.weights.rules import Rule
+from uniadapter_jax.weights.names import base as names
+from uniadapter_jax.weights.names import blip as blip_names
+from uniadapter_jax.weights.names.rules import Rule
 
 Config = CLIPConfig | BLIPConfig
 Model = CLIP | BLIP

@@ -8,8 +8,8 @@ from typing import Any
 
 from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
 from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError
-from uniadapter_jax.errors import UserError
 
 # Fields of a tower that are sizes, with open_clip's defaults.
 _VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16}

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from uniadapter_jax.backbones.blip_config import BLIPConfig
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json
-from uniadapter_jax.errors import UserError
-from uniadapter_jax.weights import blip_own_names, cma_names, openai_names, uniadapter_names
 from uniadapter_jax.weights.directory import (
     CONFIG_BYTES,
     CONFIG_FILE,
@@ -26,10 +25,14 @@ from uniadapter_jax.weights.directory import (
 )
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import Config, family_of
+from uniadapter_jax.weights.names import blip_own as blip_own_names
+from uniadapter_jax.weights.names import cma as cma_names
+from uniadapter_jax.weights.names import openai as openai_names
+from uniadapter_jax.weights.names import uniadapter as uniadapter_names
+from uniadapter_jax.weights.names.rules import Rule
 from uniadapter_jax.weights.open_clip_config import check_pixels, clip_config
-from uniadapter_jax.weights.rules import Rule
 from uniadapter_jax.weights.safetensors_file import read_safetensors, read_weights
-from uniadapter_jax.weights.torch_file import read_state_dict
+from uniadapter_jax.weights.torch.file import read_state_dict
 
 Tensors = Mapping[str, np.ndarray]
 

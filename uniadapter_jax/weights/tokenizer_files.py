@@ -6,9 +6,9 @@ import gzip
 import pathlib
 import zlib
 
-from uniadapter_jax.data.text import write_merges
-from uniadapter_jax.data.wordpiece import write_wordpiece
-from uniadapter_jax.errors import UserError
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.tokenizers.clip import write_merges
+from uniadapter_jax.data.tokenizers.wordpiece import write_wordpiece
 from uniadapter_jax.weights.clip_vocabulary import read_merges
 from uniadapter_jax.weights.directory import copy_tokenizer
 from uniadapter_jax.weights.families import FAMILIES, Family

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import (
     easy_vqa,
     karpathy,
@@ -14,7 +15,6 @@ from uniadapter_jax.data.sources import (
     vqav2,
 )
 from uniadapter_jax.data.sources.item import Item, Source, clean_text
-from uniadapter_jax.errors import UserError
 
 SOURCES: dict[str, Callable[[str], Source]] = {
     "msrvtt": msrvtt.read,

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.item import Item, Source
 from uniadapter_jax.data.sources.question import Question, QuestionId
-from uniadapter_jax.errors import UserError
 
 
 class Asked(NamedTuple):

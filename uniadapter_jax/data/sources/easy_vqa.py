@@ -14,11 +14,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.asked import Asked, Gathered
 from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.data.sources.item import Source, clean_text
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.errors import UserError
 
 SPLITS = ("train", "test")
 QUESTIONS = "questions.json"

@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import near, text_files
 from uniadapter_jax.data.sources.item import Item
-from uniadapter_jax.errors import UserError
 
 # Suffixes that a clip's file may have, the preferred first. What it holds, its content says.
 VIDEO_EXTENSIONS = (

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
-from uniadapter_jax.errors import UserError
 
 KARPATHY_FILES = ("dataset_flickr30k.json", "dataset_coco.json", "dataset_flickr8k.json")
 BLIP_SETS = ("coco_karpathy", "flickr30k")

@@ -16,11 +16,11 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, parse_line, read_bytes
 from uniadapter_jax.data.sources.item import SPLIT_NAME, Item, Source
 from uniadapter_jax.data.sources.question import QuestionId, read_questions
 from uniadapter_jax.data.sources.text_files import LARGEST
-from uniadapter_jax.errors import UserError
 
 NAMES = ("manifest.jsonl",)
 FIELDS = ("id", "path", "start", "end", "captions", "qa", "split")

@@ -18,9 +18,9 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
-from uniadapter_jax.errors import UserError
 
 OFFICIAL_SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 CAPTION_FILES = {

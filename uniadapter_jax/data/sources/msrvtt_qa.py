@@ -16,12 +16,12 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.asked import Asked, Gathered
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Source, clean_text
 from uniadapter_jax.data.sources.manifest import json_lines
 from uniadapter_jax.data.sources.question import Question, QuestionId, read_id
-from uniadapter_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 QUESTION_TYPES = ("what", "who", "how", "when", "where")

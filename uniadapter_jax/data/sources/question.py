@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.files import Fields
 from uniadapter_jax.data.sources.item import clean_text
-from uniadapter_jax.errors import UserError
 
 QuestionId = int | str
 

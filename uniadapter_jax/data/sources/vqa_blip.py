@@ -14,11 +14,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.asked import Asked, Gathered
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Source, clean_text
 from uniadapter_jax.data.sources.question import Question, read_answers, read_id
-from uniadapter_jax.errors import UserError
 
 FILES = {
     "train": "vqa_train.json",

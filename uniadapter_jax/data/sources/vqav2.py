@@ -16,11 +16,11 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources.asked import Asked, Gathered
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Source, clean_text
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.errors import UserError
 
 SPLITS = {"train": "train2014", "val": "val2014", "test_dev": "test-dev2015", "test": "test2015"}
 UNANSWERED = ("test_dev", "test")

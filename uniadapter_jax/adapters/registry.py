@@ -1,0 +1,48 @@
+"""Methods that adapt a frozen backbone, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from uniadapter_jax.adapters import baselines, cross_modal, lora, uniadapter_blip
+from uniadapter_jax.adapters.base import AdapterParam, Method
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.ranges import check_choice, check_range, check_type
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        cross_modal.METHOD,
+        uniadapter_blip.METHOD,
+        lora.METHOD,
+        baselines.FULL,
+        baselines.PROJECTION,
+        baselines.ZERO_SHOT,
+    )
+}
+
+__all__ = ["METHODS", "AdapterParam", "Method", "check_options", "get_method"]
+
+
+def check_options(where: str, method: Method, options: Mapping[str, Any]) -> None:
+    """Raises `UserError`, `where` in front, unless these are options that the method can have."""
+    if set(options) != set(method.options):
+        raise UserError(
+            f"{where} are {sorted(options)!s:.300}, those of {method.name} are "
+            f"{sorted(method.options)}"
+        )
+    for name, usual in method.options.items():
+        value, path = options[name], f"{where}.{name}"
+        check_type(path, value, type(usual))
+        if name in method.ranges:
+            check_range(path, value, method.ranges[name])
+        if name in method.choices:
+            check_choice(path, value, method.choices[name])
+
+
+def get_method(name: str) -> Method:
+    """The method of that name; raises `UserError` that lists the names."""
+    if not isinstance(name, str) or name not in METHODS:
+        raise UserError(f"method {name!r:.80} is not known; known: {', '.join(sorted(METHODS))}")
+    return METHODS[name]

@@ -1,0 +1,182 @@
+"""Every knob of a run with its default: the one place where defaults live.
+
+A config file returns `base_config(...)` and says what differs. Options of a method live with the
+method (`adapters/`); choosing a method by argument (`--config=configs/msrvtt.py:method=lora`)
+brings its options in, and any of them can then be overridden (`--config.method.rank=4`).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from uniadapter_jax.adapters.registry import get_method
+from uniadapter_jax.common.errors import UserError, unknown
+from uniadapter_jax.config.rules import MULTIPLIERS, check_values, multipliers
+from uniadapter_jax.tasks.registry import get_task
+
+
+def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") -> ConfigDict:
+    """The config with every default."""
+    config = ConfigDict()
+    config.name = "run"  # names the default workdir, runs/<name>
+    config.seed = 0
+    # A directory in HuggingFace's layout, or random:<config.json>.
+    config.backbone = ""
+    # Directory of tokenizer files; "" takes the backbone's, else the records'.
+    config.tokenizer = ""
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "float32"  # of frozen weights and activations: float32 | bfloat16
+    config.compute.remat = "none"  # none | full | dots
+    config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
+    config.compute.dropout = 0.1  # BLIP: of its text transformer, while training
+    config.compute.drop_path = 0.0  # BLIP: stochastic depth of the last vision layer, likewise
+
+    chosen = get_method(method)
+    config.method = ConfigDict({"name": method, **chosen.options})
+
+    kind = get_task(task)
+    config.task = ConfigDict({"name": task, **kind.options})
+
+    config.data = ConfigDict()
+    config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
+    config.data.train_split = "train"  # or several: "train,val,vg"
+    config.data.test_split = "test"
+    config.data.val = 0  # clips carved out of the training part, by hash of the id
+    config.data.frames = 12
+    config.data.words = 32  # tokens, BOS and EOS included
+    config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
+    config.data.sampling = "evenly"  # of stored frames: evenly | uniform | middle | random
+    config.data.resize = "crop"  # short side, then the middle: crop; both sides: squash (BLIP)
+    config.data.augment = "none"  # none | crop_flip | crop_flip_color | blip
+    config.data.preprocess = "none"  # of captions and questions: none | blip
+    config.data.max_words = 0  # of a text that preprocess=blip keeps; 0: all
+    config.data.answers = 10  # most distinct answers of a question in a training batch
+    config.data.answer_words = 10  # tokens of an answer, [DEC] and [SEP] included
+    config.data.workers = 0  # processes that decode; 0 decodes in threads
+    config.data.threads = 2
+    config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
+
+    config.data.prepare = ConfigDict()
+    config.data.prepare.source = "manifest"  # a name of data/sources
+    config.data.prepare.sampling = "fps"  # fps | uniform | middle
+    config.data.prepare.fps = 1.0  # for sampling=fps
+    config.data.prepare.frames = 12  # for sampling=uniform and middle
+    config.data.prepare.short_side = 224  # pixels of the stored JPEG frames
+    config.data.prepare.quality = 95  # of the JPEG frames
+    config.data.prepare.max_bad_share = 0.05  # more broken or missing items stop `prepare`
+
+    config.optimizer = ConfigDict()
+    # bert_adam_warmup_cosine | adamw_warmup_cosine | adamw_cosine_per_epoch
+    config.optimizer.recipe = "bert_adam_warmup_cosine"
+    config.optimizer.lr = 1e-5
+    config.optimizer.weight_decay = 0.2
+    config.optimizer.warmup = 0.1  # share of all steps
+    config.optimizer.clip_norm = 1.0  # 0: none
+    # {regular expression on a path such as "heads/text/kernel": factor of its learning rate}, of
+    # which the first that is found in a path counts; None: one rate. A placeholder takes a dict as
+    # it is, where a ConfigDict would sort the patterns and refuse dots in them.
+    config.optimizer.lr_multipliers = placeholder(object)
+
+    config.train = ConfigDict()
+    config.train.batch_size = 128  # pairs of the global batch
+    # Parts whose activations are held one after another; loss and gradients are the whole batch's.
+    config.train.accumulation = 1
+    config.train.epochs = 5
+    config.train.steps = 0  # 0: epochs decides
+    config.train.log_every = 10  # steps
+    config.train.checkpoint_every = 0  # steps; 0: at the end of each epoch
+    config.train.keep = 2  # latest checkpoints that are kept, beside the best
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
+
+    # Which checkpoint is tested: last, or the best on val or test after each epoch.
+    # auto: val where data.val > 0, else last. test is what the papers' code does: not clean.
+    config.selection = "auto"
+    # Rsum, or <group>/<metric>, such as t2v/R@1; by default what the task says.
+    config.selection_metric = kind.selection_metric
+
+    config.mesh = ConfigDict()  # devices along each axis; -1: the rest
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    # What fsdp, which always cuts the batch, does to frozen weights: replicated | sharded.
+    config.mesh.weights = "replicated"
+    return config
+
+
+def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
+    """`key=value,key=value` behind the colon of --config, over `defaults`, which name the keys."""
+    values = dict(defaults)
+    for part in filter(None, (argument or "").split(",")):
+        key, found, value = part.partition("=")
+        if not found or key not in defaults:
+            known = ",".join(f"{name}=..." for name in defaults)
+            raise UserError(f"--config=FILE:{argument}: {part!r} is not one of {known}")
+        values[key] = value
+    return values
+
+
+_HINTS = {
+    "config.method": "; --config=FILE:method=NAME brings the options of a method along",
+    "config.task": "; base_config(method, task) brings the options of a task along",
+}
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+    """The config with `selection` resolved.
+
+    `optimizer.lr_multipliers`, in the given config too, becomes a tuple of (pattern, factor): a
+    copy of a config would turn a dict into a ConfigDict.
+
+    Raises:
+      UserError: a field that does not exist, a value outside its choices or range; it is named.
+    """
+    defaults = _check_fields(config)
+    check_values(config, defaults)
+    if config.optimizer.get("lr_multipliers") is not None:
+        config.optimizer.lr_multipliers = multipliers(config.optimizer.lr_multipliers)
+    kind = get_task(config.task.name)
+    if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
+        raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
+    group, _, metric = config.selection_metric.partition("/")
+    if config.selection_metric != kind.selection_metric and metric not in kind.groups.get(
+        group, ()
+    ):
+        names = " ".join(dict.fromkeys(name for group in kind.groups.values() for name in group))
+        raise UserError(
+            f"config.selection_metric={config.selection_metric!r}: {kind.selection_metric}, or one "
+            f"of {', '.join(kind.groups)}, a slash, and one of {names}"
+        )
+    if config.selection == "val" and config.data.val <= 0:
+        raise UserError("config.selection='val' needs config.data.val clips, which is 0")
+    if config.selection == "auto":
+        config = config.copy_and_resolve_references()
+        config.selection = "val" if config.data.val > 0 else "last"
+    return config
+
+
+def _check_fields(config: ConfigDict) -> ConfigDict:
+    """The default config of its method and task; `UserError` where the fields are not the same."""
+
+    def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
+        for name in known:
+            if name not in mine and f"{path}.{name}" != f"config.{MULTIPLIERS}":
+                raise UserError(f"{path} has no {name!r}{_HINTS.get(path, '')}")
+        for name in mine:
+            if name not in known:
+                raise UserError(unknown(path, name, known))
+            if isinstance(known[name], ConfigDict):
+                if not isinstance(mine[name], ConfigDict):
+                    raise UserError(f"{path}.{name}={mine[name]!r}: has {', '.join(known[name])}")
+                compare(mine[name], known[name], f"{path}.{name}")
+
+    for section in ("method", "task"):
+        chosen = config.get(section)
+        if not isinstance(chosen, ConfigDict) or not isinstance(chosen.get("name"), str):
+            raise UserError(f"config.{section} has no 'name'{_HINTS[f'config.{section}']}")
+    defaults = base_config(config.method.name, config.task.name)
+    compare(config, defaults, "config")
+    return defaults

@@ -1,0 +1,316 @@
+"""Reads the chosen frames of a video file with PyAV (FFmpeg).
+
+Two passes: packet time stamps first, which costs no decoding, then only the groups of pictures that
+hold a chosen frame. Where the container gives no usable time stamps, the frames that come out do
+not match them, or one of them is broken, a full decode answers instead. Both ways give the same
+frames of a sound file.
+
+What FFmpeg decodes is used. Packets that it cannot decode matter where a chosen frame is one of
+them, or is made from one.
+"""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import Bool, Int
+from PIL import Image
+
+from uniadapter_jax.data.media import video_clock, video_complete, video_file
+from uniadapter_jax.data.media.kinds import DecodeError, check_file
+from uniadapter_jax.data.media.video_clock import Choose, Times
+from uniadapter_jax.data.media.video_picture import picture, pixel_aspect
+
+Keep = Callable[[Image.Image], Any]
+_FLUSHES = 64  # errors that a decoder may report while it gives its last frames
+_REORDERED = 16  # packets that may be decoded before a frame of an earlier one is shown
+
+
+def read_frames(
+    path: str,
+    choose: Choose,
+    start: float | None = None,
+    end: float | None = None,
+    keep: Keep = lambda image: image,
+) -> tuple[list[Any], list[float]]:
+    """The frames that `choose` takes from the clip, and the seconds of it at which they come.
+
+    One decoded frame is held at a time.
+
+    Args:
+      start, end: seconds on the file's clock (see `video_clock`).
+      keep: makes what is returned of an upright RGB picture.
+
+    Raises:
+      DecodeError: the file is missing, empty, no video, cut short, too large, has nothing on show
+        in the range, or a chosen frame is broken.
+    """
+    check_file(path)
+    try:
+        return _Reader(path, choose, start, end).read(keep)
+    except av.error.ArgumentError as error:  # how FFmpeg refuses a format outside FORMATS
+        raise DecodeError("unreadable", "not a known video format") from error
+    except av.error.EOFError as error:
+        raise DecodeError("truncated", "ends before its first frame") from error
+    except av.error.FFmpegError as error:
+        raise DecodeError("unreadable", error.strerror or type(error).__name__) from error
+    except (ValueError, EOFError) as error:
+        raise DecodeError("unreadable", str(error)) from error
+
+
+class _Mismatch(Exception):
+    """The packets do not say where the frames are, or one of them needs a closer look."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A decoded frame.
+
+    Attributes:
+      broken: it is, or it is made from one that is.
+      leans: it may be made from a frame that is shown after it.
+    """
+
+    frame: av.VideoFrame
+    broken: bool
+
+    @property
+    def leans(self) -> bool:
+        return self.frame.pict_type == av.video.frame.PictureType.B
+
+
+def _check_next(shown: Iterator[_Shown], entry: _Shown) -> None:
+    """Raises _Mismatch where `entry` may be made from a broken frame that follows it."""
+    while entry.leans:
+        following = next(shown, None)
+        if following is None:
+            return
+        if following.broken:
+            raise _Mismatch
+        entry = following
+
+
+class _Reader:
+    """Reads one clip."""
+
+    def __init__(self, path: str, choose: Choose, start: float | None, end: float | None):
+        self.path, self.choose, self.start, self.end = path, choose, start, end
+
+    def read(self, keep: Keep) -> tuple[list[Any], list[float]]:
+        with video_file.open_file(self.path) as container:
+            stream = video_file.video_stream(container)
+            video_file.decoder(stream)  # says what it cannot do before all is read
+            self.name = container.format.name
+            self.tick, self.rate = video_file.tick_of(stream), video_file.rate_of(stream)
+            self.packets = video_file.survey(container, stream)
+            video_complete.check_complete(self.path, container, stream, self.packets)
+            begin = container.start_time
+            self.origin = None if begin is None else begin / av.time_base
+        if self.packets.indexed:
+            stamps = np.union1d(self.packets.stamps, self.packets.lost)
+            ends = self.packets.video_end, self.packets.file_end
+            chosen = self._choose(stamps, stamps, self.tick, self.origin, *ends)
+            _refuse_lost(chosen, np.isin(chosen.stamps, self.packets.lost))
+            try:
+                return self._seek(chosen.stamps, keep), _seconds(chosen)
+            except _Mismatch:
+                pass  # a full decode knows better
+        return self._decode_all(keep)
+
+    def _choose(
+        self,
+        stamps: Int[np.ndarray, "f"],
+        ticks: Int[np.ndarray, "f"],
+        tick: float,
+        origin: float | None,
+        video_end: float,
+        file_end: float,
+    ) -> Times:
+        """The chosen frames; see `video_clock.times_of`."""
+        times = video_clock.times_of(stamps, ticks, tick, origin, video_end)
+        zero = float(ticks[0]) * tick - float(times.seconds[0])
+        clip = times.within(self.start, self.end, file_end - zero)
+        return clip.take(self.choose(clip))
+
+    def _seek(self, wanted: Int[np.ndarray, "k"], keep: Keep) -> list[Any]:
+        """Decodes from the key frame before each wanted frame, skipping groups without one."""
+        kept: list[Any] = []
+        keys = self.packets.keys
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            shown, last = iter(frames), None
+            for stamp in wanted.tolist():
+                before = keys[keys <= stamp]
+                if len(before) and last is not None and before[-1] > last:
+                    _check_next(shown, entry)
+                    frames.seek(int(before[-1]))
+                    shown = iter(frames)
+                for entry in shown:
+                    last = entry.frame.pts
+                    if last is None or entry.broken:
+                        raise _Mismatch
+                    if last >= stamp:
+                        break
+                if last != stamp:
+                    raise _Mismatch
+                kept.append(keep(frames.picture(entry.frame)))
+            _check_next(shown, entry)
+        return kept
+
+    def _decode_all(self, keep: Keep) -> tuple[list[Any], list[float]]:
+        """Two full decodes, one for the times and one for the pixels, so that memory stays small.
+
+        Frames are known by their place; -1 - i is the i-th packet that gave none.
+        """
+        chosen = self._scan()
+        _refuse_lost(chosen, chosen.stamps < 0)
+        wanted, kept = set(chosen.stamps.tolist()), {}
+        leaning = False  # on a frame that comes next
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            for i, entry in enumerate(frames):
+                if entry.broken and (i in wanted or leaning):
+                    raise DecodeError("damaged", f"a broken frame at {entry.frame.time} s")
+                leaning = entry.leans and (leaning or i in wanted)
+                if i in wanted:
+                    kept[i] = keep(frames.picture(entry.frame))
+        if len(kept) < len(wanted):
+            raise DecodeError("damaged", "two decodes gave different frames")
+        return [kept[place] for place in chosen.stamps.tolist()], _seconds(chosen)
+
+    def _scan(self) -> Times:
+        """Decodes all for the times of the frames, and of the packets that gave none."""
+        stamps, unknown, broken = array.array("q"), 0, set()
+        with video_file.open_file(self.path) as container:
+            frames = _Frames(container, self._flagged)
+            for entry in frames:
+                unknown += entry.frame.pts is None
+                stamps.append(entry.frame.pts or 0)
+                if entry.broken:
+                    broken.add(stamps[-1])
+        if not stamps:
+            if frames.lost:
+                raise DecodeError("unreadable", f"none of {len(frames.lost)} frames is decoded")
+            raise DecodeError("no_frames", "no frame could be decoded")
+        places = np.arange(len(stamps))
+        lost = [(at, pts) for at, pts in frames.lost if at > 0]  # players wait for the first
+        lost_places = -1 - np.arange(len(lost))
+        at = [place for place, _ in lost]
+        if unknown or (self.name == "avi" and not self.packets.indexed):
+            places = np.insert(places, at, lost_places)
+            count, tick = len(places), 1 / self.rate
+            return self._choose(places, np.arange(count), tick, None, count * tick, count * tick)
+        if self.packets.indexed:  # decoders may mix up the order after damage
+            places = np.argsort(stamps, kind="stable")
+            ticks = np.asarray(stamps)[places]
+            is_sorted = True
+        else:
+            ticks = video_clock.in_a_row(stamps, self.tick, 1 / self.rate, self.name)
+            is_sorted = np.array_equal(ticks, np.asarray(stamps))
+        ends = self.packets.video_end, self.packets.file_end
+        if is_sorted:
+            undecoded = {pts for _, pts in lost if pts is not None}
+            late = self._not_shown(undecoded | set(self.packets.lost.tolist()), stamps, broken)
+            at, lost_places = np.searchsorted(ticks, late).tolist(), -1 - np.arange(len(late))
+        else:
+            late = ticks[np.asarray(at, int) - 1].tolist()
+            ends = (float(ticks[-1]) * self.tick + 1 / self.rate,) * 2
+        ticks, places = np.insert(ticks, at, late), np.insert(places, at, lost_places)
+        return self._choose(places, ticks, self.tick, self.origin, *ends)
+
+    def _not_shown(self, lost: set[int], shown: Sequence[int], broken: set[int]) -> list[int]:
+        """Lost frames, with those that a decoder passes over until its next key frame."""
+        shown_stamps, lost = set(shown), lost - set(shown)
+        before: int | None = None
+        for stamp in self.packets.stamps.tolist():
+            if stamp not in shown_stamps and (before in lost or before in broken):
+                lost.add(stamp)
+            before = stamp
+        return sorted(lost)
+
+    @property
+    def _flagged(self) -> frozenset[int]:
+        """Packets of which a part lacks. In joinable formats a wrong counter flags whole ones."""
+        return frozenset() if self.name in video_clock.JOINABLE else self.packets.broken
+
+
+class _Frames:
+    """The frames of an open file in order of display, whichever packets cannot be decoded."""
+
+    def __init__(self, container: av.container.InputContainer, flagged: frozenset[int]):
+        self.container, self.flagged = container, flagged
+        self.stream = video_file.video_stream(container)
+        self.decoder = video_file.decoder(self.stream)
+        self.aspect = pixel_aspect(self.stream)
+        self.lost: list[tuple[int, int | None]] = []  # undecodable: frames before it, its stamp
+        self._count = 0
+        self._fault: int | None = None  # stamp of the newest broken packet or frame
+        self._since_fault = 0  # packets decoded since
+
+    def seek(self, stamp: int) -> None:
+        self.container.seek(stamp, stream=self.stream, backward=True)
+        self.decoder.flush_buffers()
+        self._fault, self._since_fault = None, _REORDERED
+
+    def picture(self, frame: av.VideoFrame) -> Image.Image:
+        return picture(frame, self.aspect)
+
+    def __iter__(self) -> Iterator[_Shown]:
+        self._broken = False
+        for packet in self.container.demux(self.stream):
+            for frame in self._decode(packet):
+                yield _Shown(frame, self._judge(frame))
+                self._count += 1
+
+    def _decode(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
+        self._since_fault += 1
+        if packet.size and packet.pts in self.flagged:
+            self._set_fault(packet.pts)
+        for _ in range(_FLUSHES):
+            try:
+                yield from self.decoder.decode(packet)
+                return
+            except av.error.EOFError:
+                return  # flushed already
+            except av.error.FFmpegError:
+                self._set_fault(packet.pts)
+                if packet.size:
+                    self.lost.append((self._count, packet.pts))
+                    return
+
+    def _set_fault(self, stamp: int | None) -> None:
+        self._broken, self._fault, self._since_fault = True, stamp, 0
+
+    def _judge(self, frame: av.VideoFrame) -> bool:
+        """Whether a frame is broken or follows one that is, up to the next sound key frame.
+
+        A packet is decoded before the frames of earlier ones are shown, which are sound.
+        """
+        if frame.is_corrupt:
+            self._set_fault(frame.pts)
+            return True
+        if not self._broken:
+            return False
+        if unknown := self._fault is None or frame.pts is None:
+            after = self._since_fault >= _REORDERED
+        else:
+            after = frame.pts > self._fault
+        if frame.key_frame and after:
+            self._broken = False
+        leans = frame.pict_type == av.video.frame.PictureType.B
+        return self._broken and (unknown or after or leans or frame.pts == self._fault)
+
+
+def _seconds(chosen: Times) -> list[float]:
+    return [float(t) for t in np.maximum(chosen.seconds, 0.0)]
+
+
+def _refuse_lost(chosen: Times, lost: Bool[np.ndarray, "k"]) -> None:
+    if lost.any():
+        seconds = chosen.seconds[lost][0]
+        raise DecodeError("damaged", f"the frame at {seconds:.2f} s cannot be decoded")

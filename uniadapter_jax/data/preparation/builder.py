@@ -1,0 +1,272 @@
+"""Assembles work shards into the records of a data set: a TFDS build that decodes nothing.
+
+A finished directory holds, beside TFDS's own `dataset_info.json` and `features.json`:
+
+    records-<split>.array_record-*   one record per clip, in the order of the annotations
+    index-<split>.jsonl              line i describes record i: id, captions, frames, qa, sha256
+    prepare.json                     settings, decoder, coverage, counts, SHA-256 of what it names
+    report.jsonl                     what was left out, one line each with the reason
+
+TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds
+1 GB; `ShardBasedBuilder` streams and keeps the order, so an index needs no matching afterwards.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core import writer as example_writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import sync_directory
+from uniadapter_jax.data import prepared
+from uniadapter_jax.data.preparation.clips import Clip, PrepareSettings, decoder_versions
+from uniadapter_jax.data.preparation.shards import Outcome, Shard, read_shard
+from uniadapter_jax.data.sources import Item, Source, clean_text
+
+RECORDS_FORMAT = 1
+FILE_BYTES = 128 << 20  # of frames per record file
+_BYTES = tfds.features.Tensor(shape=(), dtype=np.bytes_)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One record to come: its item and where its clip lies."""
+
+    item: Item
+    captions: tuple[str, ...]
+    shard: str
+    index: int
+    frames: int
+    size: int
+
+    def line(self, sha256: str) -> dict[str, Any]:
+        return {
+            "id": self.item.id,
+            "captions": self.captions,
+            "frames": self.frames,
+            "qa": self.item.qa,
+            "sha256": sha256,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What the work shards hold: records per split, and a line for all that was left out."""
+
+    entries: dict[str, list[Entry]]
+    problems: list[dict[str, Any]]
+    coverage: dict[str, dict[str, Any]]  # per split: expected, found, reasons, captions dropped
+
+    @property
+    def expected(self) -> int:
+        return sum(split["expected"] for split in self.coverage.values())
+
+    @property
+    def bad(self) -> int:
+        return self.expected - sum(split["found"] for split in self.coverage.values())
+
+
+def survey(source: Source, shards: Sequence[Shard]) -> Survey:
+    """Reads the heads of all work shards."""
+    entries: dict[str, list[Entry]] = {item.split: [] for item in source.items}
+    reasons: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in entries}
+    expected = collections.Counter(item.split for item in source.items)
+    dropped: collections.Counter[str] = collections.Counter()
+    problems = list(source.left_out)
+    for shard in shards:
+        for outcome in read_shard(shard.path, with_frames=False):
+            item = source.items[outcome.index]
+            where = {"id": item.id, "split": item.split, "path": item.path}
+            cleaned = tuple(clean_text(caption) for caption in item.captions)
+            captions = tuple(caption for caption in cleaned if caption)
+            if outcome.clip is None:
+                reasons[item.split][outcome.reason] += 1
+                problems.append({**where, "reason": outcome.reason, "detail": outcome.detail})
+                continue
+            if empty := len(cleaned) - len(captions):
+                dropped[item.split] += empty
+                detail = f"{empty} of {len(cleaned)} captions dropped"
+                problems.append({**where, "reason": "empty_caption", "detail": detail})
+            size, count = sum(outcome.sizes), len(outcome.sizes)
+            entry = Entry(item, captions, shard.path, outcome.index, count, size)
+            entries[item.split].append(entry)
+    coverage = {
+        split: {
+            "expected": expected[split],
+            "found": len(entries[split]),
+            "reasons": dict(sorted(reasons[split].items())),
+            "empty_captions": dropped[split],
+        }
+        for split in entries
+    }
+    return Survey(entries, problems, coverage)
+
+
+class _SameBytesWriter(example_writer.ExampleWriter):
+    """Orders the features of an example: protobuf maps come in another order in each process."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        parse = tf_example_pb2.Example.FromString
+        same = ((k, parse(e).SerializeToString(deterministic=True)) for k, e in examples)
+        with disk_errors(path):
+            return super().write(path, same)
+
+
+class RecordsBuilder(tfds.core.ShardBasedBuilder):
+    """Writes the entries of a survey; collects the index lines as it goes."""
+
+    name = "records"
+    code_path = None  # there are no files of checksums or licences beside this module
+    VERSION = tfds.core.Version(f"{RECORDS_FORMAT}.0.0")
+
+    def __init__(self, entries: Mapping[str, Sequence[Entry]], **kwargs: Any):
+        self._entries = entries
+        self.lines: dict[str, list[str]] = {split: [] for split in entries}
+        super().__init__(**kwargs)
+
+    def _example_writer(self) -> _SameBytesWriter:
+        return _SameBytesWriter(file_format=self.info.file_format)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "frames": tfds.features.Sequence(_BYTES),
+            "pts": tfds.features.Sequence(np.float32),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "qa": tfds.features.Sequence(tfds.features.Text()),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Clips as JPEG frames with their captions.",
+            features=tfds.features.FeaturesDict(features),
+        )
+
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
+        del dl_manager  # nothing is downloaded
+        return {
+            split: [functools.partial(self._examples, split, part) for part in _files(entries)]
+            for split, entries in self._entries.items()
+            if entries
+        }
+
+    def _examples(
+        self, split: str, entries: Sequence[Entry]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        clips = _clips(entries)
+        for key, (entry, clip) in enumerate(zip(entries, clips, strict=True)):
+            digest = hashlib.sha256(b"".join(clip.frames)).hexdigest()
+            self.lines[split].append(json.dumps(entry.line(digest), ensure_ascii=False))
+            yield (
+                key,
+                {
+                    "id": entry.item.id,
+                    "frames": clip.frames,
+                    "pts": clip.pts,
+                    "captions": list(entry.captions),
+                    "qa": [json.dumps(qa) for qa in entry.item.qa],
+                },
+            )
+
+
+def build(
+    found: Survey, settings: PrepareSettings, facts: Mapping[str, Any], directory: str
+) -> None:
+    """Writes a complete records directory, synced to disk; `facts` go into `prepare.json`."""
+    shutil.rmtree(directory, ignore_errors=True)
+    data_dir = f"{directory}.tfds"
+    shutil.rmtree(data_dir, ignore_errors=True)
+    with disk_errors(directory):
+        builder = RecordsBuilder(found.entries, data_dir=data_dir, file_format="array_record")
+        with _quiet():
+            builder.download_and_prepare(
+                download_dir=os.path.join(data_dir, "downloads"),
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+            )
+        os.rename(os.fspath(builder.data_path), directory)
+        shutil.rmtree(data_dir)
+        for split, lines in builder.lines.items():
+            if lines:
+                write_lines(os.path.join(directory, f"index-{split}.jsonl"), lines)
+        write_report(os.path.join(directory, "report.jsonl"), found)
+        content = {
+            "format": RECORDS_FORMAT,
+            "settings": settings.identity(),
+            **facts,
+            "decoder": decoder_versions(),
+            "coverage": found.coverage,
+        }
+        indexes = (f"index-{split}.jsonl" for split, lines in builder.lines.items() if lines)
+        text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *indexes])
+        write_lines(os.path.join(directory, prepared.NAME), [text])
+        for name in sorted(os.listdir(directory)):
+            _sync_file(os.path.join(directory, name))
+        sync_directory(directory)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS announces downloads, of which there are none."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def write_report(path: str, found: Survey) -> None:
+    """One JSON line for each item and caption left out."""
+    write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in found.problems])
+
+
+def write_lines(path: str, lines: Sequence[str]) -> None:
+    with open(path, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in lines)
+
+
+def _files(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Entries per record file: whole entries up to FILE_BYTES, at least one."""
+    files: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if files[-1] and size + entry.size > FILE_BYTES:
+            files.append([])
+            size = 0
+        files[-1].append(entry)
+        size += entry.size
+    return files
+
+
+def _clips(entries: Sequence[Entry]) -> Iterator[Clip]:
+    """The entries' clips, reading each work shard once."""
+    shard = ""
+    outcomes: Iterator[Outcome] = iter(())
+    for entry in entries:
+        if entry.shard != shard:
+            shard, outcomes = entry.shard, read_shard(entry.shard)
+        outcome = next(outcome for outcome in outcomes if outcome.index == entry.index)
+        assert outcome.clip is not None
+        yield outcome.clip
+
+
+def _sync_file(path: str) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,153 @@
+"""From an `Item` to the JPEG frames of a record, by the settings of `config.data.prepare`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import av
+import numpy as np
+import PIL
+from jaxtyping import Int
+from PIL import Image
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.ranges import SHARE, Range, check_choice, check_range, check_type
+from uniadapter_jax.data import images, sampling
+from uniadapter_jax.data.media import kinds as media
+from uniadapter_jax.data.media import pictures, video
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video_clock import Times
+from uniadapter_jax.data.sources import SOURCES
+from uniadapter_jax.data.sources.item import Item
+
+MAX_CLIP_BYTES = 200_000_000  # of the JPEG frames of one clip, which a worker holds at once
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "source": tuple(SOURCES),
+    "sampling": sampling.SAMPLINGS,
+}
+RANGES: Mapping[str, Range] = {
+    "fps": Range(1e-3, 1e3),
+    "frames": Range(1, 10_000),
+    "short_side": Range(8, 8192),
+    "quality": Range(1, 100),
+    "max_bad_share": SHARE,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareSettings:
+    """`config.data.prepare`, checked.
+
+    Attributes:
+      source: name of the annotation layout, a key of `SOURCES`.
+      sampling: 'fps', 'uniform' or 'middle'; `fps` counts for the first, `frames` for the others.
+      short_side: pixels; larger frames are scaled down to it, smaller ones stay.
+      quality: of the JPEG frames, 1 to 100.
+      max_bad_share: share of items without a usable clip above which `prepare` refuses.
+    """
+
+    source: str
+    sampling: str
+    fps: float
+    frames: int
+    short_side: int
+    quality: int
+    max_bad_share: float
+
+    @classmethod
+    def from_config(cls, config: Any) -> PrepareSettings:
+        """`config` is a mapping with the attributes' names; UserError names a wrong value."""
+        values = dict(config)
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in values]:
+            raise UserError(f"config.data.prepare has no {missing}; it holds {sorted(values)}")
+        settings = cls(**{name: values[name] for name in names})
+        settings.check()
+        return settings
+
+    def check(self) -> None:
+        kinds = {kind.__name__: kind for kind in (str, int, float)}
+        for field in dataclasses.fields(self):
+            path, value = f"config.data.prepare.{field.name}", getattr(self, field.name)
+            check_type(path, value, kinds[str(field.type)])
+            if field.name in CHOICES:
+                check_choice(path, value, CHOICES[field.name])
+            if field.name in RANGES:
+                check_range(path, value, RANGES[field.name])
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that the pixels depend on: what is not used does not count."""
+        shared = {
+            "source": self.source,
+            "sampling": self.sampling,
+            "short_side": self.short_side,
+            "quality": self.quality,
+        }
+        used = {"fps": self.fps} if self.sampling == "fps" else {"frames": self.frames}
+        return shared | used
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """JPEG frames and their seconds in the clip."""
+
+    frames: list[bytes]
+    pts: list[float]
+
+
+def decoder_versions() -> dict[str, str]:
+    """What turned files into pixels; two decoders may pick different frames for one time."""
+    libraries = {name: ".".join(map(str, v)) for name, v in av.library_versions.items()}
+    versions = {"av": av.__version__, "libavcodec": libraries["libavcodec"]}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        versions["pillow_heif"] = importlib.metadata.version("pillow_heif")
+    return versions | {"pillow": PIL.__version__}
+
+
+def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
+    """Decodes, samples, scales and encodes one item.
+
+    Raises:
+      DecodeError: the media file gives no usable clip.
+    """
+    path = os.path.join(root, item.path)
+    keep = _Encoder(settings)
+    if (medium := media.identify(path)).kind == "picture":
+        return Clip([keep(pictures.read_picture(path, medium))], [0.0])
+    choose = functools.partial(_choose, settings)
+    return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
+
+
+def _choose(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:
+    count = len(times.stamps)
+    if settings.sampling == "fps":
+        return sampling.per_second(times.seconds, times.ends, settings.fps, times.slack)
+    if settings.sampling == "uniform":
+        return sampling.uniform(count, settings.frames)
+    return sampling.middle(count, settings.frames)
+
+
+class _Encoder:
+    """Shrinks and encodes the frames of one clip as they come, within bounds."""
+
+    def __init__(self, settings: PrepareSettings):
+        self.settings = settings
+        self.size = 0
+
+    def __call__(self, picture: Image.Image) -> bytes:
+        small = images.shrink(picture, self.settings.short_side)
+        data = images.encode_jpeg(small, self.settings.quality)
+        self.size += len(data)
+        if self.size > MAX_CLIP_BYTES:
+            raise DecodeError(
+                "too_large",
+                f"its frames take more than {MAX_CLIP_BYTES:,} bytes; fewer fit, by fps or "
+                "frames, short_side, or start and end",
+            )
+        return data

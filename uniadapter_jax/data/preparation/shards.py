@@ -1,0 +1,180 @@
+"""Work shards: the decoded clips of a few consecutive items, kept until the records are assembled.
+
+A shard is finished or absent: it is written under a temporary name, synced and renamed, and ends
+with the SHA-256 of its content, so that a damaged one is found and made again. Its name
+holds a hash of everything its content depends on (the items, sizes and times of the media files,
+the settings, the decoders' versions), so a shard of other settings or files is never taken up.
+How items are cut into shards does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import FileError, open_regular, sync_directory
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.preparation.clips import Clip, PrepareSettings, decoder_versions, read_clip
+from uniadapter_jax.data.sources import near
+from uniadapter_jax.data.sources.item import Item, clean_text
+
+ITEMS_PER_SHARD = 16
+FORMAT = 2  # raise it when the content of a shard changes its meaning
+_LENGTH = struct.Struct("<I")
+_DIGEST = hashlib.sha256().digest_size  # at the end of the file, of all before it
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Items [first, first + len(items)) of the source and the file that their clips go to."""
+
+    first: int
+    items: tuple[Item, ...]
+    path: str
+
+    @property
+    def done(self) -> bool:
+        return os.path.exists(self.path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one item: a clip, or the reason why there is none."""
+
+    index: int
+    reason: str = ""
+    detail: str = ""
+    clip: Clip | None = None
+    sizes: tuple[int, ...] = ()  # bytes of the frames, as read back from a shard
+
+
+def plan_shards(
+    items: Sequence[Item], root: str, settings: PrepareSettings, directory: str
+) -> list[Shard]:
+    """Cuts the items into shards below `directory`, which need not exist."""
+    shared = {"format": FORMAT, "settings": settings.identity(), "decoder": decoder_versions()}
+    shards = []
+    for first in range(0, len(items), ITEMS_PER_SHARD):
+        part = tuple(items[first : first + ITEMS_PER_SHARD])
+        facts = [(item.path, item.start, item.end, *_stat(root, item)) for item in part]
+        digest = hash_json({**shared, "items": facts})[:16]
+        path = os.path.join(directory, f"shard-{first // ITEMS_PER_SHARD:06d}-{digest}")
+        shards.append(Shard(first, part, path))
+    return shards
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def media_size(root: str, item: Item) -> int:
+    """Bytes of the media file, -1 where there is none."""
+    return _stat(root, item)[0]
+
+
+def _stat(root: str, item: Item) -> tuple[int, int]:
+    try:
+        status = os.stat(os.path.join(root, item.path))
+    except (OSError, ValueError):
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def decode_item(
+    index: int, item: Item, root: str, settings: PrepareSettings, crashed: bool = False
+) -> Outcome:
+    """Never raises for a bad file. An item without texts is not decoded; `prepare` counts it."""
+    if not item.qa and not any(clean_text(caption) for caption in item.captions):
+        return Outcome(index, "no_caption", "no caption with a word in it")
+    if crashed:
+        return Outcome(index, "crash", "the decoder died on this file, twice")
+    try:
+        return Outcome(index, clip=read_clip(item, root, settings))
+    except DecodeError as error:
+        detail = error.detail
+        if error.reason == "missing" and (hint := item.hint or near.beside(root, item.path)):
+            detail = f"{detail}; {hint}"
+        return Outcome(index, error.reason, detail)
+
+
+def write_shard(path: str, outcomes: Iterable[Outcome]) -> None:
+    """All or nothing, also when the process or the machine dies in between.
+
+    Each outcome is written before the next is asked for.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with disk_errors(temporary):
+        with open(temporary, "wb") as file:
+            digest = hashlib.sha256()
+            for outcome in outcomes:
+                frames = outcome.clip.frames if outcome.clip else []
+                head = {
+                    "index": outcome.index,
+                    "reason": outcome.reason,
+                    "detail": outcome.detail,
+                    "sizes": [len(frame) for frame in frames],
+                    "pts": outcome.clip.pts if outcome.clip else [],
+                }
+                text = json.dumps(head).encode()
+                for part in (_LENGTH.pack(len(text)), text, *frames):
+                    file.write(part)
+                    digest.update(part)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+        sync_directory(os.path.dirname(path))
+
+
+def check_shard(shard: Shard) -> None:
+    """Raises `FileError` unless the file holds what was written; it is read once."""
+    digest = hashlib.sha256()
+    with open_regular(shard.path) as file:
+        left = os.fstat(file.fileno()).st_size - _DIGEST
+        while left > 0 and (part := file.read(min(left, 1 << 20))):
+            digest.update(part)
+            left -= len(part)
+        if file.read() != digest.digest():
+            raise FileError(shard.path, "is damaged: it does not have the SHA-256 at its end")
+
+
+def read_shard(path: str, with_frames: bool = True) -> Iterator[Outcome]:
+    """Outcomes in the order of the items; without frames, `clip.frames` is empty.
+
+    Raises:
+      FileError: the file is no work shard of ours, such as one that is damaged.
+    """
+    with open_regular(path) as file:
+        end = os.fstat(file.fileno()).st_size - _DIGEST
+        while file.tell() < end:
+            try:
+                yield _read_outcome(file, end, with_frames)
+            except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+                raise FileError(path, f"is damaged: {error!r}; remove it and run again") from error
+
+
+def _read_outcome(file: BinaryIO, end: int, with_frames: bool) -> Outcome:
+    """The next one; raises where lengths do not fit before `end`."""
+    size = _LENGTH.unpack(file.read(_LENGTH.size))[0]
+    if size > end - file.tell():
+        raise ValueError(f"a head of {size} bytes")
+    head = json.loads(file.read(size))
+    sizes = tuple(head["sizes"])
+    whole = all(type(size) is int and size >= 0 for size in sizes)
+    if not whole or sum(sizes) > end - file.tell():
+        raise ValueError("frames beyond the end")
+    if with_frames:
+        frames = [file.read(size) for size in sizes]
+    else:
+        file.seek(sum(sizes), os.SEEK_CUR)
+        frames = []
+    clip = None if head["reason"] else Clip(frames, head["pts"])
+    return Outcome(head["index"], head["reason"], head["detail"], clip, sizes)

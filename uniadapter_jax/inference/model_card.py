@@ -1,0 +1,182 @@
+"""The README.md of an exported adapter: what it is, what it was measured to do, how to load it."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uniadapter_jax import __version__
+from uniadapter_jax.runs import caveats
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.weights.adapter_directory import AdapterFiles
+
+UNKNOWN_LICENSE = "unknown"  # the hub's own word
+
+SELECTIONS = {  # by a result's `selection`, what was chosen
+    "last": "the last step, chosen without looking at results",
+    "val": "the best step on clips held out of the training set",
+    "test": "the best step on this very test set, which flatters it",
+}
+_TITLES = {"t2v": "text to clip", "v2t": "clip to text"}
+# By task: the backbone's family, and what people search for on the hub.
+_KINDS = {
+    "retrieval": ("CLIP", "text-video-retrieval"),
+    "matching": ("BLIP", "text-video-retrieval"),
+    "vqa": ("BLIP", "visual-question-answering"),
+}
+
+
+def model_card(
+    adapter: AdapterFiles,
+    config: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    *,
+    step: int,
+    parameters: Mapping[str, Any],
+    license: str,
+    base_model: str | None,
+    merged: Sequence[str],
+) -> str:
+    """The text.
+
+    Args:
+      config, result: the run's; `result` is None unless it is of `step`.
+      merged: of a merged backbone, the classes that its config.json names; else empty.
+    """
+    kind = "backbone with a merged adapter" if merged else "adapter"
+    family, tag = _KINDS[config["task"]["name"]]
+    lines = [
+        "---",
+        f"library_name: {'transformers' if merged else 'uniadapter_jax'}",
+        f"license: {license}",
+        *([f"base_model: {base_model}"] if base_model else []),
+        "tags:",
+        *(f"- {tag}" for tag in ("adapter", adapter.method, family.lower(), tag)),
+        "---",
+        "",
+        f"# {config['name']}: {kind}, {adapter.method} on {family}",
+        "",
+        *_what(adapter, config, step, parameters),
+        "",
+        "## Measured",
+        "",
+        *(_measured(result) if result else ["Nothing: the run has no result for this step."]),
+        "",
+        "## How to load it",
+        "",
+        *(_merged_usage(family, merged) if merged else _usage(adapter, family)),
+        "",
+        "## Licence",
+        "",
+        f"`{license}`" + (" (nobody said)." if license == UNKNOWN_LICENSE else "."),
+        "The backbone and the training data have licences of their own.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _what(
+    adapter: AdapterFiles, config: Mapping[str, Any], step: int, parameters: Mapping[str, Any]
+) -> list[str]:
+    options = ", ".join(f"{key} {json.dumps(value)}" for key, value in adapter.options.items())
+    train, optimizer, data = config["train"], config["optimizer"], config["data"]
+    rows = {
+        "method": f"`{adapter.method}`" + (f" ({options})" if options else ""),
+        "trained parameters": f"{parameters['trained']:,} of {parameters['total']:,} "
+        f"({parameters['percent']:.3f} %)",
+        "base": f"`{_name(adapter.backbone)}`, fingerprint `{adapter.fingerprint}`",
+        "data": f"`{_name(data['records'])}`, {data['frames']} frames a clip, {data['words']} "
+        "tokens a text",
+        **{
+            name.replace("_", " "): f"`{adapter.task[name]}`"
+            for name in get_task(config["task"]["name"]).kept
+        },
+        "recipe": f"{step} steps of {train['batch_size']} samples, `{optimizer['recipe']}`, "
+        f"learning rate {optimizer['lr']:g}, seed {config['seed']}",
+        "made with": f"uniadapter_jax {__version__}",
+    }
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+
+
+def _name(path: str) -> str:
+    """The last part: where things lie on the author's machine is nobody's business."""
+    return pathlib.PurePath(path).name
+
+
+def _measured(result: Mapping[str, Any]) -> list[str]:
+    chosen = SELECTIONS[result["selection"]]
+    if "questions" in result:
+        return [
+            f"On {result['questions']} questions about {result['clips']} clips or pictures of the "
+            f"test split, in percent; parameters of {chosen}:",
+            "",
+            "| accuracy | |",
+            "|---|---|",
+            *(
+                f"| {name} | {value:.2f} |"
+                for values in result["metrics"].values()
+                for name, value in values.items()
+            ),
+        ]
+    metrics = result["metrics"]
+    names = list(next(iter(metrics.values())))
+    return [
+        f"On {result['clips']} test clips and {result['texts']} texts (R@K in percent, MdR and MnR "
+        f"median and mean rank); parameters of {chosen}:",
+        "",
+        f"| direction | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *(
+            f"| {_TITLES.get(way, way)} | {' | '.join(f'{values[name]:.1f}' for name in names)} |"
+            for way, values in metrics.items()
+        ),
+        *(f"\n{line}." for line in caveats.of_result(result)),
+    ]
+
+
+_CLIP_USAGE = (
+    "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
+)
+_BLIP_USAGE = (
+    "clips = model.encode_clips(pixels)                  # uint8 [N, frames, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, clips)             # first stage",
+    'logits = model.match(pixels, ["a cat jumps on a chair"])    # second: no match, match',
+)
+
+
+def _usage(adapter: AdapterFiles, family: str) -> list[str]:
+    lines = [
+        "```python",
+        "import uniadapter_jax",
+        "",
+        'model = uniadapter_jax.load_model("BACKBONE", "THIS_DIRECTORY")',
+        *(_CLIP_USAGE if family == "CLIP" else _BLIP_USAGE),
+        "```",
+        "",
+        "BACKBONE is a directory with exactly the fingerprint above; another one is refused.",
+    ]
+    if adapter.method == "lora" and family == "CLIP":
+        lines += ["", "`peft/` holds the same in PEFT's layout:", "", "```python"]
+        lines += ["from peft import PeftModel", "from transformers import CLIPModel", ""]
+        lines += ['model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),']
+        lines += ['                                  "THIS_DIRECTORY/peft")', "```"]
+    return lines
+
+
+def _merged_usage(family: str, classes: Sequence[str]) -> list[str]:
+    return [
+        f"The adapter is worked into the weights: this is a plain {family}.",
+        "",
+        "```python",
+        f"from transformers import {', '.join(classes)}",
+        "import uniadapter_jax",
+        "",
+        *(f'model = {name}.from_pretrained("THIS_DIRECTORY")  # either' for name in classes),
+        'model = uniadapter_jax.load_model("THIS_DIRECTORY")  # or',
+        "```",
+    ]

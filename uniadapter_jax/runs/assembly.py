@@ -1,0 +1,233 @@
+"""From a config to everything a run needs: backbone, method, task, data, mesh, optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from uniadapter_jax import config as configs
+from uniadapter_jax.adapters.partition import Partition, partition
+from uniadapter_jax.adapters.registry import Method, get_method
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
+from uniadapter_jax.data.answers import answer_list
+from uniadapter_jax.data.loading.pipeline import Batch, clip_batches, steps_per_epoch, train_batches
+from uniadapter_jax.data.loading.questions import question_steps_per_epoch, question_train_batches
+from uniadapter_jax.data.records import Records, carve_validation, open_records
+from uniadapter_jax.data.tokenizers.clip import Tokenizer
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.sharding import Weights
+from uniadapter_jax.runs import identity as identities
+from uniadapter_jax.runs import preflight
+from uniadapter_jax.tasks.base import Setting, Task
+from uniadapter_jax.tasks.registry import Kind, get_task
+from uniadapter_jax.training import accumulation
+from uniadapter_jax.training.optimizers import make_optimizer
+from uniadapter_jax.weights.directory import Backbone, backbone_family, load_backbone
+from uniadapter_jax.weights.families import check_family, check_tokenizer, family_of
+
+
+@dataclasses.dataclass
+class Data:
+    """The parts of the data set; `val` is None unless `config.data.val` carves one."""
+
+    train: Records | None
+    val: Records | None
+    test: Records
+
+
+@dataclasses.dataclass
+class Experiment:
+    """Built once; everything after it is pure functions over `partition`'s arrays."""
+
+    config: ConfigDict
+    mesh: Mesh
+    method: Method
+    backbone: Backbone
+    partition: Partition
+    kind: Kind
+    task: Task
+    data: Data
+    tokenizer: Tokenizer
+    tokenizer_directory: str
+    total_steps: int
+    epoch_steps: int
+    optimizer: optax.GradientTransformation | None
+
+    @property
+    def model_config(self) -> Any:
+        """The backbone's config, of the family that the task needs."""
+        return self.backbone.model.config
+
+    def train_batches(self, start_step: int) -> Iterator[Batch]:
+        """This process' rows of the global training batches from `start_step` on, without end."""
+        assert self.data.train is not None
+        size = self.config.train.batch_size
+        options: dict[str, Any] = {
+            "image_size": self.model_config.image_size,
+            "global_batch": size,
+            "seed": self.config.seed,
+            "start_step": start_step,
+            "rows": meshes.rows_of_process(self.mesh, size),
+        }
+        source = self.data.train, self.tokenizer, self.config.data
+        if self.kind.asks:
+            return question_train_batches(*source, **options)
+        avoid = self.config.task.get("duplicates") == "avoid"
+        return train_batches(*source, avoid_duplicates=avoid, **options)
+
+    def clip_batches(self, records: Records) -> Iterator[Batch]:
+        """This process' rows of every clip once, in order: `eval_batch` at a time."""
+        return clip_batches(
+            records,
+            self.config.data,
+            image_size=self.model_config.image_size,
+            global_batch=self.eval_batch,
+            rows=meshes.rows_of_process(self.mesh, self.eval_batch),
+        )
+
+    @property
+    def eval_batch(self) -> int:
+        """Clips of an evaluation batch: the config's, rounded up to what the mesh divides."""
+        return meshes.round_up(self.mesh, self.config.eval.batch_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What training depends on, flat; a resumed run must agree in all of it."""
+        return identities.training(self.config, self._facts)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """What the evaluation of the trained run depends on beside it, flat."""
+        return identities.evaluation(self.config, self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        data, answers = self.data, None
+        if self.kind.asks and self.config.task.inference == "rank":
+            answers = answer_list(self.config, data.train)
+        return {
+            "backbone": self.backbone.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
+            "method.version": self.method.version,
+            "steps": self.total_steps,
+            "data.records": None if data.train is None else data.train.fingerprint,
+            "data.validation": None if data.val is None else data.val.fingerprint,
+            "data.test": data.test.fingerprint,
+            "answers": None if answers is None else identities.digest({"answers": answers}),
+        }
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Loads and attaches everything; every misfit is an error before the first step."""
+    config = configs.validate(config)
+    mesh = meshes.make_mesh(config.mesh)
+    method, kind = get_method(config.method.name), get_task(config.task.name)
+    data = _open_data(config, trains=method.trainable is not None)
+    preflight.check_evaluation(config, data.val, data.test)
+    with meshes.on_host():  # whole weights need not fit on a device
+        backbone = _load_backbone(config, kind)
+        preflight.check_lengths(config, backbone.model.config)
+        part = attach_method(backbone.model, config)
+    tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
+    part.trainable = meshes.put_replicated(part.trainable, mesh)
+    part.weights = Weights.of(config.mesh, mesh, backbone.model.config)
+    part.frozen = part.weights.put(part.frozen)
+    epoch_steps, total_steps, optimizer = 0, 0, None
+    if data.train is not None:
+        meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
+        epoch_steps = count_steps(config, kind, data.train)
+        total_steps = config.train.steps or config.train.epochs * epoch_steps
+        preflight.check_steps(config, total_steps)
+        optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
+    batch_size = config.train.batch_size if data.train is not None else 0
+    setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
+    task = kind.make(setting)
+    accumulation.check(task, mesh, batch_size, config.train.accumulation)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        method=method,
+        backbone=backbone,
+        partition=part,
+        kind=kind,
+        task=task,
+        data=data,
+        tokenizer=tokenizer,
+        tokenizer_directory=tokenizer_directory,
+        total_steps=total_steps,
+        epoch_steps=epoch_steps,
+        optimizer=optimizer,
+    )
+
+
+def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
+    """Of an epoch; `UserError` where the split cannot be trained on, or fills no batch."""
+    preflight.check_training(config, train)
+    if kind.asks:
+        return question_steps_per_epoch(train, config.train.batch_size)
+    return steps_per_epoch(train, config.data.captions, config.train.batch_size)
+
+
+def attach_method(model: Any, config: ConfigDict) -> Partition:
+    """Attaches the config's method to a backbone, and splits off what it trains."""
+    method = get_method(config.method.name)
+    method.attach(model, config.method, generator(config.seed, "adapters"))
+    return partition(model, method.trainable, config.compute.dtype)
+
+
+def _open_data(config: ConfigDict, *, trains: bool) -> Data:
+    options = config.data
+    if not options.records:
+        raise UserError("config.data.records is empty: the directory that prepare wrote")
+    test, train = (_open_split(config, name) for name in ("test_split", "train_split"))
+    val = None
+    if options.val:
+        train, val = carve_validation(train, options.val)
+    return Data(train if trains else None, val, test)
+
+
+def _open_split(config: ConfigDict, name: str) -> Records:
+    try:
+        return open_records(config.data.records, config.data[name])
+    except UserError as error:
+        raise UserError(f"config.data.{name}={config.data[name]!r}: {error}") from error
+
+
+def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
+    if not config.backbone:
+        raise UserError("config.backbone is empty: a directory, or random:<config.json>")
+    family = backbone_family(config.backbone)
+    check_family(family, kind.name, kind.family, f"config.backbone={config.backbone}")
+    options = {name: config.compute[name] for name in family.options}
+    return load_backbone(config.backbone, seed=config.seed, **options)
+
+
+def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:
+    """The named directory's, else the backbone's, else the one trained on the records."""
+    family = family_of(backbone.model.config)
+    candidates = [config.tokenizer] if config.tokenizer else []
+    if not config.tokenizer and not backbone.source.startswith("random:"):
+        candidates.append(backbone.source)
+    if not config.tokenizer:
+        candidates.append(str(pathlib.Path(config.data.records) / family.records_tokenizer))
+    present = [
+        c
+        for c in candidates
+        if any((pathlib.Path(c) / f).is_file() for f in family.tokenizer_files)
+    ]
+    if not present:
+        raise UserError(
+            f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "
+            f"one with `python -m uniadapter_jax.prepare ... --train-{family.records_tokenizer}=N`"
+        )
+    tokenizer = family.load_tokenizer(present[0])
+    check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)
+    return tokenizer, present[0]

@@ -1,0 +1,345 @@
+"""The training loop: from wherever the workdir stands to the last step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from uniadapter_jax.adapters.partition import flat_names
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.types import PyTree
+from uniadapter_jax.data.loading.batches import Batch, WorkerDied
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.preemption import Preempted, leaving_on_signal, noting_signal, reached
+from uniadapter_jax.parallel.progress import duration, say
+from uniadapter_jax.runs.assembly import Experiment
+from uniadapter_jax.runs.checkpoint import Checkpoints, abstract_like
+from uniadapter_jax.runs.stored_checkpoint import Damaged
+from uniadapter_jax.runs.writer import Writer
+from uniadapter_jax.tasks.base import place_state
+from uniadapter_jax.tasks.retrieval.evaluator import Evaluator, selection_value
+from uniadapter_jax.training.optimizers import lr_schedule
+from uniadapter_jax.training.step import init_opt_state, make_step
+
+_WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
+
+
+@dataclasses.dataclass
+class Fit:
+    """What training leaves behind; the numbers count every process that worked on the run."""
+
+    trainable: PyTree
+    step: int  # of `trainable`
+    final_loss: float | None
+    data_wait_share: float | None
+    seconds: float  # of all steps
+    steps_run: int  # by this process; fewer than all after a resume
+
+
+def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> Fit:
+    """Trains to the last step from wherever `workdir` stands; returns what is to be tested.
+
+    Raises:
+      Preempted: after SIGTERM or SIGINT, once the state is saved.
+      UserError: non-finite values (the tensor is named), a full disk, another run's workdir.
+    """
+    if experiment.data.train is None:
+        Writer(workdir, 0).close()  # every run leaves the same files
+        return Fit(experiment.partition.trainable, 0, None, None, 0.0, 0)
+    return _Loop(experiment, workdir, evaluate).run()
+
+
+class _Loop:
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator):
+        self.e = experiment
+        self.evaluate = evaluate
+        self.total = experiment.total_steps
+        self.names = list(flat_names(experiment.partition.trainable))
+        self.schedule = lr_schedule(experiment.config.optimizer, self.total, experiment.epoch_steps)
+        self.checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep=experiment.config.train.keep,
+            identity=experiment.identity,
+        )
+        self.trainable = experiment.partition.trainable
+        assert experiment.optimizer is not None
+        self.opt_state = init_opt_state(experiment.optimizer, self.trainable, experiment.mesh)
+        self.task_state = place_state(experiment.task, self.trainable, experiment.mesh)
+        self.start = self._resume()
+        self.writer = Writer(workdir, self.start)
+        self.saved = self.taken = self.start
+        self.terminate = False
+
+    def _resume(self) -> int:
+        newest = self.checkpoints.restore_newest(abstract_like(self._state()))
+        if newest is None:
+            return 0
+        step, state = newest
+        self._take(state)
+        say(f"resumed from step {step} of {self.total}")
+        return step
+
+    def _take(self, state: Mapping[str, PyTree]) -> None:
+        """What a checkpoint holds is what training goes on from."""
+        self.trainable, self.opt_state = state["trainable"], state["opt_state"]
+        self.task_state = state.get("task_state", {})
+
+    def _state(self) -> dict[str, PyTree]:
+        """What a checkpoint holds."""
+        state = {"trainable": self.trainable, "opt_state": self.opt_state}
+        return {**state, "task_state": self.task_state} if self.task_state else state
+
+    def run(self) -> Fit:
+        with noting_signal(self._on_signal, self._nothing_unsaved):
+            try:
+                return self._run()
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _run(self) -> Fit:
+        self._select_late()
+        if self.start < self.total:
+            self._steps()
+        self.checkpoints.wait()
+        if self.terminate:  # it came after the last step's look for it
+            raise Preempted("stopped after the last step; saved")
+        chosen = self._choose()
+        self.writer.close()
+        self.checkpoints.close()
+        return self._fit(chosen)
+
+    def _choose(self) -> int:
+        """The step to be tested, restored."""
+        if self.e.config.selection == "last":
+            return self.total
+        abstract = abstract_like(self._state())
+        while (chosen := self.checkpoints.best() or self.total) != self.total:
+            try:
+                self._take(self.checkpoints.restore(chosen, abstract))
+                break
+            except Damaged as error:
+                self.checkpoints.forget(chosen)
+                say(f"warning: the best checkpoint, of step {chosen}, is damaged: {error}")
+        say(f"best on {self.e.config.selection}: step {chosen}")
+        return chosen
+
+    def _fit(self, chosen: int) -> Fit:
+        steps = self.writer.read("train")
+        warm = [step for step in steps if step["since_start"] > _WARM_STEPS]
+        wall = sum(step["seconds"] for step in warm)
+        return Fit(
+            trainable=self.trainable,
+            step=chosen,
+            final_loss=steps[-1]["loss"] if steps and steps[-1]["step"] == self.total else None,
+            data_wait_share=sum(s["wait_seconds"] for s in warm) / wall if warm else None,
+            seconds=sum(step["seconds"] for step in steps),
+            steps_run=self.total - self.start,
+        )
+
+    def _abandon(self) -> None:
+        """Closes what can be closed; an error on its way says more than one of these would."""
+        if jax.process_count() > 1:  # closing waits for the others
+            return
+        for part in (self.writer, self.checkpoints):
+            with contextlib.suppress(Exception):
+                part.close()
+
+    def _on_signal(self) -> None:
+        self.terminate = True
+        if self._nothing_unsaved():  # such as before the first step, which takes minutes to compile
+            raise Preempted("stopped; no training step is lost")
+
+    def _nothing_unsaved(self) -> bool:
+        return self.saved == self.taken and not self.checkpoints.saving
+
+    def _must_stop(self) -> bool:
+        return reached() if jax.process_count() > 1 else self.terminate
+
+    def _steps(self) -> None:
+        e = self.e
+        assert e.data.train is not None and e.optimizer is not None
+        accumulation = e.config.train.accumulation
+        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed, accumulation)
+        batches: Any = e.train_batches(self.start)
+        meter = _Meter(e, self.start)
+        say("compiling the training step; the first one shows how long that takes")
+        with contextlib.closing(batches):
+            for step in range(self.start, self.total):
+                tick = time.monotonic()
+                batch = self._next(batches)
+                waited = time.monotonic() - tick
+                # Fetching the metrics of each step blocks until it is done. That costs one
+                # dispatch a step and makes every rate, wait and loss below the truth about it.
+                self.trainable, self.opt_state, self.task_state, metrics = step_fn(
+                    self.trainable,
+                    self.opt_state,
+                    self.task_state,
+                    e.partition.frozen,
+                    meshes.put_batch(batch, e.mesh, e.config.train.batch_size),
+                    np.int32(step),
+                )
+                values = meshes.fetch(metrics)
+                self.taken = step + 1
+                took = time.monotonic() - tick
+                self._check_finite(step + 1, values)
+                self._log(step + 1, values, waited, took, meter)
+                self._after_step(step + 1)
+
+    def _next(self, batches: Any) -> Batch:
+        try:
+            return next(batches)
+        except WorkerDied as error:
+            kept = self._kept()
+            # Several processes save together or not at all, and the others do not know.
+            if jax.process_count() == 1 and self.taken > self.saved:
+                self._save(self.taken)
+                self.checkpoints.wait()
+                kept = f"step {self.taken} is saved"
+            raise WorkerDied(f"{error}; {kept}. Run the same command to go on") from error
+
+    def _kept(self) -> str:
+        return f"the last checkpoint is of step {self.saved}" if self.saved else "none is saved"
+
+    def _check_finite(self, step: int, values: dict[str, np.ndarray]) -> None:
+        flags = values.pop("nonfinite")
+        bad = [name for name, flag in zip(self.names, flags, strict=True) if flag]
+        if not np.isfinite(values["loss"]):
+            bad.insert(0, "loss")
+        if bad:
+            more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+            self.checkpoints.wait()
+            raise UserError(
+                f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {self._kept()}. "
+                "Lower config.optimizer.lr, or look at this batch's clips"
+            )
+
+    def _log(
+        self, step: int, values: Mapping[str, Any], waited: float, took: float, meter: _Meter
+    ) -> None:
+        scalars = {name: float(value) for name, value in values.items()}
+        scalars["lr"] = float(self.schedule(step - 1))
+        scalars["seconds"] = round(took, 6)
+        scalars["wait_seconds"] = round(waited, 6)
+        scalars["since_start"] = step - self.start  # of this process; its first steps compile
+        self.writer.write("train", step, scalars)
+        meter.add(step, waited, took)
+        first = step == self.start + 1
+        if step % self.e.config.train.log_every == 0 or step == self.total or first:
+            say(meter.line(step, scalars))
+
+    def _after_step(self, step: int) -> None:
+        train = self.e.config.train
+        every = train.checkpoint_every or self.e.epoch_steps
+        stop, selects = self._must_stop(), self._selects(step)
+        if stop or selects or step % every == 0 or step == self.total:
+            self._save(step)  # first: an evaluation that fails costs no step
+        if selects and not stop:
+            stop = not self._selected(step)
+        if stop:
+            self.checkpoints.wait()
+            raise Preempted(f"stopped at step {step} of {self.total}; saved")
+
+    def _selected(self, step: int) -> bool:
+        """Measures the step just saved; False if a signal came, and then it is done later."""
+        try:
+            with leaving_on_signal():
+                selection = self._select(step)
+        except Preempted:
+            return False
+        self.checkpoints.wait()
+        self.checkpoints.set_selection(step, selection)
+        return True
+
+    def _selects(self, step: int) -> bool:
+        ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
+        return ends_epoch and self.e.config.selection != "last"
+
+    def _select_late(self) -> None:
+        """What a signal kept from being measured when the state was saved."""
+        if self.start and self._selects(self.start):
+            if not self.checkpoints.has_selection(self.start):
+                with leaving_on_signal():
+                    selection = self._select(self.start)
+                self.checkpoints.set_selection(self.start, selection)
+        self._select_again()
+
+    def _select_again(self) -> None:
+        """The value of an earlier checkpoint whose own is damaged."""
+        for step in self.checkpoints.steps:
+            known = self.checkpoints.has_selection(step)
+            if step >= self.start or known or not self._selects(step):
+                continue
+            try:
+                state = self.checkpoints.restore(step, abstract_like(self._state()))
+            except Damaged as error:
+                say(f"warning: the checkpoint of step {step} is damaged: {error}")
+                continue
+            with leaving_on_signal():
+                selection = self._measure(step, state["trainable"])
+            self.checkpoints.set_selection(step, selection)
+
+    def _select(self, step: int) -> float:
+        return self._measure(step, self.trainable)
+
+    def _measure(self, step: int, trainable: PyTree) -> float:
+        which = self.e.config.selection
+        records = self.e.data.val if which == "val" else self.e.data.test
+        assert records is not None
+        found = self.evaluate(trainable, records)
+        value = selection_value(found, self.e.config.selection_metric)
+        flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
+        if not any(line["step"] == step for line in self.writer.read(which)):
+            self.writer.write(which, step, {"selection": value, **flat})
+        say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
+        return value
+
+    def _save(self, step: int) -> None:
+        # A copy: on a CPU the writer's thread would see the very memory that the next step is
+        # given to write into.
+        state = _copy(self._state())
+        self.writer.flush()
+        self.checkpoints.save(step, state)
+        self.saved = step
+
+
+@jax.jit
+def _copy(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.copy, tree)
+
+
+class _Meter:
+    """Rates over the steps since the last progress line."""
+
+    def __init__(self, experiment: Experiment, start: int):
+        self.batch = experiment.config.train.batch_size
+        self.total = experiment.total_steps
+        self.epoch_steps = experiment.epoch_steps
+        self.shown = experiment.kind.shown
+        self.start = start
+        self.steps, self.waited, self.took = 0, 0.0, 0.0
+
+    def add(self, step: int, waited: float, took: float) -> None:
+        if step == self.start + 1:  # its time is the compilation's
+            return
+        self.steps += 1
+        self.waited += waited
+        self.took += took
+
+    def line(self, step: int, scalars: Mapping[str, float]) -> str:
+        text = f"step {step}/{self.total} (epoch {step / self.epoch_steps:.2f}) "
+        text += f"loss {scalars['loss']:.4f} acc {scalars[self.shown]:.2f}"
+        if self.steps:
+            rate = self.steps / self.took
+            text += f" | {rate * self.batch:.1f} pairs/s, data wait {self.waited / self.took:.1%}"
+            text += f" | ETA {duration((self.total - step) / rate)}"
+        self.steps, self.waited, self.took = 0, 0.0, 0.0
+        return text

@@ -1,0 +1,85 @@
+"""What prepare.json says of texts that a run would cut."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from uniadapter_jax.data.prepared import read_prepared, write_prepared
+from uniadapter_jax.data.records import open_records
+from uniadapter_jax.data.tokenizers.clip import Tokenizer
+from uniadapter_jax.data.tokenizers.truncation import Cut, Limits, count_cut, cut_lines
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.weights.families import FAMILIES, Family
+
+NONE = "none"  # no tokenizer is there: a word counts as one token, the least that it can be
+
+
+def keep_cut(
+    directory: str,
+    config: ConfigDict,
+    alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> None:
+    """Counts, for every tokenizer that is there, and writes `cut` into prepare.json; says it.
+
+    `alone` keeps other commands out while prepare.json is written, which is only where it changes.
+
+    prepare.json gets {tokenizer: {"fingerprint", the limits, "splits": {split: {"captions",
+    "questions", "answers": {"texts", "cut", "longest"}}}}}. A tokenizer goes by its place:
+    `config.tokenizer`, `config.backbone`, or `tokenizer` and `wordpiece` of the records.
+    """
+    content, limits = read_prepared(directory), Limits.from_config(config.data)
+    assert content is not None
+    if limits is None:  # a config that only says how to prepare
+        return
+    splits = [name for name, counts in content["coverage"].items() if counts["found"]]
+    records = {name: open_records(directory, name) for name in splits}
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    for place, tokenizer in _tokenizers(directory, config):
+        counts = {name: count_cut(part, tokenizer, limits) for name, part in records.items()}
+        found[place] = {
+            "fingerprint": tokenizer.fingerprint if tokenizer else None,
+            **dataclasses.asdict(limits),
+            "splits": {name: _plain(of_split) for name, of_split in counts.items()},
+        }
+        where = " (at least: no tokenizer is there)" if tokenizer is None else f" ({place})"
+        for name, of_split in counts.items():
+            lines += [line + where for line in cut_lines(name, of_split, limits)]
+    if content.get("cut") != found:
+        with alone():
+            write_prepared(directory, {**content, "cut": found})
+    for line in lines:
+        print(line)
+
+
+def _plain(counts: dict[str, Cut]) -> dict[str, dict[str, int]]:
+    return {name: dataclasses.asdict(cut) for name, cut in counts.items()}
+
+
+def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Tokenizer | None]]:
+    places = []
+    if "task" in config:
+        own = FAMILIES[get_task(config.task.name).family]
+        backbone = config.get("backbone") or ""
+        places.append(("config.tokenizer", config.get("tokenizer"), own))
+        if not backbone.startswith("random:"):
+            places.append(("config.backbone", backbone, own))
+    for family in FAMILIES.values():
+        name = family.records_tokenizer
+        places.append((name, os.path.join(directory, name), family))
+    there = [place for place in places if place[1] and _has_tokenizer(place[1], place[2])]
+    for place, path, family in there:
+        yield place, family.load_tokenizer(path)
+    if not there:
+        yield NONE, None
+
+
+def _has_tokenizer(path: str, family: Family) -> bool:
+    return any(os.path.isfile(os.path.join(path, name)) for name in family.tokenizer_files)

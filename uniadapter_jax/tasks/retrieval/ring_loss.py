@@ -1,0 +1,354 @@
+"""The contrastive loss in memory that does not grow with the global batch.
+
+The same value and gradients as `losses.retrieval_loss`, which holds n x n logits cut by rows and
+the clips of the whole batch on every device. Here clips never leave their device. Texts, which are
+as many times smaller as a clip has frames, go round a ring of the devices that share the batch,
+and take along what their rows of logits have summed up so far. A device meets the visiting texts
+with its own clips in blocks. Of each row and column only sums are kept (a running logsumexp), and
+the backward pass goes round once more and computes every block anew.
+
+Memory of a device: its own features, their gradients in float32, and a few blocks. Work: that of
+the dense loss, and one more forward pass of the logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.parallel.ring import Cut, Ring, cut_rows
+from uniadapter_jax.tasks.retrieval.losses import LARGEST_LOG_SCALE, Duplicates, check_duplicates
+from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES, Clips, Similarity
+
+# Entries of an array of a block: 4 MiB in float32. A block needs a handful of them.
+BLOCK = 2**20
+MOST_TEXTS = 1024  # of a block
+
+_Tree = TypeVar("_Tree")
+
+
+class Sums(NamedTuple):
+    """Rows of logits as far as their columns were seen; columns alike.
+
+    peak, total: the largest logit, and sum(exp(logit - peak)).
+    same, targets: sum and number of logits of the same target.
+    best, hit: place of the first largest logit in the global batch; does it show the own item?
+    """
+
+    peak: Float[Array, " n"]
+    total: Float[Array, " n"]
+    same: Float[Array, " n"]
+    targets: Float[Array, " n"]
+    best: Int[Array, " n"]
+    hit: Bool[Array, " n"]
+
+    def cross_entropy(self) -> Float[Array, " n"]:
+        return self.logsumexp() - self.same / self.targets
+
+    def logsumexp(self) -> Float[Array, " n"]:
+        return self.peak + jnp.log(self.total)
+
+    def kept(self) -> Kept:
+        return Kept(self.logsumexp(), self.targets)
+
+
+class Names(NamedTuple):
+    """What identifies rows: the item, its place in the global batch, and what targets go by."""
+
+    item: Int[Array, " n"]
+    place: Int[Array, " n"]
+    target: Int[Array, " n"]
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs of each row: its logsumexp and the number of its targets."""
+
+    logsumexp: Float[Array, " n"]
+    targets: Float[Array, " n"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """What is known before any array: hashable, as a custom derivative wants it."""
+
+    similarity: str
+    temperature: float
+    duplicates: Duplicates
+    mesh: Mesh | None
+
+    @property
+    def chosen(self) -> Similarity:
+        return SIMILARITIES[self.similarity]
+
+    @property
+    def ring(self) -> Ring:
+        return Ring(self.mesh)
+
+
+def _cuts(text: Array, frames: Array, chosen: Similarity) -> tuple[Cut, Cut]:
+    """Of texts and clips, so that no array of a block has more than `BLOCK` entries."""
+    texts = cut_rows(len(text), MOST_TEXTS)
+    deep = frames.shape[1] if chosen.needs_frames else 1
+    return texts, cut_rows(len(frames), BLOCK // (texts.size * deep))
+
+
+def _digest_cut(frames: Array) -> Cut:
+    return cut_rows(len(frames), BLOCK // math.prod(frames.shape[1:]))
+
+
+def ring_retrieval_loss(
+    text: Float[Array, "n c"],
+    frames: Float[Array, "n f c"],
+    mask: Bool[Array, "n f"],
+    item: Int[Array, " n"],
+    logit_scale: Float[Array, ""],
+    *,
+    similarity: str,
+    temperature: float,
+    duplicates: Duplicates = "negative",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`losses.retrieval_loss`, argument by argument, equal to it up to float32 rounding.
+
+    The batch must divide over the mesh's batch axes. With duplicates='positive' the number of a
+    row's targets is counted on the way. Has first derivatives only.
+    """
+    check_duplicates(duplicates)
+    form = _Form(similarity, float(temperature), duplicates, mesh)
+    scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
+    loss, accuracy = _loss(form, text, frames, mask, item, scale)
+    return loss, {**accuracy, "logit_scale": scale}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss(
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+) -> tuple[Array, dict[str, Array]]:
+    return _loss_fwd(form, text, frames, mask, item, scale)[0]
+
+
+def _loss_fwd(
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
+    rows = (True, True, True, True, False)
+    forward = form.ring.map(functools.partial(_forward, form), rows, (False, True))
+    value, kept = forward(text, frames, mask, item, scale)
+    return value, (text, frames, mask, item, scale, kept)
+
+
+def _loss_bwd(form: _Form, residuals: PyTree, cotangent: Any) -> tuple[Array | None, ...]:
+    rows = (True, True, True, True, False, True, False)
+    backward = form.ring.map(functools.partial(_backward, form), rows, (True, True, False))
+    d_text, d_frames, d_scale = backward(*residuals, cotangent[0])
+    return d_text, d_frames, None, None, d_scale
+
+
+_loss.defvjp(_loss_fwd, _loss_bwd)
+
+
+def _names(form: _Form, item: Int[Array, " n"], owner: Array | int) -> Names:
+    place = owner * len(item) + jnp.arange(len(item), dtype=jnp.int32)
+    return Names(item, place, item if form.duplicates == "positive" else place)
+
+
+def _unseen(rows: int) -> Sums:
+    def full(value: float) -> Array:
+        return jnp.full((rows,), value, jnp.float32)
+
+    best, hit = jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), bool)
+    return Sums(full(-jnp.inf), full(0), full(0), full(0), best, hit)
+
+
+def _forward(
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+) -> tuple[tuple[Array, dict[str, Array]], tuple[Kept, Kept]]:
+    """The loss of the global batch, and what the backward pass needs of own texts and clips."""
+    digest = _digest(form.chosen, frames, mask)
+    texts, clips = _cuts(text, frames, form.chosen)
+    own = _names(form, item, form.ring.here)
+
+    def meet(j: Array, seen: tuple[Sums, Sums], visitor: tuple[Array, Names]) -> tuple[Sums, Sums]:
+        of_texts, of_clips = seen
+        some = form.chosen.join(*clips.take((digest, frames, mask), j))
+        names = clips.take(own, j)
+
+        def block(i: Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
+            of_texts, of_some = carry
+            rows, row_names = texts.take(visitor, i)
+            logits = scale * form.chosen.compare(rows, some, form.temperature)
+            logits = _masked(logits, texts.fresh(i), clips.fresh(j), -jnp.inf)
+            updated = _see(texts.take(of_texts, i), logits, row_names, names)
+            return texts.put(of_texts, updated, i), _see(of_some, logits.T, names, row_names)
+
+        carry = of_texts, clips.take(of_clips, j)
+        of_texts, of_some = jax.lax.fori_loop(0, texts.count, block, carry)
+        return of_texts, clips.put(of_clips, of_some, j)
+
+    def step(t: Array, carry: PyTree) -> PyTree:
+        text, item, of_texts, of_clips = carry
+        visitor = text, _names(form, item, (form.ring.here - t) % form.ring.size)
+        of_texts, of_clips = jax.lax.fori_loop(
+            0, clips.count, lambda j, seen: meet(j, seen, visitor), (of_texts, of_clips)
+        )
+        return *form.ring.next((text, item, of_texts)), of_clips
+
+    # After as many steps as there are devices all texts are at home again.
+    carry = text, item, _unseen(len(text)), _unseen(len(text))
+    *_, of_texts, of_clips = jax.lax.fori_loop(0, form.ring.size, step, carry)
+    sums = form.ring.sum(
+        {
+            "loss": 0.5 * jnp.sum(of_texts.cross_entropy() + of_clips.cross_entropy()),
+            "t2v_accuracy": jnp.sum(of_texts.hit.astype(jnp.float32)),
+            "v2t_accuracy": jnp.sum(of_clips.hit.astype(jnp.float32)),
+        }
+    )
+    means = {name: value / (form.ring.size * len(text)) for name, value in sums.items()}
+    kept = of_texts.kept(), of_clips.kept()
+    return (means.pop("loss"), means), kept
+
+
+def _see(sums: Sums, logits: Float[Array, "n m"], rows: Names, columns: Names) -> Sums:
+    """The sums of these rows with more columns; a logit of -inf is not there."""
+    found = jnp.max(logits, axis=1)
+    peak = jnp.maximum(sums.peak, found)
+    total = sums.total * jnp.exp(sums.peak - peak)
+    same = (rows.target[:, None] == columns.target[None, :]) & (logits > -jnp.inf)
+    at = jnp.argmax(logits, axis=1)
+    best = columns.place[at]
+    # Blocks come in another order on each device: the first of equal logits is the lowest place.
+    better = (found > sums.peak) | ((found == sums.peak) & (best < sums.best))
+    return Sums(
+        peak,
+        total + jnp.sum(jnp.exp(logits - peak[:, None]), axis=1),
+        sums.same + jnp.sum(jnp.where(same, logits, 0.0), axis=1),
+        sums.targets + jnp.sum(same.astype(jnp.float32), axis=1),
+        jnp.where(better, best, sums.best),
+        jnp.where(better, columns.item[at] == rows.item, sums.hit),
+    )
+
+
+def _masked(
+    block: Float[Array, "n m"],
+    rows: Bool[Array, " n"] | None,
+    columns: Bool[Array, " m"] | None,
+    value: float,
+) -> Float[Array, "n m"]:
+    """`value` in rows and columns that another block has."""
+    if rows is not None:
+        block = jnp.where(rows[:, None], block, value)
+    return block if columns is None else jnp.where(columns[None, :], block, value)
+
+
+def _backward(
+    form: _Form,
+    text: Array,
+    frames: Array,
+    mask: Array,
+    item: Array,
+    scale: Array,
+    kept: tuple[Kept, Kept],
+    cotangent: Array,
+) -> tuple[Array, Array, Array]:
+    """Gradients with respect to own texts, own frames, and the scale.
+
+    d loss / d logit of a pair is (its share of the row + its share of the column - twice its
+    target) / 2n; targets are symmetric.
+    """
+    chosen, n = form.chosen, form.ring.size * len(text)
+    digest = _digest(chosen, frames, mask)
+    texts, clips = _cuts(text, frames, chosen)
+    own = _names(form, item, form.ring.here)
+    # Sums of many blocks: float32, whatever the features are.
+    d_text = jnp.zeros(text.shape, jnp.float32)
+    d_digest = jax.tree.map(jnp.zeros_like, digest)
+    d_frames = jnp.zeros(frames.shape, jnp.float32) if chosen.needs_frames else None
+
+    def meet(j: Array, carry: PyTree, visitor: tuple[Array, Names, Kept]) -> PyTree:
+        d_text, d_digest, d_frames, d_scale = carry
+        some = chosen.join(*clips.take((digest, frames, mask), j))
+        names, columns = clips.take((own, kept[1]), j)
+
+        def block(i: Array, carry: PyTree) -> PyTree:
+            d_text, d_digest, d_frames, d_scale = carry
+            rows, row_names, row = texts.take(visitor, i)
+
+            def compare(rows: Array, digest: Any, frames: Array | None) -> Array:
+                return chosen.compare(rows, Clips(digest, frames, some.mask), form.temperature)
+
+            cosine, pull = jax.vjp(compare, rows, some.digest, some.frames)
+            slope = _slope(scale * cosine, row_names, names, row, columns)
+            slope = _masked(slope, texts.fresh(i), clips.fresh(j), 0.0) * (0.5 / n * cotangent)
+            add_text, add_digest, add_frames = pull(scale * slope)
+            return (
+                texts.add(d_text, add_text, i),
+                *_plus((d_digest, d_frames), (add_digest, add_frames)),
+                d_scale + jnp.sum(slope * cosine),
+            )
+
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros((clips.size, *x.shape[1:]), x.dtype), (d_digest, d_frames)
+        )
+        d_text, *more, d_scale = jax.lax.fori_loop(0, texts.count, block, (d_text, *zeros, d_scale))
+        return d_text, *clips.add((d_digest, d_frames), tuple(more), j), d_scale
+
+    def step(t: Array, carry: PyTree) -> PyTree:
+        text, item, row, *sums = carry
+        visitor = text, _names(form, item, (form.ring.here - t) % form.ring.size), row
+        d_text, *sums = jax.lax.fori_loop(
+            0, clips.count, lambda j, sums: meet(j, sums, visitor), tuple(sums)
+        )
+        text, item, row, d_text = form.ring.next((text, item, row, d_text))
+        return text, item, row, d_text, *sums
+
+    carry = text, item, kept[0], d_text, d_digest, d_frames, jnp.zeros((), jnp.float32)
+    *_, d_text, d_digest, d_frames, d_scale = jax.lax.fori_loop(0, form.ring.size, step, carry)
+    d_frames = _through_digest(chosen, frames, mask, d_digest, d_frames)
+    return d_text.astype(text.dtype), d_frames, form.ring.sum(d_scale)
+
+
+def _slope(
+    logits: Float[Array, "n m"], rows: Names, columns: Names, row: Kept, column: Kept
+) -> Float[Array, "n m"]:
+    shares = jnp.exp(logits - row.logsumexp[:, None])
+    shares = shares + jnp.exp(logits - column.logsumexp[None, :])
+    same = rows.target[:, None] == columns.target[None, :]
+    return shares - jnp.where(same, 2.0 / row.targets[:, None], 0.0)
+
+
+def _plus(sums: _Tree, more: _Tree) -> _Tree:
+    return jax.tree.map(lambda x, y: x + y.astype(x.dtype), sums, more)
+
+
+def _digest(chosen: Similarity, frames: Array, mask: Array) -> Any:
+    """`chosen.digest` of the whole, part by part: on the way it needs float32 copies of frames."""
+    cut = _digest_cut(frames)
+    shapes = jax.eval_shape(chosen.digest, frames, mask)
+    empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def part(i: Array, made: Any) -> Any:
+        return cut.put(made, chosen.digest(*cut.take((frames, mask), i)), i)
+
+    return jax.lax.fori_loop(0, cut.count, part, empty)
+
+
+def _through_digest(
+    chosen: Similarity, frames: Array, mask: Array, d_digest: Any, d_frames: Array | None
+) -> Array:
+    """The gradient with respect to frames: what they got, and what their digest got of them."""
+    cut = _digest_cut(frames)
+
+    def part(i: Array, made: Array) -> Array:
+        some, seen, d_some, more = cut.take((frames, mask, d_digest, d_frames), i)
+        (gradient,) = jax.vjp(lambda x: chosen.digest(x, seen), some)[1](d_some)
+        if more is not None:
+            gradient = gradient.astype(jnp.float32) + more
+        return cut.put(made, gradient, i)
+
+    return jax.lax.fori_loop(0, cut.count, part, jnp.zeros_like(frames))

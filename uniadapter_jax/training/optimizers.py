@@ -1,0 +1,256 @@
+"""Optimizer recipes by name, and freezing for users who hold one whole tree.
+
+A recipe is a chain over the trainables: clip the global norm, precondition, decay, times the
+learning rate of the step. State is float32 whatever the parameters are; updates come in the
+parameters' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.types import Array, Float, Int, PyTree
+
+Schedule = Callable[[Any], Float[Array, ""]]
+
+TRAINABLE, FROZEN = "trainable", "frozen"
+
+
+class Recipe(NamedTuple):
+    """What distinguishes one recipe from another.
+
+    shape: (share of the run done, warm-up share) -> factor of the learning rate.
+    epsilon: outside the root.
+    decays_all: weight decay on biases and scales, too.
+    per_epoch: the learning rate changes after epochs only.
+    """
+
+    bias_correction: bool
+    shape: Callable[[Array, float], Array]
+    betas: tuple[float, float] = (0.9, 0.98)  # CLIP's, as is epsilon
+    epsilon: float = 1e-6
+    decays_all: bool = False
+    per_epoch: bool = False
+
+
+def _cosine_of_run(done: Array, warmup: float) -> Array:
+    """BertAdam's: after the warm-up the cosine of the whole run, so it drops from 1 first."""
+    return jnp.where(done < warmup, done / max(warmup, 1e-9), 0.5 + 0.5 * jnp.cos(math.pi * done))
+
+
+def _cosine_of_rest(done: Array, warmup: float) -> Array:
+    """Continuous: the cosine spans what remains after the warm-up."""
+    rest = (done - warmup) / max(1.0 - warmup, 1e-9)
+    return jnp.where(done < warmup, done / max(warmup, 1e-9), 0.5 + 0.5 * jnp.cos(math.pi * rest))
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "bert_adam_warmup_cosine": Recipe(bias_correction=False, shape=_cosine_of_run),
+        "adamw_warmup_cosine": Recipe(bias_correction=True, shape=_cosine_of_rest),
+        # BLIP's and UniAdapter's: torch's defaults of AdamW, on everything.
+        "adamw_cosine_per_epoch": Recipe(
+            bias_correction=True,
+            shape=_cosine_of_rest,
+            betas=(0.9, 0.999),
+            epsilon=1e-8,
+            decays_all=True,
+            per_epoch=True,
+        ),
+    }
+)
+
+
+def lr_schedule(config: Any, total_steps: int, epoch_steps: int = 1) -> Schedule:
+    """Learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0.
+
+    `epoch_steps` matter to recipes whose rate changes after epochs only.
+    """
+    recipe = _recipe(config.recipe)
+    if total_steps < 1:
+        raise UserError(f"an optimizer needs at least one step, got total_steps={total_steps}")
+
+    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
+        step = jnp.asarray(step)
+        if recipe.per_epoch:
+            step = step // epoch_steps * epoch_steps
+        done = jnp.minimum(step.astype(jnp.float32) / total_steps, 1.0)
+        return config.lr * recipe.shape(done, config.warmup)
+
+    return schedule
+
+
+def make_optimizer(
+    config: Any, total_steps: int, params: PyTree, epoch_steps: int = 1
+) -> optax.GradientTransformation:
+    """The recipe that `config` names, for `params` (a tree of trainables; only paths are read).
+
+    `config`: recipe, lr, weight_decay, warmup (share of the run), clip_norm (0: none), and
+    optionally lr_multipliers {regular expression on a path such as 'heads/text/kernel': factor}, or
+    a sequence of such pairs, of which the first that matches counts. One that matches no path
+    raises `UserError`.
+    """
+    recipe = _recipe(config.recipe)
+    steps = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
+    steps += [
+        scale_by_adam(recipe),
+        optax.add_decayed_weights(config.weight_decay, mask=None if recipe.decays_all else decays),
+    ]
+    multipliers = dict(config.get("lr_multipliers") or {})
+    if multipliers:
+        _check_patterns(multipliers, params)
+        steps.append(scale_by_path(multipliers))
+    steps.append(optax.scale_by_learning_rate(lr_schedule(config, total_steps, epoch_steps)))
+    return _in_float32(optax.chain(*steps))
+
+
+def _recipe(name: str) -> Recipe:
+    if name not in RECIPES:
+        raise UserError(
+            f"config.optimizer.recipe={name!r} is unknown; choose from {sorted(RECIPES)}"
+        )
+    return RECIPES[name]
+
+
+def path_of(path: tuple[Any, ...]) -> str:
+    """A key path as 'a/b/c'."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def decays(params: PyTree) -> PyTree:
+    """True for leaves under weight decay: all but biases and scales, told by the last key."""
+
+    def one(path: tuple[Any, ...], _: Any) -> bool:
+        return not path_of(path[-1:]).endswith(("bias", "scale"))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+class BertAdamState(NamedTuple):
+    """Steps done, and the two moments in float32."""
+
+    step: Int[Array, ""]
+    first: PyTree
+    second: PyTree
+
+
+def scale_by_adam(recipe: Recipe) -> optax.GradientTransformation:
+    """Adam's direction m / (sqrt(v) + eps); BertAdam leaves the bias correction out."""
+    rise, fall = recipe.betas
+
+    def init(params: PyTree) -> BertAdamState:
+        def zeros() -> PyTree:
+            return jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
+
+        return BertAdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
+
+    def update(
+        gradients: PyTree, state: BertAdamState, params: PyTree | None = None
+    ) -> tuple[PyTree, BertAdamState]:
+        del params
+        step = state.step + 1
+        first = jax.tree.map(lambda m, g: rise * m + (1 - rise) * g, state.first, gradients)
+        second = jax.tree.map(lambda v, g: fall * v + (1 - fall) * g * g, state.second, gradients)
+        seen = step.astype(jnp.float32)
+        one, two = (1 - rise**seen, 1 - fall**seen) if recipe.bias_correction else (1.0, 1.0)
+        direction = jax.tree.map(
+            lambda m, v: (m / one) / (jnp.sqrt(v / two) + recipe.epsilon), first, second
+        )
+        return direction, BertAdamState(step, first, second)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """g * min(1, limit / (norm + 1e-6)), norm over the whole tree it is given."""
+
+    def update(gradients: PyTree, params: PyTree | None = None) -> PyTree:
+        del params
+        factor = jnp.minimum(1.0, limit / (optax.tree.norm(gradients) + 1e-6))
+        return jax.tree.map(lambda g: g * factor, gradients)
+
+    return optax.stateless(update)
+
+
+def scale_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies each leaf's update by the factor of the first pattern found in its path."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        return _first_match(multipliers, path_of(path)) or ""
+
+    def labels(tree: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(label, tree)
+
+    groups = {pattern: optax.scale(factor) for pattern, factor in multipliers.items()}
+    return optax.partition({"": optax.identity(), **groups}, labels)
+
+
+def _first_match(patterns: Mapping[str, float], path: str) -> str | None:
+    return next((pattern for pattern in patterns if re.search(pattern, path)), None)
+
+
+def _check_patterns(multipliers: Mapping[str, float], params: PyTree) -> None:
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    used = {_first_match(multipliers, path) for path in paths}
+    idle = [pattern for pattern in multipliers if pattern not in used]
+    if idle:
+        raise UserError(
+            f"config.optimizer.lr_multipliers {idle} match no trainable parameter (or only ones "
+            f"that an earlier pattern takes); paths look like {paths[:3]}"
+        )
+
+
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` in float32; updates leave in the dtype of the parameters they are added to."""
+
+    def wide(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), tree)
+
+    def update(gradients: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError("weight decay needs params: call update(gradients, state, params)")
+        updates, state = inner.update(wide(gradients), state, wide(params))
+        return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def frozen_partition(tx: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
+    """`tx` on the leaves labelled 'trainable' of one whole tree, nothing on the 'frozen' ones.
+
+    `labels` is a tree of the parameters' structure (or a prefix of it), or a function from
+    parameters to one. Trainables get the updates, bit for bit, that `tx` gives them alone:
+    frozen leaves have no state and clipping does not see their gradients. Labels among which
+    nothing is trainable raise `UserError`.
+    """
+
+    def checked(params: PyTree) -> PyTree:
+        tree = labels(params) if callable(labels) else labels
+        _check_labels(tree)
+        return tree
+
+    if not callable(labels):
+        _check_labels(labels)
+    # Zeros of negative sign: -0.0 + 0.0 is 0.0, which is no longer the same bits.
+    frozen = optax.chain(optax.set_to_zero(), optax.scale(-1.0))
+    return optax.partition({TRAINABLE: tx, FROZEN: frozen}, checked)
+
+
+def _check_labels(tree: PyTree) -> None:
+    found = set(jax.tree.leaves(tree))
+    unknown = found - {TRAINABLE, FROZEN}
+    if unknown:
+        raise UserError(
+            f"labels are {TRAINABLE!r} or {FROZEN!r}, found {sorted(map(str, unknown))}"
+        )
+    if TRAINABLE not in found:
+        raise UserError("no leaf is labelled 'trainable', so nothing would be trained")

@@ -1,0 +1,106 @@
+"""The pure training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from uniadapter_jax.adapters.partition import Partition
+from uniadapter_jax.common.randomness import stream
+from uniadapter_jax.common.types import Array, PyTree
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.tasks.base import Loss, Task, step_shardings
+from uniadapter_jax.training.accumulation import InHalves, value_and_grad
+
+Step = Callable[..., tuple[PyTree, PyTree, PyTree, dict[str, Array]]]
+
+# By the family of the backbone and the kind of device. For a v6e libtpu 0.0.42.1 weighs fusing
+# products within products of a BLIP's step, so deep that its thread's stack overflows (SIGSEGV).
+_COMPILER_OPTIONS = {("blip", "TPU v6 lite"): {"xla_tpu_dot_dot_fusion": False}}
+
+
+def make_step(
+    task: Task,
+    part: Partition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+    accumulation: int = 1,
+) -> Step:
+    """One compiled step: (trainable, opt_state, task_state, frozen, batch, step) -> the same three
+    and metrics.
+
+    With `accumulation` the activations of one part of the batch at a time are held. The three are
+    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its new value is
+    not finite.
+    """
+    step = pure_step(task, part, optimizer, mesh, seed, accumulation)
+    shardings = step_shardings(task, part.trainable, mesh)
+    kind = mesh.devices.flat[0].device_kind
+    options = _COMPILER_OPTIONS.get((task.family, kind))
+    return jax.jit(
+        step, donate_argnums=(0, 1, 2), out_shardings=shardings, compiler_options=options
+    )
+
+
+def pure_step(
+    task: Task,
+    part: Partition,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    seed: int,
+    accumulation: int = 1,
+) -> Step:
+    """The step before its compilation. `mesh` cuts the batch into parts; without it, one part."""
+
+    def step_fn(
+        trainable: PyTree,
+        opt_state: PyTree,
+        task_state: PyTree,
+        frozen: PyTree,
+        batch: Mapping[str, Array],
+        step: Array,
+    ) -> tuple[PyTree, PyTree, PyTree, dict[str, Array]]:
+        key = jax.random.fold_in(stream(seed, "dropout"), step)
+
+        def merge(trainable: PyTree) -> Any:
+            return part.merge(trainable, frozen)
+
+        given, task_state = task.begin(task_state, trainable, merge, batch, step)
+
+        def loss_fn(trainable: PyTree) -> Loss:
+            return task.loss(merge(trainable), batch, key, given)
+
+        if accumulation == 1:
+            (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        else:
+            assert isinstance(task, InHalves) and mesh is not None
+            (loss, metrics), grads = value_and_grad(
+                task, merge, trainable, batch, key, given, mesh=mesh, count=accumulation
+            )
+        updates, opt_state = optimizer.update(grads, opt_state, trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        finite = jax.tree.map(
+            lambda g, x: jnp.isfinite(g).all() & jnp.isfinite(x).all(), grads, trainable
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            **metrics,
+            "nonfinite": ~jnp.stack(jax.tree.leaves(finite)),
+        }
+        return trainable, opt_state, task_state, metrics
+
+    return step_fn
+
+
+def init_opt_state(
+    optimizer: optax.GradientTransformation, trainable: PyTree, mesh: Mesh
+) -> PyTree:
+    """The optimizer's state for the trainables, on the mesh."""
+    return jax.jit(optimizer.init, out_shardings=meshes.replicated(mesh))(trainable)
