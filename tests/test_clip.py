@@ -42,14 +42,14 @@ def test_eos_rules():
 def test_ids_without_eos_or_outside_the_vocabulary_are_refused():
     config = tiny.clip().config
     good = np.array([[1, 2, 99, 0]])
-    clip.check_ids(good, config)
+    config.check_ids(good)
     for bad, said in (
         ([[1, 2, 3, 0]], "no EOS"),
         ([[1, 100, 99, 0]], "outside"),
         ([[1, -1, 99, 0]], "outside"),
     ):
         with pytest.raises(UserError, match=f"text 1.*{said}"):
-            clip.check_ids(np.array([good[0], bad[0]]), config)
+            config.check_ids(np.array([good[0], bad[0]]))
 
 
 def test_padding_and_later_words_do_not_matter():

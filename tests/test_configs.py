@@ -66,7 +66,7 @@ def backbone_config(config):
     path = small_run.ROOT / path
     if path.exists():
         return read_config(path)
-    is_clip = get_task(config.task.name).family == "clip"
+    is_clip = get_task(config.task.name).families == ("clip",)
     return VIT_B32 if is_clip else known_config("blip-base-capfilt-480")
 
 

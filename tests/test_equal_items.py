@@ -17,14 +17,14 @@ from uniadapter_jax.data.tokenizers.clip import load_tokenizer
 from uniadapter_jax.inference.model_card import _measured
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.runs import caveats
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.runs.run import summary
+from uniadapter_jax.tasks.encoding import Encoder
 from uniadapter_jax.tasks.matching import reranking_plan as plan
 from uniadapter_jax.tasks.matching.reranking import FILL
-from uniadapter_jax.tasks.retrieval import metrics, scoring
-from uniadapter_jax.tasks.retrieval.evaluator import Encoder, make_evaluator, selection_value
+from uniadapter_jax.tasks.retrieval import caveats, metrics, scoring
+from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 from uniadapter_jax.tasks.retrieval.scoring import cosines, score
 
 KINDS, TEXTS, CLIPS = 9, 14, 30
@@ -95,7 +95,7 @@ def experiment(root, task="retrieval", devices=1, **options):
 
 def scores_of(made):
     """(scores by direction, which texts are equal, which clips are)."""
-    evaluator, test = make_evaluator(made), made.data.test
+    evaluator, test = made.kind.evaluator(made, None), made.data.test
     seen = []
     score, evaluator.scores = evaluator.scores, lambda *a: seen.append(score(*a)) or seen[0]
     found = evaluator(made.partition.trainable, test)
@@ -221,7 +221,7 @@ def collapse(trainable):
 
 def test_a_collapsed_model_is_not_the_best(root):
     made = experiment(root)
-    found = make_evaluator(made)(collapse(made.partition.trainable), made.data.test)
+    found = made.kind.evaluator(made, None)(collapse(made.partition.trainable), made.data.test)
     assert found["metrics"]["t2v"]["R@1"] == 100.0
     assert found["tied_queries"] == {"t2v": 40, "v2t": CLIPS}
     assert found["pessimistic_metrics"]["t2v"] == metrics.summarize([CLIPS] * 40)
@@ -275,13 +275,17 @@ def by_place(program):
     return noisy
 
 
+def evaluator_of(made, workdir=None):
+    return made.kind.evaluator(made, workdir)
+
+
 def test_a_short_second_stage_is_told(root, capsys):
-    make_evaluator(experiment(root, "matching", rerank_k=7))
+    evaluator_of(experiment(root, "matching", rerank_k=7))
     said = capsys.readouterr().err
     assert "warning: t2v: R@10 means nothing: behind the best task.rerank_k=7" in said
     assert said.count("warning") == 2
     for k in (0, 10, 128):
-        make_evaluator(experiment(root, "matching", rerank_k=k))
+        evaluator_of(experiment(root, "matching", rerank_k=k))
         assert "warning" not in capsys.readouterr().err
 
 
@@ -314,7 +318,7 @@ def test_equal_questions_about_equal_clips_are_answered_once(root, tmp_path, dev
     answers.write_text(json.dumps(["yes", "no", "w1 w2", "grey"]))
     options = {"answers": str(answers), "metric": "exact", "rank_k": 4, "top_answers": 4}
     made = experiment(root, "vqa", devices, **options)
-    evaluator, test = make_evaluator(made, tmp_path), made.data.test
+    evaluator, test = made.kind.evaluator(made, tmp_path), made.data.test
     answer, asked = evaluator._answer, []
 
     def noisy(trainable, frozen, clips, batch, candidates):

@@ -17,7 +17,6 @@ from small_run import OFTEN
 from uniadapter_jax.parallel.preemption import Preempted
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
-from uniadapter_jax.tasks.retrieval.evaluator import make_evaluator
 
 # Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
 MOMENTS = list(zip((3, 6, 10, 15), np.random.default_rng(0).uniform(0.0, 0.08, 4), strict=True))
@@ -99,7 +98,7 @@ def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
 
     def run(workdir, stopped=None):
         experiment = build(config)
-        evaluate = make_evaluator(experiment)
+        evaluate = experiment.kind.evaluator(experiment, None)
 
         def maybe_asked_to_stop(trainable, records):
             if next(calls) == stopped:
@@ -131,7 +130,7 @@ def test_an_evaluation_that_fails_costs_no_step(small):
 
     def run(workdir, fails=False):
         experiment = build(config)
-        evaluate = make_evaluator(experiment)
+        evaluate = experiment.kind.evaluator(experiment, None)
 
         def maybe_failing(trainable, records):
             if fails:

@@ -24,6 +24,7 @@ from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.preflight import check_lengths
 from uniadapter_jax.runs.run import announce_cut
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.tasks.registry import get_task
@@ -387,4 +388,4 @@ def test_answers_that_cannot_be_given_are_refused(root, tmp_path):
         evaluator([])
     ours.config.data.answer_words = 13
     with pytest.raises(UserError, match=r"answer_words=13.*12 tokens"):
-        evaluator(["yes"])
+        check_lengths(ours.config, ours.model_config)

@@ -22,9 +22,9 @@ from typing import Any
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import FileError
-from uniadapter_jax.runs import caveats
 from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.rows import Row, find_row, rows_of
+from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, paired_bootstrap
 
 # What numbers of one table have in common; similarity, say, is part of a method and may differ.

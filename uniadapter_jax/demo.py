@@ -45,7 +45,7 @@ from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.runs.run import run
 from uniadapter_jax.runs.workdir import holding
-from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator, make_evaluator
+from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
@@ -186,7 +186,7 @@ def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
     """Draws the best clips of some test texts; the model is what `run` left in `place`."""
     experiment = build(config)
-    evaluator = make_evaluator(experiment)
+    evaluator = experiment.kind.evaluator(experiment, None)
     assert isinstance(evaluator, RetrievalEvaluator)
     trainable = fit(experiment, place, evaluator).trainable  # restores: nothing is left to train
     test, encoder = experiment.data.test, evaluator.encoder

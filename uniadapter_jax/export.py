@@ -28,7 +28,6 @@ import numpy as np
 
 from uniadapter_jax.adapters.partition import Partition, flat_names
 from uniadapter_jax.adapters.registry import Method, get_method
-from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
@@ -41,10 +40,10 @@ from uniadapter_jax.runs.checkpoint import last_step, restore_trainable
 from uniadapter_jax.runs.files import Run, check_same, read_run
 from uniadapter_jax.runs.workdir import check_free
 from uniadapter_jax.tasks.registry import get_task
-from uniadapter_jax.weights.adapter_directory import PEFT_FOLDER, AdapterFiles, write_adapter
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import Backbone, copy_tokenizer, fill_backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
-from uniadapter_jax.weights.names.peft import write_peft
+from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
 
 # Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
@@ -97,6 +96,7 @@ def export(
         run.config,
         _result_of(run, chosen),
         step=chosen,
+        family=family_of(base.model.config),
         parameters=part.counts(),
         license=license,
         base_model=base_model,
@@ -107,10 +107,11 @@ def export(
             _write_merged(made, method, part, texts)
         else:
             write_adapter(made, adapter)
-            if method.name == "lora" and isinstance(base.model, CLIP):
-                write_peft(made / PEFT_FOLDER, adapter)
+            family = family_of(base.model.config)
+            if further := FURTHER_LAYOUTS.get((method.name, family.title)):
+                further.write(made / further.folder, adapter)
             if texts != base.source:
-                write_digests(made, copy_tokenizer(texts, made, family_of(base.model.config)))
+                write_digests(made, copy_tokenizer(texts, made, family))
         (made / "README.md").write_text(card)
 
 
@@ -129,9 +130,9 @@ def _check_method(run: Run, merge: bool) -> Method:
             f"{run.workdir}: {method.name} is not linear, so it cannot be merged into the "
             "backbone's weights; leave --merge out"
         )
-    if method.name == "full" and not merge:
+    if method.trains_backbone and not merge:
         raise UserError(
-            f"{run.workdir}: full has trained the whole backbone; pass --merge to write that"
+            f"{run.workdir}: {method.name} has trained the whole backbone; pass --merge to write that"
         )
     return method
 

@@ -118,9 +118,8 @@ def _header(config: ConfigDict, where: Slice, mesh: Mesh, source: str) -> dict[s
 
 def _unit(config: ConfigDict) -> str:
     """What a batch is of."""
-    if get_task(config.task.name).asks:
-        return "questions"
-    return "clips" if config.data.frames > 1 else "pictures"
+    unit = get_task(config.task.name).samples.unit
+    return "pictures" if unit == "clips" and config.data.frames == 1 else unit
 
 
 def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import _candidates
 from uniadapter_jax.planning.blip_flops import forward_flops, matching_passes, step_flops
 from uniadapter_jax.planning.compilation import compile_program
-from uniadapter_jax.planning.evaluation import ANSWER, FRAMES, RERANK, STATES, TEXT
 from uniadapter_jax.planning.report import tables
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.useful import useful_flops
+from uniadapter_jax.tasks.matching.programs import RERANK
+from uniadapter_jax.tasks.programs import FRAMES, STATES, TEXT
+from uniadapter_jax.tasks.vqa.programs import ANSWER
 
 PAIRS, CLIPS, SHOWN, WORDS, QUEUE, K, ROWS = 8, 8, 3, 6, 16, 4, 8
 # Of tiny.blip_config: patches, pixels of a patch, the vision tower's width, the joint one.

@@ -23,9 +23,9 @@ from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import _candidates, find_change
 from uniadapter_jax.planning.chips import CHIPS
 from uniadapter_jax.planning.compilation import _sizes, compile_program
-from uniadapter_jax.planning.evaluation import FRAMES
 from uniadapter_jax.planning.report import tables
 from uniadapter_jax.planning.sizes import backbone_config
+from uniadapter_jax.tasks.programs import FRAMES
 
 
 def run_of(config, devices=8):

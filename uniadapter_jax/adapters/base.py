@@ -32,6 +32,7 @@ class Method:
       merge: works a trained module into the backbone's own weights and takes it out; None for a
         method that is not linear.
       version: grows when the function that the same parameters compute changes.
+      trains_backbone: whether what trains is the whole backbone: its export is a backbone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Method:
     trainable: Any = AdapterParam
     merge: Callable[[nnx.Module], None] | None = None
     version: int = 1
+    trains_backbone: bool = False
 
 
 def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:

@@ -17,7 +17,13 @@ def _is_projection(path: tuple[Any, ...], _: Any) -> bool:
 
 
 ZERO_SHOT = Method(name="zero_shot", attach=attach_nothing, trainable=None)
-FULL = Method(name="full", attach=attach_nothing, trainable=nnx.Param, merge=merge_nothing)
+FULL = Method(
+    name="full",
+    attach=attach_nothing,
+    trainable=nnx.Param,
+    merge=merge_nothing,
+    trains_backbone=True,
+)
 PROJECTION = Method(
     name="projection",
     attach=attach_nothing,

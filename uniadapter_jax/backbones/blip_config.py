@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
     check_pictures,
@@ -71,6 +73,12 @@ class BLIPConfig:
         if not self.matching:  # nothing has that width
             del fields["embed"]
         return fields
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raises `UserError` unless all host ids "n l" are in the vocabulary."""
+        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
+        if bad.size:
+            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:

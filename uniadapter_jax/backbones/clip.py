@@ -71,6 +71,16 @@ class CLIPConfig:
             fields["eos_id"] = "largest"
         return fields
 
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raises `UserError` unless all host ids "n l" are known and every text has an EOS."""
+        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
+        if bad.size:
+            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
+        if self.eos_id != LARGEST_ID:
+            bad = np.flatnonzero(~(ids == self.eos_id).any(1))
+            if bad.size:
+                raise UserError(f"text {bad[0]} has no EOS (id {self.eos_id})")
+
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
         """Reads the `config.json` of a transformers `CLIPModel`.
@@ -256,23 +266,12 @@ class TextTower(nnx.Module):
 def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
     """Where each text ends: the largest id (legacy configs), else the first `eos_id`.
 
-    A text without an EOS is refused where ids are made (`check_ids`), not inside a compiled
-    program.
+    A text without an EOS is refused where ids are made (`CLIPConfig.check_ids`), not inside a
+    compiled program.
     """
     if eos_id == LARGEST_ID:
         return ids.argmax(-1)
     return (ids == eos_id).argmax(-1)
-
-
-def check_ids(ids: np.ndarray, config: CLIPConfig) -> None:
-    """Raises `UserError` unless every row of host ids "n l" is in the vocabulary and has an EOS."""
-    bad = np.flatnonzero(((ids < 0) | (ids >= config.vocab_size)).any(1))
-    if bad.size:
-        raise UserError(f"text {bad[0]}: ids outside 0..{config.vocab_size - 1}")
-    if config.eos_id != LARGEST_ID:
-        bad = np.flatnonzero(~(ids == config.eos_id).any(1))
-        if bad.size:
-            raise UserError(f"text {bad[0]} has no EOS (id {config.eos_id})")
 
 
 class CLIP(nnx.Module):

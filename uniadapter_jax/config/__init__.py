@@ -139,7 +139,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     if config.optimizer.get("lr_multipliers") is not None:
         config.optimizer.lr_multipliers = multipliers(config.optimizer.lr_multipliers)
     kind = get_task(config.task.name)
-    if config.train.steps <= 0 and config.train.epochs <= 0 and config.method.name != "zero_shot":
+    trains = get_method(config.method.name).trainable is not None
+    if trains and config.train.steps <= 0 and config.train.epochs <= 0:
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
     group, _, metric = config.selection_metric.partition("/")
     if config.selection_metric != kind.selection_metric and metric not in kind.groups.get(

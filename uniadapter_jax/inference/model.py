@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters.partition import Partition, flat_names, partition
 from uniadapter_jax.adapters.registry import Method, get_method
 from uniadapter_jax.backbones.blip import BLIP
-from uniadapter_jax.backbones.clip import CLIPConfig, check_ids
+from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.common.distinct import distinct_rows
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
@@ -246,7 +246,7 @@ class AdaptedModel:
             if not strings:
                 return np.empty((0, self.config.embed), np.float32)
             ids = self.tokenizer.encode(self.texts.captions(strings), self.task["words"])
-            check_ids(ids, self.config)
+            self.config.check_ids(ids)
         else:
             ids = clip_ids(texts, "texts", self.config)
             if self.tokenizer.bos_id >= 0:
@@ -300,7 +300,7 @@ def clip_ids(value: Any, name: str, config: CLIPConfig) -> Int[np.ndarray, "n l"
     if not 0 < ids.shape[1] <= config.positions:
         raise UserError(f"{name}: rows of {ids.shape[1]} ids, the model reads {config.positions}")
     try:
-        check_ids(ids, config)
+        config.check_ids(ids)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
     return ids

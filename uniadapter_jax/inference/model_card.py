@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax import __version__
-from uniadapter_jax.runs import caveats
 from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.adapter_directory import AdapterFiles
+from uniadapter_jax.weights.families import Family
+from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
 
 UNKNOWN_LICENSE = "unknown"  # the hub's own word
 
@@ -20,12 +22,6 @@ SELECTIONS = {  # by a result's `selection`, what was chosen
     "test": "the best step on this very test set, which flatters it",
 }
 _TITLES = {"t2v": "text to clip", "v2t": "clip to text"}
-# By task: the backbone's family, and what people search for on the hub.
-_KINDS = {
-    "retrieval": ("CLIP", "text-video-retrieval"),
-    "matching": ("BLIP", "text-video-retrieval"),
-    "vqa": ("BLIP", "visual-question-answering"),
-}
 
 
 def model_card(
@@ -34,6 +30,7 @@ def model_card(
     result: Mapping[str, Any] | None,
     *,
     step: int,
+    family: Family,
     parameters: Mapping[str, Any],
     license: str,
     base_model: str | None,
@@ -42,21 +39,22 @@ def model_card(
     """The text.
 
     Args:
+      family: the backbone's.
       config, result: the run's; `result` is None unless it is of `step`.
       merged: of a merged backbone, the classes that its config.json names; else empty.
     """
     kind = "backbone with a merged adapter" if merged else "adapter"
-    family, tag = _KINDS[config["task"]["name"]]
+    tag = get_task(config["task"]["name"]).tag
     lines = [
         "---",
         f"library_name: {'transformers' if merged else 'uniadapter_jax'}",
         f"license: {license}",
         *([f"base_model: {base_model}"] if base_model else []),
         "tags:",
-        *(f"- {tag}" for tag in ("adapter", adapter.method, family.lower(), tag)),
+        *(f"- {tag}" for tag in ("adapter", adapter.method, family.title.lower(), tag)),
         "---",
         "",
-        f"# {config['name']}: {kind}, {adapter.method} on {family}",
+        f"# {config['name']}: {kind}, {adapter.method} on {family.title}",
         "",
         *_what(adapter, config, step, parameters),
         "",
@@ -136,41 +134,26 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-_CLIP_USAGE = (
-    "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
-    'text = model.encode_text(["a cat jumps on a chair"])',
-    "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
-)
-_BLIP_USAGE = (
-    "clips = model.encode_clips(pixels)                  # uint8 [N, frames, H, W, 3]",
-    'text = model.encode_text(["a cat jumps on a chair"])',
-    "cosines = model.similarity(text, clips)             # first stage",
-    'logits = model.match(pixels, ["a cat jumps on a chair"])    # second: no match, match',
-)
-
-
-def _usage(adapter: AdapterFiles, family: str) -> list[str]:
+def _usage(adapter: AdapterFiles, family: Family) -> list[str]:
     lines = [
         "```python",
         "import uniadapter_jax",
         "",
         'model = uniadapter_jax.load_model("BACKBONE", "THIS_DIRECTORY")',
-        *(_CLIP_USAGE if family == "CLIP" else _BLIP_USAGE),
+        *family.usage,
         "```",
         "",
         "BACKBONE is a directory with exactly the fingerprint above; another one is refused.",
     ]
-    if adapter.method == "lora" and family == "CLIP":
-        lines += ["", "`peft/` holds the same in PEFT's layout:", "", "```python"]
-        lines += ["from peft import PeftModel", "from transformers import CLIPModel", ""]
-        lines += ['model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),']
-        lines += ['                                  "THIS_DIRECTORY/peft")', "```"]
+    if further := FURTHER_LAYOUTS.get((adapter.method, family.title)):
+        lines += ["", f"`{further.folder}/` holds the same in another layout:", ""]
+        lines += ["```python", *further.usage, "```"]
     return lines
 
 
-def _merged_usage(family: str, classes: Sequence[str]) -> list[str]:
+def _merged_usage(family: Family, classes: Sequence[str]) -> list[str]:
     return [
-        f"The adapter is worked into the weights: this is a plain {family}.",
+        f"The adapter is worked into the weights: this is a plain {family.title}.",
         "",
         "```python",
         f"from transformers import {', '.join(classes)}",

@@ -282,3 +282,8 @@ def fetch(tree: PyTree) -> PyTree:
         return np.asarray(x.addressable_data(0))
 
     return jax.tree.map(one, tree)
+
+
+def placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """The shapes of a tree of arrays or shapes, all with one place on the mesh."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -17,10 +18,9 @@ from uniadapter_jax.backbones.clip import fastest_chunks
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
-from uniadapter_jax.planning.evaluation import Evaluation, placed
 from uniadapter_jax.runs.assembly import attach_method
 from uniadapter_jax.runs.preflight import check_lengths
-from uniadapter_jax.tasks.base import Setting
+from uniadapter_jax.tasks.base import Program, Setting
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.training import accumulation
 from uniadapter_jax.training.optimizers import make_optimizer
@@ -50,16 +50,16 @@ class AbstractRun:
         setting = Setting(self.config.task, self.mesh, self.backbone, size, _STEPS)
         return get_task(self.config.task.name).make(setting)
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """What the run is evaluated by."""
-        return Evaluation(self.config, self.backbone, self.mesh, self.part, self.task)
+    @functools.cached_property
+    def evaluation(self) -> dict[str, Program]:
+        """{name: program} of what the run is evaluated by, in order."""
+        return get_task(self.config.task.name).programs(self)
 
     @property
     def programs(self) -> tuple[str, ...]:
         """Names of what a run compiles."""
         train = () if self.optimizer is None else (TRAIN,)
-        return (*train, *self.evaluation.programs)
+        return (*train, *self.evaluation)
 
     @property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -70,14 +70,7 @@ class AbstractRun:
             "frames": jax.ShapeDtypeStruct((clips, data.frames, size, size, 3), jnp.uint8),
             "frame_mask": jax.ShapeDtypeStruct((clips, data.frames), jnp.bool_),
         }
-        words = jax.ShapeDtypeStruct((clips, data.words), jnp.int32)
-        if get_task(self.config.task.name).asks:
-            answers = (clips, data.answers)
-            batch["question"] = words
-            batch["answer"] = jax.ShapeDtypeStruct((*answers, data.answer_words), jnp.int32)
-            batch["answer_weight"] = jax.ShapeDtypeStruct(answers, jnp.float32)
-        else:
-            batch["text"] = words
+        batch.update(get_task(self.config.task.name).samples.batch_shapes(self.config))
         return {**batch, "item": jax.ShapeDtypeStruct((clips,), jnp.int32)}
 
     @property
@@ -88,27 +81,27 @@ class AbstractRun:
         moments = jax.eval_shape(self.optimizer.init, self.part.trainable)
         kept = jax.eval_shape(self.task.init_state, self.part.trainable)
         return {
-            OPTIMIZER: placed(moments, meshes.replicated(self.mesh)),
-            TASK: jax.tree.map(placed, kept, self.task.state_shardings(kept)),
+            OPTIMIZER: meshes.placed(moments, meshes.replicated(self.mesh)),
+            TASK: jax.tree.map(meshes.placed, kept, self.task.state_shardings(kept)),
         }
 
     def arguments(self, program: str) -> dict[str, PyTree]:
         """What the program is given, by kind and in order, with its place on the mesh."""
-        trained = placed(self.part.trainable, meshes.replicated(self.mesh))
+        trained = meshes.placed(self.part.trainable, meshes.replicated(self.mesh))
         assert self.part.weights is not None
         frozen = self.part.frozen
-        frozen = jax.tree.map(placed, frozen, self.part.weights.shardings(frozen))
+        frozen = jax.tree.map(meshes.placed, frozen, self.part.weights.shardings(frozen))
         parts = {"trained weights": trained, "frozen weights": frozen}
         if program != TRAIN:
-            return {**parts, **self.evaluation.given(program)}
-        batch = placed(self.batch, meshes.batch_sharding(self.mesh))
+            return {**parts, **self.evaluation[program].given()}
+        batch = meshes.placed(self.batch, meshes.batch_sharding(self.mesh))
         return {"trained weights": trained, **self.state, **parts, "batch": batch}
 
     def lower(self, program: str) -> jax.stages.Lowered:
         """The program as `main` would start it."""
         arguments = self.arguments(program).values()
         if program != TRAIN:
-            return self.evaluation.function(program).lower(*arguments)
+            return self.evaluation[program].function.lower(*arguments)
         assert self.optimizer is not None
         step = make_step(
             self.task,

@@ -12,8 +12,8 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun, build
 from uniadapter_jax.planning.compilation import Program, compile_program
-from uniadapter_jax.planning.evaluation import RERANK
 from uniadapter_jax.planning.topology import Slice, device_counts
+from uniadapter_jax.tasks.matching.programs import RERANK
 
 _REMAT = ("none", "dots", "full")
 # Into how many parts weights are cut that are whole: more parts save an eighth of them at most.

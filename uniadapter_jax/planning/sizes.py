@@ -89,7 +89,7 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]
         sizes, where = known, f"the published sizes of {path.name}"
     else:
         raise UserError(_unknown(source, given))
-    check_family(family_of(sizes), config.task.name, get_task(config.task.name).family, where)
+    check_family(family_of(sizes), config.task.name, get_task(config.task.name).families, where)
     return sizes, where
 
 

@@ -6,8 +6,9 @@ from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.planning import blip_flops as blip
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun
-from uniadapter_jax.planning.evaluation import FRAMES, RERANK, STATES, TEXT
 from uniadapter_jax.planning.flops import forward_flops, step_flops
+from uniadapter_jax.tasks.matching.programs import RERANK
+from uniadapter_jax.tasks.programs import FRAMES, STATES, TEXT
 from uniadapter_jax.tasks.registry import get_task
 
 
@@ -27,7 +28,7 @@ def _of_clip(run: AbstractRun, clip: CLIPConfig, program: str) -> int:
         clips = run.config.train.batch_size
         return step_flops(clip, run.part, clips=clips, frames=data.frames, words=data.words)
     tower = "text" if program == TEXT else "vision"
-    rows = next(iter(run.evaluation.given(program)["batch"].values())).shape[0]
+    rows = next(iter(run.evaluation[program].given()["batch"].values())).shape[0]
     return forward_flops(
         clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
     )
@@ -35,7 +36,7 @@ def _of_clip(run: AbstractRun, clip: CLIPConfig, program: str) -> int:
 
 def _training(run: AbstractRun, config: BLIPConfig) -> list[blip.Pass]:
     data, task, size = run.config.data, run.config.task, run.config.train.batch_size
-    if get_task(task.name).asks:
+    if "question" in get_task(task.name).samples.batch_shapes(run.config):
         return blip.answering_passes(
             config,
             clips=size,
@@ -56,7 +57,7 @@ def _training(run: AbstractRun, config: BLIPConfig) -> list[blip.Pass]:
 
 
 def _evaluation(run: AbstractRun, config: BLIPConfig, program: str) -> list[blip.Pass]:
-    given, task = run.evaluation.given(program), run.config.task
+    given, task = run.evaluation[program].given(), run.config.task
     batch = given["batch"]
     if program == TEXT:
         return blip.text_passes(*batch["text"].shape)
@@ -75,7 +76,7 @@ def _evaluation(run: AbstractRun, config: BLIPConfig, program: str) -> list[blip
 
 
 def _answering(run: AbstractRun, config: BLIPConfig, program: str) -> list[blip.Pass]:
-    given, task = run.evaluation.given(program), run.config.task
+    given, task = run.evaluation[program].given(), run.config.task
     clips, together, words = given["batch"]["questions"].shape
     passes = blip.question_passes(
         config,

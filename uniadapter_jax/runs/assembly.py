@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import optax
@@ -17,10 +17,9 @@ from uniadapter_jax.adapters.partition import Partition, partition
 from uniadapter_jax.adapters.registry import Method, get_method
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
-from uniadapter_jax.data.answers import answer_list
-from uniadapter_jax.data.loading.pipeline import Batch, clip_batches, steps_per_epoch, train_batches
-from uniadapter_jax.data.loading.questions import question_steps_per_epoch, question_train_batches
-from uniadapter_jax.data.records import Records, carve_validation, open_records
+from uniadapter_jax.data.loading.pipeline import Batch, clip_batches
+from uniadapter_jax.data.records import Records
+from uniadapter_jax.data.splits import Splits, open_splits
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
@@ -35,15 +34,6 @@ from uniadapter_jax.weights.families import check_family, check_tokenizer, famil
 
 
 @dataclasses.dataclass
-class Data:
-    """The parts of the data set; `val` is None unless `config.data.val` carves one."""
-
-    train: Records | None
-    val: Records | None
-    test: Records
-
-
-@dataclasses.dataclass
 class Experiment:
     """Built once; everything after it is pure functions over `partition`'s arrays."""
 
@@ -54,7 +44,7 @@ class Experiment:
     partition: Partition
     kind: Kind
     task: Task
-    data: Data
+    data: Splits
     tokenizer: Tokenizer
     tokenizer_directory: str
     total_steps: int
@@ -66,22 +56,20 @@ class Experiment:
         """The backbone's config, of the family that the task needs."""
         return self.backbone.model.config
 
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         """This process' rows of the global training batches from `start_step` on, without end."""
         assert self.data.train is not None
         size = self.config.train.batch_size
-        options: dict[str, Any] = {
-            "image_size": self.model_config.image_size,
-            "global_batch": size,
-            "seed": self.config.seed,
-            "start_step": start_step,
-            "rows": meshes.rows_of_process(self.mesh, size),
-        }
-        source = self.data.train, self.tokenizer, self.config.data
-        if self.kind.asks:
-            return question_train_batches(*source, **options)
-        avoid = self.config.task.get("duplicates") == "avoid"
-        return train_batches(*source, avoid_duplicates=avoid, **options)
+        return self.kind.samples.train_batches(
+            self.data.train,
+            self.tokenizer,
+            self.config,
+            image_size=self.model_config.image_size,
+            global_batch=size,
+            seed=self.config.seed,
+            start_step=start_step,
+            rows=meshes.rows_of_process(self.mesh, size),
+        )
 
     def clip_batches(self, records: Records) -> Iterator[Batch]:
         """This process' rows of every clip once, in order: `eval_batch` at a time."""
@@ -110,9 +98,8 @@ class Experiment:
 
     @functools.cached_property
     def _facts(self) -> dict[str, Any]:
-        data, answers = self.data, None
-        if self.kind.asks and self.config.task.inference == "rank":
-            answers = answer_list(self.config, data.train)
+        data = self.data
+        facts = self.kind.samples.facts(self.config, data.train)
         return {
             "backbone": self.backbone.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
@@ -121,7 +108,7 @@ class Experiment:
             "data.records": None if data.train is None else data.train.fingerprint,
             "data.validation": None if data.val is None else data.val.fingerprint,
             "data.test": data.test.fingerprint,
-            "answers": None if answers is None else identities.digest({"answers": answers}),
+            "answers": None if facts is None else identities.digest(facts),
         }
 
 
@@ -130,8 +117,8 @@ def build(config: ConfigDict) -> Experiment:
     config = configs.validate(config)
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
-    data = _open_data(config, trains=method.trainable is not None)
-    preflight.check_evaluation(config, data.val, data.test)
+    data = open_splits(config, trains=method.trainable is not None)
+    preflight.check_evaluation(config, data)
     with meshes.on_host():  # whole weights need not fit on a device
         backbone = _load_backbone(config, kind)
         preflight.check_lengths(config, backbone.model.config)
@@ -171,9 +158,7 @@ def build(config: ConfigDict) -> Experiment:
 def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
     """Of an epoch; `UserError` where the split cannot be trained on, or fills no batch."""
     preflight.check_training(config, train)
-    if kind.asks:
-        return question_steps_per_epoch(train, config.train.batch_size)
-    return steps_per_epoch(train, config.data.captions, config.train.batch_size)
+    return kind.samples.steps_per_epoch(train, config)
 
 
 def attach_method(model: Any, config: ConfigDict) -> Partition:
@@ -183,29 +168,11 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     return partition(model, method.trainable, config.compute.dtype)
 
 
-def _open_data(config: ConfigDict, *, trains: bool) -> Data:
-    options = config.data
-    if not options.records:
-        raise UserError("config.data.records is empty: the directory that prepare wrote")
-    test, train = (_open_split(config, name) for name in ("test_split", "train_split"))
-    val = None
-    if options.val:
-        train, val = carve_validation(train, options.val)
-    return Data(train if trains else None, val, test)
-
-
-def _open_split(config: ConfigDict, name: str) -> Records:
-    try:
-        return open_records(config.data.records, config.data[name])
-    except UserError as error:
-        raise UserError(f"config.data.{name}={config.data[name]!r}: {error}") from error
-
-
 def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
     if not config.backbone:
         raise UserError("config.backbone is empty: a directory, or random:<config.json>")
     family = backbone_family(config.backbone)
-    check_family(family, kind.name, kind.family, f"config.backbone={config.backbone}")
+    check_family(family, kind.name, kind.families, f"config.backbone={config.backbone}")
     options = {name: config.compute[name] for name in family.options}
     return load_backbone(config.backbone, seed=config.seed, **options)
 

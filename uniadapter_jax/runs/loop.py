@@ -24,8 +24,8 @@ from uniadapter_jax.runs.assembly import Experiment
 from uniadapter_jax.runs.checkpoint import Checkpoints, abstract_like
 from uniadapter_jax.runs.stored_checkpoint import Damaged
 from uniadapter_jax.runs.writer import Writer
-from uniadapter_jax.tasks.base import place_state
-from uniadapter_jax.tasks.retrieval.evaluator import Evaluator, selection_value
+from uniadapter_jax.tasks.base import Evaluator, place_state
+from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 from uniadapter_jax.training.optimizers import lr_schedule
 from uniadapter_jax.training.step import init_opt_state, make_step
 

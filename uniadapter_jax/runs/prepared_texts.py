@@ -66,11 +66,11 @@ def _plain(counts: dict[str, Cut]) -> dict[str, dict[str, int]]:
 def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Tokenizer | None]]:
     places = []
     if "task" in config:
-        own = FAMILIES[get_task(config.task.name).family]
         backbone = config.get("backbone") or ""
-        places.append(("config.tokenizer", config.get("tokenizer"), own))
-        if not backbone.startswith("random:"):
-            places.append(("config.backbone", backbone, own))
+        for family in (FAMILIES[name] for name in get_task(config.task.name).families):
+            places.append(("config.tokenizer", config.get("tokenizer"), family))
+            if not backbone.startswith("random:"):
+                places.append(("config.backbone", backbone, family))
     for family in FAMILIES.values():
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))

@@ -18,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from uniadapter_jax import __version__
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
@@ -25,14 +26,13 @@ from uniadapter_jax.data.tokenizers.truncation import Limits, count_cut, cut_lin
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.parallel.preemption import leaving_on_signal
 from uniadapter_jax.parallel.progress import duration, say
-from uniadapter_jax.runs import caveats
 from uniadapter_jax.runs.assembly import Experiment, build
 from uniadapter_jax.runs.checkpoint import last_step
 from uniadapter_jax.runs.identity import check_identity
 from uniadapter_jax.runs.loop import Fit, fit
 from uniadapter_jax.runs.results import keep_result, set_aside
 from uniadapter_jax.runs.workdir import holding
-from uniadapter_jax.tasks.retrieval.evaluator import make_evaluator
+from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.directory import save_backbone
 
 SCHEMA = 1
@@ -73,7 +73,7 @@ def _run(
     if jax.process_index() == 0:
         set_aside(workdir, experiment.identity, experiment.evaluation)
     _announce(experiment)
-    evaluate = make_evaluator(experiment, workdir)
+    evaluate = experiment.kind.evaluator(experiment, workdir)
     trained = fit(experiment, workdir, evaluate)
     found = evaluate(trained.trainable, experiment.data.test)
     result = {**_describe(experiment, trained, found), "seconds": time.time() - began}
@@ -124,7 +124,7 @@ def _build_together(
 
 
 def _check_target(config: ConfigDict, directory: str) -> None:
-    if config.method.name != "full":
+    if not get_method(config.method.name).trains_backbone:
         raise UserError("--save-backbone is for method=full: other methods keep the backbone")
     target = pathlib.Path(directory)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -222,11 +222,7 @@ def _announce(experiment: Experiment) -> None:
         f"{experiment.method.name}: {counts['trained']:,} of {counts['total']:,} parameters train "
         f"({counts['percent']:.3f} %)"
     )
-    clips = ", ".join(
-        f"{name} {len(part)}"
-        for name, part in (("train", data.train), ("val", data.val), ("test", data.test))
-        if part is not None
-    )
+    clips = ", ".join(f"{name} {len(records)}" for name, records in data.named().items())
     mesh = dict(experiment.mesh.shape)
     say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
     if jax.process_index() == 0:
@@ -235,14 +231,11 @@ def _announce(experiment: Experiment) -> None:
 
 def announce_cut(experiment: Experiment) -> None:
     """Says which texts of this run are cut. The test's answers are compared, not read."""
-    limits, data = Limits.from_config(experiment.config.data), experiment.data
+    limits, samples = Limits.from_config(experiment.config.data), experiment.kind.samples
     assert limits is not None  # a run's config has all fields
-    for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
-        if part is None:
-            continue
-        kinds = ["questions" if experiment.kind.asks else "captions"]
-        kinds += ["answers"] if experiment.kind.asks and name == "train" else []
-        counts = count_cut(part, experiment.tokenizer, limits, kinds)
+    for name, records in experiment.data.named().items():
+        texts = [*samples.texts, *(samples.train_texts if name == "train" else ())]
+        counts = count_cut(records, experiment.tokenizer, limits, texts)
         for line in cut_lines(name, counts, limits):
             say(line)
 

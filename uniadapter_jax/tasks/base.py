@@ -1,16 +1,24 @@
-"""The contract between a task and the trainer."""
+"""What a task is to the rest: its loss to a step, its samples to the data, its evaluation to a run.
+
+A task by name is a `Kind`; nothing else knows names of tasks. See docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from uniadapter_jax.adapters.partition import Partition
 from uniadapter_jax.common.ranges import Range
 from uniadapter_jax.common.types import Array, PyTree
+from uniadapter_jax.data.records import Records
+from uniadapter_jax.data.splits import Splits
 from uniadapter_jax.parallel import mesh as meshes
 
 Batch = Mapping[str, Array]
@@ -38,7 +46,7 @@ class Task(Protocol):
 
     A step calls `begin`, outside the gradient, then `loss` with what that gave.
 
-    family: see `Kind`.
+    family: of the backbone, see `Kind.families`.
     """
 
     family: ClassVar[str]
@@ -93,13 +101,117 @@ class Stateless:
         return None, state
 
 
+class Subject(Protocol):
+    """The run that is evaluated, as evaluators know it.
+
+    Attributes:
+      eval_batch: clips of a batch, over all devices.
+      identity: what training depends on, flat.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    partition: Partition
+    data: Splits
+
+    @property
+    def task(self) -> Any: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def model_config(self) -> Any: ...
+
+    @property
+    def eval_batch(self) -> int: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    def clip_batches(self, records: Records) -> Iterator[Mapping[str, Any]]: ...
+
+
+class Evaluator(Protocol):
+    """What the training loop and a run know of evaluation."""
+
+    def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
+        """{"metrics": {group: {name: value}}, ...}, equal on all processes."""
+
+
+class Program(NamedTuple):
+    """A compiled part of an evaluation, for `plan`.
+
+    Attributes:
+      function: the jitted function that a run calls with (trainable, frozen, *given).
+      given: shapes of what it is given beside the weights, by kind and in order, placed on the
+        mesh.
+    """
+
+    function: Any
+    given: Callable[[], dict[str, PyTree]]
+
+
+class AbstractSubject(Protocol):
+    """A run whose arrays are shapes, as `Kind.programs` knows it; `backbone` is a config."""
+
+    @property
+    def config(self) -> ConfigDict: ...
+
+    @property
+    def backbone(self) -> Any: ...
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    @property
+    def part(self) -> Partition: ...
+
+    @property
+    def task(self) -> Any: ...
+
+
+class Samples(Protocol):
+    """What a task trains on and is measured by: captions, or questions with answers."""
+
+    unit: str
+    texts: tuple[str, ...]  # read by the model in any split; see `data.tokenizers.truncation`
+    train_texts: tuple[str, ...]  # read in training only
+
+    def steps_per_epoch(self, records: Records, config: ConfigDict) -> int:
+        """Whole batches of an epoch; `UserError` where the split fills none."""
+
+    def train_batches(
+        self, records: Records, tokenizer: Any, config: ConfigDict, **options: Any
+    ) -> Iterator[Mapping[str, Any]]:
+        """Host batches without end; options as of `data.loading.pipeline.train_batches`."""
+
+    def batch_shapes(self, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of a global training batch, what there is beside frames."""
+
+    def facts(self, config: ConfigDict, train: Records | None) -> Any:
+        """What training depends on beside the config and the records, as JSON; None: nothing."""
+
+    def check_lengths(self, config: ConfigDict, positions: int) -> None:
+        """Raises `UserError` for texts of the samples longer than the backbone's positions."""
+
+    def check_training(self, config: ConfigDict, train: Records, field: str) -> None:
+        """Raises `UserError` for a split that cannot be trained on; `field` named it."""
+
+    def check_evaluation(
+        self, config: ConfigDict, records: Records, field: str, *, selects: bool
+    ) -> None:
+        """Raises `UserError` for a split that cannot be measured, or cannot select."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A task by name.
 
     Attributes:
       name: as `config.task.name`.
-      family: the name of the backbones that it needs, a key of `weights.families.FAMILIES`.
+      families: names of the backbones that it can train, keys of `weights.families.FAMILIES`.
+      tag: what people search for on the hub.
       make: the task for a setting.
       options: its knobs with their defaults, their only home.
       ranges: {option: the numbers it may have}, of every number among the options.
@@ -111,11 +223,14 @@ class Kind:
       groups: {group of metrics: their names}, as its evaluation gives them.
       selection_metric: what chooses a checkpoint unless the config says otherwise.
       shown: the metric of a training batch that progress lines show.
-      asks: whether its samples are questions, not captions.
+      samples: what it trains on.
+      evaluator: for a run, and the directory that keeps what a long evaluation has done.
+      programs: {name: what an evaluation compiles}, in the order in which it runs.
     """
 
     name: str
-    family: str
+    families: tuple[str, ...]
+    tag: str
     make: Callable[[Setting], Task]
     options: Mapping[str, Any]
     ranges: Mapping[str, Range]
@@ -126,7 +241,9 @@ class Kind:
     groups: Mapping[str, tuple[str, ...]]
     selection_metric: str
     shown: str
-    asks: bool = False
+    samples: Samples
+    evaluator: Callable[[Subject, pathlib.Path | None], Evaluator]
+    programs: Callable[[AbstractSubject], dict[str, Program]]
 
 
 def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:

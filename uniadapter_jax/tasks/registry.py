@@ -1,12 +1,12 @@
-"""Tasks by name."""
+"""Tasks by name: a further task is a folder, and a line here."""
 
 from __future__ import annotations
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.tasks.base import Kind
-from uniadapter_jax.tasks.matching import task as matching
-from uniadapter_jax.tasks.retrieval import task as retrieval
-from uniadapter_jax.tasks.vqa import task as vqa
+from uniadapter_jax.tasks.matching import kind as matching
+from uniadapter_jax.tasks.retrieval import kind as retrieval
+from uniadapter_jax.tasks.vqa import kind as vqa
 
 TASKS: dict[str, Kind] = {kind.name: kind for kind in (retrieval.KIND, matching.KIND, vqa.KIND)}
 

@@ -357,8 +357,10 @@ def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
     if not isinstance(name, str):
         raise UserError(f"task: its name is a string, not {name!r}")
     kind = get_task("matching" if name in _PARTS else name)
-    if (family := family_of(model.config)) is not FAMILIES[kind.family]:
-        raise UserError(f"the task {name} needs a {kind.family}, the model is a {family.title}")
+    family = family_of(model.config)
+    if not any(family is FAMILIES[fitting] for fitting in kind.families):
+        needed = " or a ".join(kind.families)
+        raise UserError(f"the task {name} needs a {needed}, the model is a {family.title}")
     options = ConfigDict({"name": kind.name, **kind.options})
     for field in set(kind.options) & set(model.task):
         options[field] = model.task[field]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
 from uniadapter_jax.common.digests import check_digests
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.tokenizers.clip import PAD_ID, Tokenizer, load_tokenizer
+from uniadapter_jax.data.tokenizers.clip import Tokenizer, load_tokenizer
 from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.names import base as names
@@ -47,6 +47,8 @@ class Family:
       records_tokenizer: where prepared records hold one that was trained on them.
       whole_vocabulary: whether it must know every id of the weights, because the last have roles.
       options: fields of `config.compute` that the model takes.
+      roles: {token: (attribute of the tokenizer, the id that a config expects)}.
+      usage: lines of Python that show what a loaded model computes.
     """
 
     title: str
@@ -59,6 +61,8 @@ class Family:
     tokenizer_files: tuple[str, ...]
     load_tokenizer: Callable[[str | os.PathLike[str]], Tokenizer]
     records_tokenizer: str
+    roles: Callable[[Any], Mapping[str, tuple[str, int]]]
+    usage: tuple[str, ...]
     whole_vocabulary: bool = False
     options: tuple[str, ...] = ("dtype", "remat")
 
@@ -82,6 +86,19 @@ def _guarded(
     return guarded
 
 
+def _clip_roles(config: CLIPConfig) -> Mapping[str, tuple[str, int]]:
+    return {"EOS": ("eos_id", config.eos_id)} if config.eos_id != LARGEST_ID else {}
+
+
+def _blip_roles(config: BLIPConfig) -> Mapping[str, tuple[str, int]]:
+    return {
+        "[SEP]": ("eos_id", config.sep_id),
+        "[DEC]": ("dec_id", config.dec_id),
+        "[ENC]": ("enc_id", config.enc_id),
+        "[PAD]": ("pad_id", config.pad_id),  # texts are told from padding by it
+    }
+
+
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(
@@ -95,6 +112,12 @@ FAMILIES: Mapping[str, Family] = {
         tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
         load_tokenizer=_guarded(load_tokenizer),
         records_tokenizer="tokenizer",
+        roles=_clip_roles,
+        usage=(
+            "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
+            'text = model.encode_text(["a cat jumps on a chair"])',
+            "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
+        ),
         options=("dtype", "remat", "frame_chunks"),
     ),
     "blip": Family(
@@ -108,6 +131,13 @@ FAMILIES: Mapping[str, Family] = {
         tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
         load_tokenizer=_guarded(load_wordpiece),
         records_tokenizer="wordpiece",
+        roles=_blip_roles,
+        usage=(
+            "clips = model.encode_clips(pixels)                  # uint8 [N, frames, H, W, 3]",
+            'text = model.encode_text(["a cat jumps on a chair"])',
+            "cosines = model.similarity(text, clips)             # first stage",
+            'logits = model.match(pixels, ["a cat jumps on a chair"])    # second: no match, match',
+        ),
         whole_vocabulary=True,
         options=("dtype", "remat", "dropout", "drop_path"),
     ),
@@ -119,12 +149,12 @@ def family_of(config: Config) -> Family:
     return next(family for family in FAMILIES.values() if isinstance(config, family.config))
 
 
-def check_family(family: Family, task: str, needed: str, source: str) -> None:
-    """Raises `UserError` unless `task`, which needs the family of that name, got it."""
-    if family is not FAMILIES[needed]:
+def check_family(family: Family, task: str, fitting: Sequence[str], source: str) -> None:
+    """Raises `UserError` unless the backbone is of one of the families that fit `task`."""
+    if not any(family is FAMILIES[name] for name in fitting):
+        titles = " or a ".join(FAMILIES[name].title for name in fitting)
         raise UserError(
-            f"config.task.name={task!r} is a task for a {FAMILIES[needed].title}, and {source} is "
-            f"a {family.title}"
+            f"config.task.name={task!r} is a task for a {titles}, and {source} is a {family.title}"
         )
 
 
@@ -135,17 +165,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: Config, where: str, source: st
             f"{where} has {tokenizer.vocab_size} tokens, the backbone {source} embeds "
             f"{config.vocab_size}"
         )
-    if isinstance(config, CLIPConfig):
-        roles = {"EOS": ("eos_id", config.eos_id)} if config.eos_id != LARGEST_ID else {}
-    else:
-        roles = {
-            "[SEP]": ("eos_id", config.sep_id),
-            "[DEC]": ("dec_id", config.dec_id),
-            "[ENC]": ("enc_id", config.enc_id),
-        }
-        if config.pad_id != PAD_ID:  # texts are told from padding by it
-            raise UserError(f"[PAD] is {PAD_ID} in {where}, but {config.pad_id} in {source}")
-    for token, (name, expected) in roles.items():
+    for token, (name, expected) in family_of(config).roles(config).items():
         if (found := getattr(tokenizer, name)) != expected:
             raise UserError(
                 f"{token} is {found} in {where}, but {expected} in the config of {source}"

@@ -49,6 +49,7 @@ class Tokenizer(ABC):
     vocab_size: int
     bos_id: int
     eos_id: int
+    pad_id: int = PAD_ID
     fingerprint: str
 
     @abstractmethod

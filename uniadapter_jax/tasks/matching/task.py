@@ -27,17 +27,15 @@ from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import fold_name, row_keys
-from uniadapter_jax.common.ranges import BELOW_ONE, SHARE, Range, at_least
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree, Shaped
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.ring import fetch_rows
-from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting
+from uniadapter_jax.tasks.base import Batch, Loss, Setting
 from uniadapter_jax.tasks.clip_states import ClipStates, clip_features, encode_clips, frame_features
 from uniadapter_jax.tasks.frame_weights import frame_factor
 from uniadapter_jax.tasks.matching import losses
 from uniadapter_jax.tasks.matching.losses import Momentum, Queue
 from uniadapter_jax.tasks.retrieval import scoring
-from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 
 
 class Given(NamedTuple):
@@ -277,7 +275,7 @@ def draw_negatives(
     )
 
 
-def _make(setting: Setting) -> Matching:
+def make(setting: Setting) -> Matching:
     options, config = setting.options, setting.model_config
     if not config.matching:
         raise UserError("task.name='matching' needs a BLIP with heads for matching")
@@ -301,46 +299,3 @@ def _make(setting: Setting) -> Matching:
     return Matching(
         options, setting.mesh, config.embed, setting.batch_size, setting.epoch_steps, config.pad_id
     )
-
-
-KIND = Kind(
-    name="matching",
-    family=Matching.family,
-    make=_make,
-    options={
-        "momentum": 0.995,  # of the averaged trainables; 0: no momentum
-        "queue": 57_600,  # pairs whose momentum features are kept as candidates; 0: none
-        "queue_sharding": "replicated",
-        "loss": "dense",  # ring is refused
-        "alpha": 0.4,  # weight of momentum's targets after the first epoch
-        # For training from scratch, which learns nothing from hard ones at first: uniform.
-        "negatives": "hard",
-        "frame_weights": False,  # frame-aware attention, for clips of several frames
-        "rerank_k": 128,  # best candidates of the first stage that are matched; 0: none
-        "rerank_rows": 256,  # pairs that a device matches at once: bounds the memory
-        "rerank_beta": 0.0,  # score = matching logit + beta * cosine; BLIP itself has 1
-        "v2t": "best_caption",
-        "ties": "optimistic",
-    },
-    ranges={
-        "momentum": BELOW_ONE,
-        "queue": at_least(0),
-        "alpha": SHARE,
-        "rerank_k": at_least(0),
-        "rerank_rows": at_least(1),
-        "rerank_beta": Range(),
-    },
-    choices={
-        "queue_sharding": ("replicated", "sharded"),
-        "loss": ("dense", "ring"),
-        "negatives": ("hard", "uniform"),
-        "v2t": V2T_RULES,
-        "ties": TIES,
-    },
-    protocol=("rerank_k", "rerank_beta", "frame_weights", "v2t", "ties"),
-    evaluation=("rerank_k", "rerank_rows", "rerank_beta", "v2t", "ties"),
-    kept=("frame_weights",),
-    groups=dict.fromkeys(DIRECTIONS, SUMMARY),
-    selection_metric="Rsum",
-    shown="itm_accuracy",
-)

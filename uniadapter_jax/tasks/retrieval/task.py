@@ -11,11 +11,9 @@ from jax.sharding import Mesh
 
 from uniadapter_jax.backbones.clip import CLIP
 from uniadapter_jax.common.randomness import row_keys, split
-from uniadapter_jax.common.ranges import POSITIVE
 from uniadapter_jax.common.types import Array, Bool, Float
-from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting, Stateless
+from uniadapter_jax.tasks.base import Batch, Loss, Setting, Stateless
 from uniadapter_jax.tasks.retrieval import losses, scoring
-from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss
 
 # Equal up to rounding. dense: n x n logits, cut by rows. ring: blocks of them, never all.
@@ -99,34 +97,5 @@ class Retrieval(Stateless):
         )
 
 
-def _make(setting: Setting) -> Retrieval:
+def make(setting: Setting) -> Retrieval:
     return Retrieval(setting.options, setting.mesh)
-
-
-KIND = Kind(
-    name="retrieval",
-    family=Retrieval.family,
-    make=_make,
-    options={
-        "similarity": "q_score",
-        "temperature": 5.0,  # of q_score's softmax over frames
-        "duplicates": "negative",  # a clip twice in a batch
-        "loss": "dense",  # ring: memory that does not grow with the global batch
-        "v2t": "best_caption",  # several captions
-        "ties": "optimistic",
-    },
-    ranges={"temperature": POSITIVE},
-    choices={
-        "similarity": ("q_score", "mean_pool", "mean_pool_unit"),
-        "duplicates": ("negative", "positive", "avoid"),
-        "loss": tuple(LOSSES),
-        "v2t": V2T_RULES,
-        "ties": TIES,
-    },
-    protocol=("similarity", "v2t", "ties"),
-    evaluation=("v2t", "ties"),
-    kept=("similarity", "temperature"),
-    groups=dict.fromkeys(DIRECTIONS, SUMMARY),
-    selection_metric="Rsum",
-    shown="t2v_accuracy",
-)

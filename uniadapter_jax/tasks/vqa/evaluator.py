@@ -28,9 +28,7 @@ from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.preemption import pass_by
 from uniadapter_jax.parallel.progress import Progress, say
-from uniadapter_jax.runs.assembly import Experiment
-from uniadapter_jax.runs.preflight import check_lengths
-from uniadapter_jax.tasks.base import Batch
+from uniadapter_jax.tasks.base import Batch, Subject
 from uniadapter_jax.tasks.clip_states import ClipStates
 from uniadapter_jax.tasks.vqa import metrics as vqa_metrics
 from uniadapter_jax.tasks.vqa.task import Vqa
@@ -93,13 +91,12 @@ class VqaEvaluator:
       UserError: the list of answers is empty, or holds one that the decoder cannot say.
     """
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path | None = None):
-        self.e = experiment
+    def __init__(self, subject: Subject, workdir: pathlib.Path | None = None):
+        self.e = subject
         self.workdir = workdir
-        self.task = cast(Vqa, experiment.task)
+        self.task = cast(Vqa, subject.task)
         self.answers: list[str] = []
         self.candidates: Array | None = None
-        check_lengths(experiment.config, experiment.model_config)
         if self.task.options.inference == "rank":
             self._list_answers()
         words = self.e.config.data.answer_words
@@ -109,9 +106,10 @@ class VqaEvaluator:
 
     def _say_unreachable(self) -> None:
         """Says before training of how many questions no answer that may come can be right."""
-        data = {"val": self.e.data.val, "test": self.e.data.test}
+        data = self.e.data.named()
+        data.pop("train", None)
         for name, records in data.items() if jax.process_index() == 0 else ():
-            questions = [] if records is None else _questions(records)
+            questions = _questions(records)
             options = self._written(questions) | {"listed": self.answers}
             lost = vqa_metrics.count_unreachable(self.task.options.metric, questions, **options)
             if lost:

@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.common.types import Array, Bool, Float, Int
-from uniadapter_jax.tasks.base import Batch, Kind, Loss, Setting, Stateless
+from uniadapter_jax.tasks.base import Batch, Loss, Setting, Stateless
 from uniadapter_jax.tasks.clip_states import ClipStates, encode_clips
 from uniadapter_jax.tasks.vqa.answering import generate_answers, rank_answers, read_questions
 from uniadapter_jax.tasks.vqa.losses import answer_losses, weighted_loss
@@ -102,7 +101,7 @@ class Vqa(Stateless):
         return read_questions(model, clips, ids, frame_weights=self.options.frame_weights)
 
 
-def _make(setting: Setting) -> Vqa:
+def make(setting: Setting) -> Vqa:
     options, config = setting.options, setting.model_config
     check(options, config)
     return Vqa(options, setting.mesh, config.pad_id)
@@ -123,47 +122,3 @@ def check(options: Any, config: BLIPConfig) -> None:
     for name in ("smoothing", "rank_smoothing"):
         if not 0.0 <= options[name] < 1.0:
             raise UserError(f"config.task.{name}={options[name]}: at least 0, below 1")
-
-
-KIND = Kind(
-    name="vqa",
-    family=Vqa.family,
-    make=_make,
-    options={
-        "smoothing": 0.1,  # of the training loss' targets
-        "inference": "rank",  # best of a list, or generate: any text
-        "answers": "",  # the list, as JSON; "": the distinct answers of the training split
-        "rank_k": 128,  # answers with the likeliest first word, which are ranked; at most all
-        "rank_smoothing": 0.1,  # of their losses, as released; 0: by log-likelihood
-        "beams": 3,  # of generate
-        "generate_mask": "padding",  # the decoder sees the question alone; released: its padding
-        "frame_weights": False,  # frame-aware attention, for clips of several frames
-        "metric": "vqa",  # VQAv2's accuracy of 10 annotators; exact: one answer, equal strings
-        "top_answers": 5,  # that are written down for each question, with scores
-    },
-    ranges={
-        "smoothing": BELOW_ONE,
-        "rank_k": at_least(1),
-        "rank_smoothing": BELOW_ONE,
-        "beams": at_least(1),
-        "top_answers": at_least(1),
-    },
-    choices={
-        "inference": ("rank", "generate"),
-        "generate_mask": ("padding", "released"),
-        "metric": ("vqa", "exact"),
-    },
-    protocol=(
-        *("inference", "answers", "rank_k", "rank_smoothing", "beams", "generate_mask"),
-        *("frame_weights", "metric"),
-    ),
-    evaluation=(
-        *("inference", "answers", "rank_k", "rank_smoothing", "beams", "generate_mask", "metric"),
-        "top_answers",
-    ),
-    kept=("frame_weights", "rank_smoothing", "beams", "generate_mask"),
-    groups={"accuracy": ("overall",)},
-    selection_metric="accuracy/overall",
-    shown="answer_accuracy",
-    asks=True,
-)

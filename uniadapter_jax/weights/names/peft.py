@@ -8,12 +8,17 @@ a convolution there: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from uniadapter_jax.weights.adapter_directory import PEFT_METADATA, AdapterFiles, write_pair
+from uniadapter_jax.weights.adapter_directory import (
+    PEFT_FOLDER,
+    PEFT_METADATA,
+    AdapterFiles,
+    write_pair,
+)
 from uniadapter_jax.weights.names.base import HUGGINGFACE_CLIP, TRANSFORMS
 
 _KERNELS = {
@@ -57,3 +62,27 @@ def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
     directory.mkdir()
     # PEFT warns of fields that it does not know, so the header has both digests.
     write_pair(directory, config, tensors, PEFT_METADATA, digest_in_config=False)
+
+
+class Layout(NamedTuple):
+    """A further layout of exported adapters: its folder, its writer, and lines of Python."""
+
+    folder: str
+    write: Callable[[pathlib.Path, AdapterFiles], None]
+    usage: tuple[str, ...]
+
+
+# {(method, title of the family): what an export writes beside our own layout}
+FURTHER_LAYOUTS: Mapping[tuple[str, str], Layout] = {
+    ("lora", "CLIP"): Layout(
+        folder=PEFT_FOLDER,
+        write=write_peft,
+        usage=(
+            "from peft import PeftModel",
+            "from transformers import CLIPModel",
+            "",
+            'model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),',
+            '                                  "THIS_DIRECTORY/peft")',
+        ),
+    )
+}

@@ -1,0 +1,113 @@
+"""Features of clips and texts, for evaluation: each distinct one is computed once.
+
+Texts of equal ids, and clips whose stored frames are equal, get one row of features, so their
+scores tie to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uniadapter_jax.adapters.partition import Partition
+from uniadapter_jax.common.distinct import distinct, distinct_rows
+from uniadapter_jax.common.types import Array, PyTree
+from uniadapter_jax.data.records import Records
+from uniadapter_jax.data.tokenizers.caption_text import TextRule
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.preemption import pass_by
+from uniadapter_jax.parallel.progress import Progress
+from uniadapter_jax.tasks.base import Batch, Subject
+
+TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
+
+
+class TwoTower(Protocol):
+    """What evaluation asks of a task that compares clips with texts."""
+
+    def encode_clips(self, model: Any, batch: Batch) -> PyTree: ...
+
+    def encode_texts(self, model: Any, batch: Batch) -> Array: ...
+
+    def similarity(self, text: np.ndarray, clips: Any, mask: np.ndarray) -> np.ndarray: ...
+
+
+def make_encoders(task: TwoTower, part: Partition, mesh: Mesh) -> tuple[Callable[..., Any], ...]:
+    """Compiled (clips, texts): each (trainable, frozen, batch) -> features, whole everywhere.
+
+    Whole on every device, so that every process can read them.
+    """
+
+    def frames(trainable: PyTree, frozen: PyTree, batch: Batch) -> PyTree:
+        return task.encode_clips(part.merge(trainable, frozen), batch)
+
+    def text(trainable: PyTree, frozen: PyTree, batch: Batch) -> Array:
+        return task.encode_texts(part.merge(trainable, frozen), batch)
+
+    everywhere = meshes.replicated(mesh)
+    return jax.jit(frames, out_shardings=everywhere), jax.jit(text, out_shardings=everywhere)
+
+
+class Encoder:
+    """The two compiled embedding functions of a run; one compilation for all calls."""
+
+    def __init__(self, subject: Subject):
+        self.subject = subject
+        task = cast(TwoTower, subject.task)
+        self._frames, self._text = make_encoders(task, subject.partition, subject.mesh)
+
+    def _run(self, function: Callable[..., Any], trainable: PyTree, host: Any, size: int) -> Any:
+        batch = meshes.put_batch(host, self.subject.mesh, size)
+        return meshes.fetch(function(trainable, self.subject.partition.frozen, batch))
+
+    def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
+        """What the task keeps of every clip, such as frame features "m f c", and mask "m f"."""
+        same = distinct(records.contents)
+        encoded = self._distinct_clips(trainable, records.subset(same.first))
+        features, mask = jax.tree.map(same.spread, encoded)
+        return features, mask
+
+    def _distinct_clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
+        e = self.subject
+        size = e.eval_batch
+        progress = Progress("embedding clips", len(records), "clips")
+        parts, masks = [], []
+        for host in e.clip_batches(records):
+            batch = {name: host[name] for name in ("frames", "frame_mask")}
+            parts.append(self._run(self._frames, trainable, batch, size))
+            masks.append(meshes.fetch(meshes.put_everywhere(batch["frame_mask"], e.mesh, size)))
+            pass_by()
+            progress.advance(size)
+        count = len(records)  # rows beyond it pad the last batch
+        features = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
+        return features, np.concatenate(masks)[:count]
+
+    def text_ids(self, captions: list[str]) -> np.ndarray:
+        """Ids "n l" of every caption."""
+        e = self.subject
+        data = e.config.data
+        rule = TextRule(data.preprocess, data.max_words)
+        ids = e.tokenizer.encode(rule.captions(captions), data.words)
+        e.model_config.check_ids(ids)
+        return ids
+
+    def texts(self, trainable: PyTree, captions: list[str]) -> np.ndarray:
+        """Features "n c" of every caption."""
+        return self.ids(trainable, self.text_ids(captions))
+
+    def ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
+        """Features "n c" of rows of ids."""
+        same = distinct_rows(ids)
+        return same.spread(self._distinct_ids(trainable, same.take(ids)))
+
+    def _distinct_ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
+        size, parts = self.subject.eval_batch * TEXTS_PER_CLIP, []
+        rows = meshes.rows_of_process(self.subject.mesh, size)
+        for start in range(0, len(ids), size):
+            chosen = np.minimum(start + rows, len(ids) - 1)  # the last row fills up the last batch
+            parts.append(self._run(self._text, trainable, {"text": ids[chosen]}, size))
+        return np.concatenate(parts)[: len(ids)]
