@@ -19,7 +19,7 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
-from uniadapter_jax.runs.run import summary
+from uniadapter_jax.runs.report import summary
 from uniadapter_jax.tasks.encoding import Encoder
 from uniadapter_jax.tasks.matching import reranking_plan as plan
 from uniadapter_jax.tasks.matching.reranking import FILL

@@ -25,7 +25,7 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.preflight import check_lengths
-from uniadapter_jax.runs.run import announce_cut
+from uniadapter_jax.runs.report import announce_cut
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.vqa import metrics as vqa_metrics

@@ -132,7 +132,7 @@ def _check_method(run: Run, merge: bool) -> Method:
         )
     if method.trains_backbone and not merge:
         raise UserError(
-            f"{run.workdir}: {method.name} has trained the whole backbone; pass --merge to write that"
+            f"{run.workdir}: {method.name} trained the whole backbone; pass --merge to write it"
         )
     return method
 

@@ -1,0 +1,110 @@
+"""The rooms of docs/architecture.md: which there are, what may import what, how long a file is."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import uniadapter_jax
+
+ROOT = pathlib.Path(uniadapter_jax.__file__).parent
+COMMANDS = {"main", "prepare", "convert", "export", "plan", "demo", "compare"}
+# Each imports from those before it, and from itself.
+ROOMS = (
+    *("common", "data", "backbones", "parallel", "adapters", "weights", "tasks", "training"),
+    *("config", "runs", "inference", "planning", "testing"),
+)
+LONGEST = 400  # lines
+WITHOUT_JAX = ("compare", "data", "config.rules", "runs.files", "runs.rows")
+
+
+def module_name(path: pathlib.Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(source: str) -> set[str]:
+    """Modules of the package that a file names in imports, at its top or within functions."""
+    named = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}".removeprefix("uniadapter_jax.")
+                named.add(f"uniadapter_jax.{inner}" if inner in FILES else str(node.module))
+    prefix = "uniadapter_jax."
+    return {name.removeprefix(prefix) for name in named if name.startswith(prefix)}
+
+
+IMPORTS = {name: imports_of(path.read_text()) for name, path in FILES.items()}
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_the_top_level_is_the_rooms_and_the_commands():
+    top = {room_of(name) for name in FILES if name}
+    assert top == COMMANDS | set(ROOMS)
+    assert len(ROOMS) + 1 <= 14  # and __init__.py
+
+
+def test_imports_point_downward():
+    upward = {}
+    for module, names in IMPORTS.items():
+        room = room_of(module)
+        if not room:  # the package itself gives names of `inference` on request
+            continue
+        allowed = {*ROOMS, "prepare"} if room in COMMANDS else set(ROOMS[: ROOMS.index(room) + 1])
+        upward[module] = {name for name in names if room_of(name) not in {*allowed, room}}
+    assert not {module: names for module, names in upward.items() if names}
+
+
+def test_no_circles():
+    done: set[str] = set()
+
+    def visit(module, trail):
+        assert module not in trail, f"a circle: {' -> '.join([*trail, module])}"
+        if module not in done:
+            for name in sorted(IMPORTS.get(module, ())):
+                visit(name, [*trail, module])
+            done.add(module)
+
+    for module in FILES:
+        visit(module, [])
+
+
+def test_no_file_is_too_long():
+    lines = {name: len(path.read_text().splitlines()) for name, path in FILES.items()}
+    assert not {name: count for name, count in lines.items() if count > LONGEST}
+
+
+def test_some_rooms_do_without_jax():
+    for module, path in FILES.items():
+        if module.startswith(WITHOUT_JAX):
+            names = {
+                name.partition(".")[0]
+                for node in ast.walk(ast.parse(path.read_text()))
+                for name in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+            }
+            assert "jax" not in names, module
+
+
+def test_adapters_know_no_data_and_backbones_no_method():
+    for module, names in IMPORTS.items():
+        rooms = {room_of(name) for name in names}
+        if module.startswith(("adapters", "backbones")):
+            assert "data" not in rooms, module
+        if module.startswith("backbones"):
+            assert "adapters" not in rooms, module

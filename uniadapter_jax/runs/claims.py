@@ -1,0 +1,72 @@
+"""A run's claim on its workdir: it can write there, nobody else works there, no other run lies there."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
+from uniadapter_jax.runs.assembly import Experiment
+from uniadapter_jax.runs.identity import check_identity
+from uniadapter_jax.runs.workdir import holding
+
+
+def claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
+    """Makes the workdir, proves that it can be written, and locks it, before hours of work."""
+    if jax.process_index() != 0:
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot write there: {error.strerror}; choose another"
+        ) from error
+    stack.enter_context(holding(workdir, "a run"))
+
+
+def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Raises if another run lies there that has taken a step; changes nothing."""
+    try:
+        saved = read_json(workdir / "identity.json")
+        check_identity(workdir, saved, experiment.identity, _config_there(workdir))
+    except FileNotFoundError:
+        return
+    except FileError as error:
+        raise UserError(
+            f"{error}. The checkpoints hold the same: remove the file, and the command goes on"
+        ) from error
+    except UserError:
+        if _has_begun(workdir):
+            raise
+
+
+def _config_there(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of the run that lies there, {} if it cannot be read."""
+    try:
+        return read_json(workdir / "config.json")
+    except (FileNotFoundError, FileError):
+        return {}
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+    """Whether a run has left a checkpoint, sound or not, or a line of metrics."""
+    metrics = workdir / "metrics.jsonl"
+    checkpoints = workdir / "checkpoints"
+    names = [place.name for place in checkpoints.iterdir()] if checkpoints.is_dir() else []
+    left = any(name[:1].isdigit() for name in names)
+    return left or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
+def keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Marks the workdir as this run's, and leaves the config for people."""
+    if jax.process_index() == 0:
+        text = experiment.config.to_json_best_effort(indent=2)
+        write_whole(workdir / "config.json", f"{text}\n")
+        write_json(workdir / "identity.json", experiment.identity)

@@ -1,0 +1,91 @@
+"""What a run says of itself: before it begins, in result.json, and in a few lines at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+
+from uniadapter_jax.data.tokenizers.truncation import Limits, count_cut, cut_lines
+from uniadapter_jax.parallel.progress import duration, say
+from uniadapter_jax.runs.assembly import Experiment
+from uniadapter_jax.runs.loop import Fit
+from uniadapter_jax.runs.provenance import revision, versions
+from uniadapter_jax.tasks.retrieval import caveats
+
+SCHEMA = 1  # of result.json, see docs/results.md
+
+
+def announce(experiment: Experiment) -> None:
+    """Says what trains, on what, and which texts are cut."""
+    counts = experiment.partition.counts()
+    data = experiment.data
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    say(experiment.partition.table())
+    say(
+        f"{experiment.method.name}: {counts['trained']:,} of {counts['total']:,} parameters train "
+        f"({counts['percent']:.3f} %)"
+    )
+    clips = ", ".join(f"{name} {len(records)}" for name, records in data.named().items())
+    mesh = dict(experiment.mesh.shape)
+    say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
+    if jax.process_index() == 0:
+        announce_cut(experiment)
+
+
+def announce_cut(experiment: Experiment) -> None:
+    """Says which texts of this run are cut. The test's answers are compared, not read."""
+    limits, samples = Limits.from_config(experiment.config.data), experiment.kind.samples
+    assert limits is not None  # a run's config has all fields
+    for name, records in experiment.data.named().items():
+        texts = [*samples.texts, *(samples.train_texts if name == "train" else ())]
+        counts = count_cut(records, experiment.tokenizer, limits, texts)
+        for line in cut_lines(name, counts, limits):
+            say(line)
+
+
+def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The content of result.json, but for the seconds; `metrics` is what the evaluator gave."""
+    config = experiment.config
+    test = experiment.data.test
+    return {
+        "schema": SCHEMA,
+        "name": config.name,
+        "method": experiment.method.name,
+        "seed": config.seed,
+        "selection": config.selection,
+        "step": trained.step,
+        "total_steps": experiment.total_steps,
+        "parameters": experiment.partition.counts(),
+        **metrics,
+        "final_loss": trained.final_loss,
+        "data_wait_share": trained.data_wait_share,
+        "train_seconds": trained.seconds,
+        "data": {"fingerprint": test.fingerprint, "coverage": test.coverage},
+        "fingerprint": experiment.backbone.fingerprint,
+        "backbone": config.backbone,
+        "identity": experiment.identity,
+        "evaluation": experiment.evaluation,
+        "task": experiment.kind.name,
+        "protocol": {key: config.task[key] for key in experiment.kind.protocol},
+        "config": json.loads(config.to_json_best_effort()),
+        "versions": versions(),
+        "revision": revision(),
+        "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
+        "processes": jax.process_count(),
+    }
+
+
+def summary(result: dict[str, Any]) -> list[str]:
+    """A few lines for people."""
+    sizes = ", ".join(f"{result[n]} {n}" for n in ("clips", "texts", "questions") if n in result)
+    lines = [f"{result['method']} on {sizes}:"]
+    for way, values in result["metrics"].items():
+        shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
+        lines.append(f"  {way}  {shown}")
+    lines += [f"  {line}" for line in caveats.of_result(result)]
+    if result["data_wait_share"] is not None:
+        lines.append(f"  data wait {result['data_wait_share']:.1%} of the training time")
+    lines.append(f"  {duration(result['seconds'])} in all")
+    return lines
