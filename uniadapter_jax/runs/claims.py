@@ -1,4 +1,4 @@
-"""A run's claim on its workdir: it can write there, nobody else works there, no other run lies there."""
+"""A run's claim on its workdir: it can write there, and nobody else works or lies there."""
 
 from __future__ import annotations
 
