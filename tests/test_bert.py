@@ -195,6 +195,16 @@ def layer_by_layer(model, ids, states, text=None, fusion=None):
     return x
 
 
+class Added(nnx.Module):
+    """At a place: what is there, and a linear function of what came in."""
+
+    def __init__(self, linear):
+        self.linear = linear
+
+    def __call__(self, y, x, layer):
+        return y + self.linear(x, layer)
+
+
 def test_places_beside_a_layer(inputs):
     ids, _, states = inputs
     plain, text, fusion = tiny.blip(), StackedLinear(WIDTH, 1), StackedLinear(WIDTH, 2)
@@ -208,7 +218,7 @@ def test_places_beside_a_layer(inputs):
 
     bare, alone, fused = formula(ids[:, 0], states)
     close(fuse(plain, ids[:, :1], None, Memory(states))[:, 0], bare)
-    plain.text.blocks.beside_text, plain.text.blocks.beside_fusion = text, fusion
+    plain.text.blocks.beside_text, plain.text.blocks.beside_fusion = Added(text), Added(fusion)
     close(plain.encode_text(ids[:, 0], None), alone)
     close(fuse(plain, ids[:, :1], None, Memory(states))[:, 0], fused)
 

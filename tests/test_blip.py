@@ -128,8 +128,8 @@ def test_places_of_the_vision_blocks_and_slices_of_a_method():
             return jnp.arange(1.0, count + 1)
 
     class Slice(nnx.Module):
-        def __call__(self, x, layer):
-            return x * layer.shared
+        def __call__(self, y, x, layer):
+            return y + x * layer.shared
 
     model.adapters = Shares()
     model.vision.blocks.beside_mlp = Slice()

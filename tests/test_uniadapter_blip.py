@@ -88,7 +88,7 @@ def test_text_and_fusion_are_their_formulas():
     slices = model.adapters.layer_slices("text", 2)
     shared = jax.tree.map(lambda x: x[1], slices)
     x = np.random.default_rng(0).standard_normal((2, 5, 32))
-    inputs = jnp.asarray(x, jnp.float32), scan.LayerInputs(shared)
+    inputs = jnp.zeros(x.shape), jnp.asarray(x, jnp.float32), scan.LayerInputs(shared)
     text = wide(shared["text_bias"]) + down(x, shared) @ wide(shared["text_kernel"])
     found = model.text.blocks.beside_text(*inputs)
     np.testing.assert_allclose(found, 0.1 * text, atol=1e-5)
@@ -139,9 +139,9 @@ def added(model):
 
     vision = model.vision.blocks.beside_mlp
     one = nnx.merge(nnx.graphdef(vision), jax.tree.map(lambda leaf: leaf[1], nnx.state(vision)))
-    found = {"vision": one(x[24], layer("vision", 3))}
+    found = {"vision": one(0 * x[24], x[24], layer("vision", 3))}
     for name, tower in (("text", model.text), ("decoder", model.decoder)):
-        inputs = x[32], layer(name, 2)
+        inputs = 0 * x[32], x[32], layer(name, 2)
         found[f"{name}.text"] = tower.blocks.beside_text(*inputs)
         found[f"{name}.fusion"] = tower.blocks.beside_fusion(*inputs)
         attended = x[24 if name == "text" else 32]

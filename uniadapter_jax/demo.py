@@ -30,6 +30,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.config import base_config, parse_argument
@@ -52,13 +53,7 @@ WORKDIR = "runs/demo"
 # The method that a backbone's own paper has.
 METHOD = {"clip": "cross_modal_adapter", "blip": "uniadapter"}
 # Peak learning rates. Full fine-tuning forgets at the rate that suits a few new parameters.
-LR = {
-    "cross_modal_adapter": 8e-3,
-    "uniadapter": 8e-3,
-    "lora": 8e-3,
-    "projection": 8e-3,
-    "full": 7e-4,
-}
+LR, LR_FULL = 8e-3, 7e-4
 _SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # in the picture
 
 T = TypeVar("T")
@@ -97,8 +92,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.data.captions = "random"
     config.data.prepare.short_side = toy.PICTURE_SIDE
     config.optimizer.recipe = "adamw_warmup_cosine"
-    if method in LR:
-        config.optimizer.lr = LR[method]
+    config.optimizer.lr = LR_FULL if get_method(method).trains_backbone else LR
     config.optimizer.weight_decay = 0.05
     config.train.batch_size = 32
     config.train.steps = Size.steps

@@ -28,7 +28,9 @@ class Method:
       options: the method's knobs with their defaults, their only home.
       ranges: {option: the numbers it may have}, of every number among the options.
       choices: {option: the values it may have}.
-      trainable: the nnx filter of what trains; None trains nothing.
+      trainable: the nnx filter of what trains; None trains nothing. `targets` has filters of the
+        backbone's own parameters.
+      trainable_for: the filter for given options, where it depends on them.
       merge: works a trained module into the backbone's own weights and takes it out; None for a
         method that is not linear.
       version: grows when the function that the same parameters compute changes.
@@ -41,9 +43,14 @@ class Method:
     ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     trainable: Any = AdapterParam
+    trainable_for: Callable[[Any], Any] | None = None
     merge: Callable[[nnx.Module], None] | None = None
     version: int = 1
     trains_backbone: bool = False
+
+    def filter(self, options: Any) -> Any:
+        """What trains with these options, as an nnx filter; None trains nothing."""
+        return self.trainable if self.trainable_for is None else self.trainable_for(options)
 
 
 def attach_nothing(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:
@@ -59,7 +66,7 @@ def fill_place(owner: nnx.Module, place: str, module: nnx.Module) -> None:
     if not hasattr(owner, place):
         raise UserError(
             f"this method does not fit this backbone: its {type(owner).__name__} has no place "
-            f"{place!r} (docs/weights.md says which method is for which backbone)"
+            f"{place!r} (docs/methods.md says which method is for which backbone)"
         )
     if getattr(owner, place) is not None:
         raise UserError(f"{type(owner).__name__}.{place} already holds a method's module")

@@ -22,31 +22,23 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
+from uniadapter_jax.adapters.bottleneck import constant, random_normal
 from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import fold_in, normal
 from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.common.types import Array, Float
 
 SITES = ("attn", "mlp")
 
 
-def _normal(rng: layers.Rng, std: float, *shape: int) -> AdapterParam:
-    return AdapterParam(normal(rng, std, *shape))
-
-
-def _zeros(*shape: int) -> AdapterParam:
-    return AdapterParam(jnp.zeros(shape, jnp.float32))
-
-
 class Shared(nnx.Module):
     """The slice of the up-projections that both towers use: kernels "z r i", biases "z i"."""
 
     def __init__(self, slots: int, bottleneck: int, width: int, std: float, rng: layers.Rng):
-        self.attn_kernel = _normal(rng, std, slots, bottleneck, width)
-        self.attn_bias = _zeros(slots, width)
-        self.mlp_kernel = _normal(rng, std, slots, bottleneck, width)
-        self.mlp_bias = _zeros(slots, width)
+        self.attn_kernel = random_normal(rng, std, slots, bottleneck, width)
+        self.attn_bias = constant(0.0, slots, width)
+        self.mlp_kernel = random_normal(rng, std, slots, bottleneck, width)
+        self.mlp_bias = constant(0.0, slots, width)
         self.slots = slots
 
     def layer_slices(self, tower: str, count: int) -> dict[str, dict[str, Array]]:
@@ -79,22 +71,22 @@ class Adapter(nnx.Module):
         rng: layers.Rng,
     ):
         unique = width - shared_dim
-        self.down_kernel = _normal(rng, std, count, width, bottleneck)
-        self.down_bias = _zeros(count, bottleneck)
+        self.down_kernel = random_normal(rng, std, count, width, bottleneck)
+        self.down_bias = constant(0.0, count, bottleneck)
         has_unique = unique > 0
         self.up_kernel = nnx.data(
-            _normal(rng, std, count, bottleneck, unique) if has_unique else None
+            random_normal(rng, std, count, bottleneck, unique) if has_unique else None
         )
-        self.up_bias = nnx.data(_zeros(count, unique) if has_unique else None)
+        self.up_bias = nnx.data(constant(0.0, count, unique) if has_unique else None)
         self.site = site
         self.dropout = dropout
 
-    def __call__(self, z: Float[Array, "b s d"], layer: scan.LayerInputs) -> Float[Array, "b s d"]:
+    def __call__(
+        self, z: Float[Array, "b s d"], x: Float[Array, "b s d"], layer: scan.LayerInputs
+    ) -> Float[Array, "b s d"]:
         a = functions.matmul(z, self.down_kernel[...])
         a = functions.quick_gelu(a + functions.along_last(self.down_bias[...].astype(a.dtype), a))
-        if layer.key is not None:
-            key = fold_in(layer.key, SITES.index(self.site))
-            a = functions.dropout(a, self.dropout, key)
+        a = functions.dropout(a, self.dropout, layer.key_of(f"after_{self.site}"))
         # One product: joining the kernels costs r x d once, joining outputs costs s x d per row.
         kernels, biases = [], []
         if self.up_kernel is not None and self.up_bias is not None:
@@ -104,7 +96,7 @@ class Adapter(nnx.Module):
             kernels.append(layer.shared[self.site]["kernel"])
             biases.append(layer.shared[self.site]["bias"])
         up = functions.matmul(a, jnp.concatenate(kernels, axis=-1))
-        return up + functions.along_last(jnp.concatenate(biases).astype(up.dtype), up)
+        return z + (up + functions.along_last(jnp.concatenate(biases).astype(up.dtype), up))
 
 
 def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:
@@ -122,21 +114,19 @@ def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:
     if shared_dim:
         shared = Shared(config.text.layers, r, shared_dim, std, rng)
         fill_place(backbone, "adapters", shared)
-    for tower in ("vision", "text"):
-        size = getattr(config, tower)
-        blocks = getattr(backbone, tower).blocks
+    for tower in backbone.towers():
         for site in SITES:
             adapter = Adapter(
                 site,
-                size.layers,
-                size.width,
+                tower.layers,
+                tower.width,
                 bottleneck=r,
                 shared_dim=shared_dim,
                 std=std,
                 dropout=options.dropout,
                 rng=rng,
             )
-            fill_place(blocks, f"after_{site}", adapter)
+            fill_place(tower.blocks, f"after_{site}", adapter)
 
 
 METHOD = Method(

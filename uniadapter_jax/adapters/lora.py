@@ -8,8 +8,6 @@ B starts at zero, so a freshly attached model computes what the frozen one does.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.adapters.targets import linear_layers, linear_layers_named
+from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import fold_in, uniform
+from uniadapter_jax.common.randomness import uniform
 from uniadapter_jax.common.ranges import BELOW_ONE, POSITIVE, at_least
 from uniadapter_jax.common.types import Array, Float
 
@@ -43,20 +42,14 @@ class LowRank(nnx.Module):
         self.b_kernel = AdapterParam(jnp.zeros((*stack, rank, width_out), jnp.float32))
         self.scale = alpha / rank
         self.dropout = dropout
-        self.stream = zlib.crc32(path.encode())  # each layer drops other entries
+        self.path = path  # each layer drops other entries
 
-    def __call__(self, x: Float[Array, "... i"], layer: scan.LayerInputs) -> Float[Array, "... o"]:
-        if layer.key is not None:
-            x = functions.dropout(x, self.dropout, fold_in(layer.key, self.stream))
+    def __call__(
+        self, y: Float[Array, "... o"], x: Float[Array, "... i"], layer: scan.LayerInputs
+    ) -> Float[Array, "... o"]:
+        x = functions.dropout(x, self.dropout, layer.key_of(self.path))
         low = functions.matmul(x, self.a_kernel[...] * self.scale)
-        return functions.matmul(low, self.b_kernel[...])
-
-
-def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
-    """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
-    for path, node in nnx.iter_graph(module):
-        if isinstance(node, layers.Linear):
-            yield ".".join(map(str, path)), node
+        return y + functions.matmul(low, self.b_kernel[...])
 
 
 def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:
@@ -66,15 +59,8 @@ def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) 
     """
     if options.rank < 1:
         raise UserError(f"method.rank={options.rank}: at least 1")
-    found = sorted(linear_layers(backbone))
     for target in options.targets:
-        chosen = [(p, m) for p, m in found if f".{p}".endswith(f".{target}")]
-        if not chosen:
-            known = ", ".join(path for path, _ in found)
-            raise UserError(
-                f"method.targets: no linear layer ends in {target!r}; there are {known}"
-            )
-        for path, linear in chosen:
+        for path, linear in linear_layers_named(backbone, target, "method.targets"):
             kernel = linear.kernel[...].shape
             branch = LowRank(path, kernel, options.rank, options.alpha, options.dropout, rng)
             fill_place(linear, "delta", branch)

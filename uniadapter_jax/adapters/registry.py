@@ -1,11 +1,21 @@
-"""Methods that adapt a frozen backbone, by name."""
+"""Methods that adapt a frozen backbone, by name: a further one is a file, and a line here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from uniadapter_jax.adapters import baselines, cross_modal, lora, uniadapter_blip
+from uniadapter_jax.adapters import (
+    baselines,
+    bitfit,
+    cross_modal,
+    houlsby,
+    ia3,
+    layer_norm,
+    lora,
+    uniadapter_blip,
+    vpt_deep,
+)
 from uniadapter_jax.adapters.base import AdapterParam, Method
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import check_choice, check_range, check_type
@@ -16,6 +26,11 @@ METHODS: dict[str, Method] = {
         cross_modal.METHOD,
         uniadapter_blip.METHOD,
         lora.METHOD,
+        bitfit.METHOD,
+        layer_norm.METHOD,
+        houlsby.METHOD,
+        ia3.METHOD,
+        vpt_deep.METHOD,
         baselines.FULL,
         baselines.PROJECTION,
         baselines.ZERO_SHOT,

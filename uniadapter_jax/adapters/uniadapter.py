@@ -29,7 +29,8 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, fill_place, slot_of_layer
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.adapters.bottleneck import constant, linear, train_linear
+from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import normal, uniform
 from uniadapter_jax.common.types import Array, Float
@@ -38,11 +39,6 @@ SCALE = 0.1  # of what a branch adds (paper, section 4.1: s)
 EPSILON = 1e-5
 STD = 0.02  # of up-projections that do not start at zero
 INITS = ("paper", "identity")
-
-
-def constant(value: float, *shape: int) -> AdapterParam:
-    """A parameter that starts with one value everywhere."""
-    return AdapterParam(jnp.full(shape, value, jnp.float32))
 
 
 class Rows(nnx.Module):
@@ -96,13 +92,15 @@ class Branch(nnx.Module):
         self.up_bias = constant(0.0, count, width)
         self.dropout = dropout
 
-    def __call__(self, x: Float[Array, "b s d"], layer: scan.LayerInputs) -> Float[Array, "b s d"]:
+    def __call__(
+        self, y: Float[Array, "b s d"], x: Float[Array, "b s d"], layer: scan.LayerInputs
+    ) -> Float[Array, "b s d"]:
         shared = layer.shared
         assert shared is not None
         if self.rows is not None:
             shared = {**shared, **join_rows(shared, self.rows)}
-        down = functions.dropout(project_down(x, shared), self.dropout, layer.key)
-        return linear(down, self.up_kernel[...] * SCALE, self.up_bias[...] * SCALE)
+        down = functions.dropout(project_down(x, shared), self.dropout, layer.key_of("uniadapter"))
+        return y + linear(down, self.up_kernel[...] * SCALE, self.up_bias[...] * SCALE)
 
 
 def join_rows(shared: Mapping[str, Array], rows: Rows) -> dict[str, Array]:
@@ -118,14 +116,6 @@ def project_down(x: Float[Array, "b s d"], shared: Mapping[str, Array]) -> Float
     """relu(D LN(x) + b) of one layer."""
     normal = functions.layer_norm(x, shared["scale"], shared["bias"], EPSILON)
     return jax.nn.relu(linear(normal, shared["kernel"], shared["down_bias"]))
-
-
-def linear(
-    x: Float[Array, "... i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
-) -> Float[Array, "... o"]:
-    """x @ kernel + bias in the dtype of `x`."""
-    y = functions.matmul(x, kernel)
-    return y + functions.along_last(bias.astype(y.dtype), y)
 
 
 def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None:
@@ -157,10 +147,3 @@ def check(options: Any) -> None:
         raise UserError(f"method.bottleneck={options.bottleneck}: at least 1")
     if options.init not in INITS:
         raise UserError(f"method.init={options.init!r}: choose one of {', '.join(INITS)}")
-
-
-def train_linear(layer: layers.Linear) -> None:
-    """Makes a linear layer of the backbone one that trains with the method."""
-    layer.kernel = AdapterParam(layer.kernel[...])
-    if layer.bias is not None:
-        layer.bias = AdapterParam(layer.bias[...])

@@ -30,6 +30,7 @@ from flax import nnx
 
 from uniadapter_jax.adapters import uniadapter
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place
+from uniadapter_jax.adapters.bottleneck import constant, linear, train_linear
 from uniadapter_jax.adapters.uniadapter import (
     EPSILON,
     INITS,
@@ -39,11 +40,8 @@ from uniadapter_jax.adapters.uniadapter import (
     Rows,
     Shared,
     check,
-    constant,
     join_rows,
-    linear,
     project_down,
-    train_linear,
 )
 from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.blip import BLIP
@@ -102,9 +100,11 @@ class TextBranch(nnx.Module):
     def __init__(self, dropout: float):
         self.dropout = dropout
 
-    def __call__(self, h: Float[Array, "b l d"], layer: scan.LayerInputs) -> Float[Array, "b l d"]:
+    def __call__(
+        self, y: Float[Array, "b l d"], h: Float[Array, "b l d"], layer: scan.LayerInputs
+    ) -> Float[Array, "b l d"]:
         shared, down = _down(h, layer, self.dropout, "text")
-        return linear(down, shared["text_kernel"] * SCALE, shared["text_bias"] * SCALE)
+        return y + linear(down, shared["text_kernel"] * SCALE, shared["text_bias"] * SCALE)
 
 
 class FusionBranch(nnx.Module):
@@ -113,13 +113,15 @@ class FusionBranch(nnx.Module):
     def __init__(self, dropout: float):
         self.dropout = dropout
 
-    def __call__(self, c: Float[Array, "b l d"], layer: scan.LayerInputs) -> Float[Array, "b l d"]:
+    def __call__(
+        self, y: Float[Array, "b l d"], c: Float[Array, "b l d"], layer: scan.LayerInputs
+    ) -> Float[Array, "b l d"]:
         shared, down = _down(c, layer, self.dropout, "fusion")
         # One product for both up-projections.
         kernel = shared["cross_kernel"] + shared["text_kernel"]
         up = linear(down, kernel, shared["cross_bias"] + shared["text_bias"])
         scale, bias = shared["ln_cross_scale"] * SCALE, shared["ln_cross_bias"] * SCALE
-        return functions.layer_norm(up, scale, bias, EPSILON)
+        return y + functions.layer_norm(up, scale, bias, EPSILON)
 
 
 class StatesAdapter(nnx.Module):

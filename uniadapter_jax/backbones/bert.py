@@ -5,12 +5,14 @@ the states of a picture, and, with a causal mask, as a decoder. A layer computes
 
     h = ln_attn(x + attention(x))
     c = ln_cross(h + cross-attention(h, memory))      c = h where there is no memory
-    y = ln_out(c + fc2(gelu(fc1(c)))) + beside_text(h) + beside_fusion(c)
+    y = beside_fusion(beside_text(ln_out(c + fc2(gelu(fc1(c)))), h), c)
 
-The last two are places as those of `layers` (a function of h, of c; the latter acts only where
-there is a memory). Two more are at the transformer, for all layers at once: `cross_key` and
-`cross_value` are called once with the memory's raw states "m t e" and return what is added to the
-keys, respectively values, of every layer's cross-attention, "m t d".
+Each sub-layer (attn, cross, mlp) has the places of `layers.Block`: `after_...` and `beside_...` of
+what is added before LayerNorm, and `prompts` ahead of the layer's own words. The two above are
+further places; `beside_fusion` acts only where there is a memory. Two more are at the transformer,
+for all layers at once: `cross_key` and `cross_value` are called once with the memory's raw states
+"m t e" and return what is added to the keys, respectively values, of every layer's cross-attention,
+"m t d".
 
 Several texts may look at one medium: their queries stand side by side, and its keys and values are
 made once per layer and are never repeated. `attend_to` makes them for all layers beforehand, for
@@ -18,6 +20,8 @@ texts that come one batch, or one word (`step`), after another.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +42,17 @@ _UNSEEN, _UNSEEN_CROSS = -1e4, -1e9
 class BertLayer(scan.Stack):
     """A layer as in the module's docstring; `config.layers` of them stacked."""
 
+    SUBLAYERS = ("attn", "cross", "mlp")
+    prompts: Any
+    after_attn: Any
+    beside_attn: Any
+    after_cross: Any
+    beside_cross: Any
+    after_mlp: Any
+    beside_mlp: Any
+    beside_text: Any
+    beside_fusion: Any
+
     def __init__(
         self, config: TowerConfig, attended: int, dropout: float, std: float, *, rng: layers.Rng
     ):
@@ -47,8 +62,11 @@ class BertLayer(scan.Stack):
         self.fc1 = layers.Linear(width, config.hidden, stack=stack, std=std, rng=rng)
         self.fc2 = layers.Linear(config.hidden, width, stack=stack, std=std, rng=rng)
         self.ln_out = layers.LayerNorm(width, eps=config.eps, stack=stack)
-        self.beside_text = nnx.data(None)
-        self.beside_fusion = nnx.data(None)
+        for place in (
+            *("prompts", "after_attn", "beside_attn", "after_cross", "beside_cross"),
+            *("after_mlp", "beside_mlp", "beside_text", "beside_fusion"),
+        ):
+            setattr(self, place, nnx.data(None))
         self.activation = config.activation
         self.dropout = dropout
 
@@ -75,18 +93,40 @@ class BertLayer(scan.Stack):
         layer: scan.LayerInputs,
     ) -> Float[Array, "b l d"]:
         """The layer with given keys and values: of the texts themselves, and of what they see."""
-        h = self.attn(x, *own, layer, bias=bias)
+        own, bias = self._prompted(own, bias, layer)
+        places = {"after": self.after_attn, "beside": self.beside_attn}
+        h = self.attn(x, *own, layer, bias=bias, **places)
         c = h
         if seen is not None and made is not None:
             k, v = (seen.memory.of_groups(y) for y in made)
-            c = self.cross(h, k, v, layer, bias=seen.bias, factor=seen.memory.factor)
+            places = {"after": self.after_cross, "beside": self.beside_cross}
+            factor = seen.memory.factor
+            c = self.cross(h, k, v, layer, bias=seen.bias, factor=factor, **places)
         z = self.fc2(functions.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
-        y = self.ln_out(c + functions.dropout(z, self.dropout, layer.key_of("mlp.out")))
-        if self.beside_text is not None:
-            y = y + self.beside_text(h, layer)
-        if self.beside_fusion is not None and seen is not None:
-            y = y + self.beside_fusion(c, layer)
-        return y
+        z = layers.at_place(self.after_mlp, z, c, layer)
+        z = functions.dropout(z, self.dropout, layer.key_of("mlp.out"))
+        y = self.ln_out(c + layers.at_place(self.beside_mlp, z, c, layer))
+        y = layers.at_place(self.beside_text, y, h, layer)
+        return y if seen is None else layers.at_place(self.beside_fusion, y, c, layer)
+
+    def _prompted(
+        self, own: KeysValues, bias: Float[Array, "..."] | None, layer: scan.LayerInputs
+    ) -> tuple[KeysValues, Float[Array, "..."] | None]:
+        """The keys and values of texts with those of prompts ahead, which everything sees."""
+        if self.prompts is None:
+            return own, bias
+        tokens = self.prompts(layer).astype(own.keys.dtype)
+        made = self.attn.keys_and_values(tokens[None], layer)
+        rows = own.keys.shape[0]
+        own = KeysValues(
+            *(
+                jnp.concatenate([jnp.broadcast_to(new, (rows, *new.shape[1:])), old], axis=2)
+                for new, old in zip(made, own, strict=True)
+            )
+        )
+        if bias is not None:
+            bias = jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(len(tokens), 0)])
+        return own, bias
 
 
 class Bert(nnx.Module):

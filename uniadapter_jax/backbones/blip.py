@@ -132,6 +132,19 @@ class BLIP(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
 
+    def towers(self) -> tuple[layers.Tower, ...]:
+        """Vision, text (in fusion, too) and, if there is one, the decoder, as methods find them."""
+        vision, text = self.config.vision, self.config.text
+        of_text = [("text", self.text), ("decoder", self.decoder)]
+        return (
+            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
+            *(
+                layers.Tower(name, bert.blocks, text.layers, text.width)
+                for name, bert in of_text
+                if bert is not None
+            ),
+        )
+
     def _shared(self, tower: str, count: int) -> PyTree | None:
         return None if self.adapters is None else self.adapters.layer_slices(tower, count)
 

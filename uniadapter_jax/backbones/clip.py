@@ -299,6 +299,14 @@ class CLIP(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
 
+    def towers(self) -> tuple[layers.Tower, ...]:
+        """Both, as methods find them."""
+        vision, text = self.config.vision, self.config.text
+        return (
+            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
+            layers.Tower("text", self.text.blocks, text.layers, text.width),
+        )
+
     def _shared(self, tower: str, count: int) -> PyTree | None:
         return None if self.adapters is None else self.adapters.layer_slices(tower, count)
 

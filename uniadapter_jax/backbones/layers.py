@@ -1,17 +1,22 @@
-"""Transformer layers with named places where a method may act.
+"""Transformer layers with the places where a method may act; docs/methods.md has their table.
 
 The layers of a tower are stacked (`scan`). A *place* is an attribute that is `None` in the bare
-backbone; a method puts a module there which returns what is to be added at that point:
+backbone. A method puts a module there, which is called as `module(y, x, layer)`: y is what is
+there, x is what it was made of, `layer` a `scan.LayerInputs`. It returns what takes the place of y:
 
-    Linear.delta          y = x @ kernel + bias + delta(x)
-    Block.after_attn      x = x + (z + after_attn(z)),  z = attn(ln_1(x))
-    Block.after_mlp       x = x + (z + after_mlp(z)),   z = mlp(ln_2(x))
-    Block.beside_mlp      x = x + z + beside_mlp(x)
+    Linear.before         x = before(x, x), before the product
+    Linear.delta          y = delta(x @ kernel + bias, x)
+    Block.after_attn      z = after_attn(attn(ln_1(x)), x), before x + z; after_mlp likewise
+    Block.beside_mlp      z = beside_mlp(mlp(ln_2(x)), x), after stochastic depth
 
-A module at a place is called with the array there and a `scan.LayerInputs`.
+A module at `Block.prompts` is called with `layer` alone and returns tokens "p d", which stand ahead
+of the layer's x as it goes into attention's keys and values, and are seen from everywhere. They
+have no row of their own, so what a layer returns has the shape that it had.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +31,20 @@ from uniadapter_jax.common.types import Array, Bool, Float, PyTree
 Rng = np.random.Generator | None
 
 
+def at_place(
+    place: Any, y: Float[Array, "... o"], x: Float[Array, "... i"], layer: scan.LayerInputs
+) -> Float[Array, "... o"]:
+    """y, or what the module at a place makes of it; x is what y was made of."""
+    return y if place is None else place(y, x, layer)
+
+
 # ---------------------------------------------------------------------------------------------
 # Modules. `stack` is the leading shape of the parameters: () or (layers,).
 # ---------------------------------------------------------------------------------------------
 
 
 class Linear(nnx.Module):
-    """y = x @ kernel + bias, and the place `delta` for low-rank and other linear methods."""
+    """y = x @ kernel + bias, and a place on either side: `before` and `delta`."""
 
     def __init__(
         self,
@@ -47,15 +59,17 @@ class Linear(nnx.Module):
         shape = (*stack, width_in, width_out)
         self.kernel = nnx.Param(normal(rng, std, *shape))
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, width_out))) if use_bias else None)
+        self.before = nnx.data(None)
         self.delta = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "... i"], layer: scan.LayerInputs = scan.NO_INPUTS
     ) -> Float[Array, "... o"]:
+        x = at_place(self.before, x, x, layer)
         y = functions.matmul(x, self.kernel[...])
         if self.bias is not None:
             y = y + functions.along_last(self.bias[...].astype(y.dtype), y)
-        return y if self.delta is None else y + self.delta(x, layer)
+        return at_place(self.delta, y, x, layer)
 
 
 class LayerNorm(nnx.Module):
@@ -85,14 +99,32 @@ class Attention(nnx.Module):
         self.heads = heads
 
     def __call__(
-        self, x: Float[Array, "b s d"], mask: Bool[Array, "s s"] | None, layer: scan.LayerInputs
+        self,
+        x: Float[Array, "b s d"],
+        mask: Bool[Array, "s s"] | None,
+        layer: scan.LayerInputs,
+        prompts: Float[Array, "p d"] | None = None,
     ) -> Float[Array, "b s d"]:
+        """Self-attention; `prompts` stand ahead of x in keys and values, seen from everywhere."""
+
         def heads_first(y: Array) -> Array:
             return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)
 
-        q, k, v = (heads_first(linear(x, layer)) for linear in (self.q, self.k, self.v))
+        seen = x
+        if prompts is not None:
+            seen = ahead(prompts, x)
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (len(prompts), 0)), constant_values=True)
+        q = heads_first(self.q(x, layer))
+        k, v = (heads_first(linear(seen, layer)) for linear in (self.k, self.v))
         z = attend(q, k, v, mask)
         return self.out(z.swapaxes(1, 2).reshape(x.shape), layer)
+
+
+def ahead(prompts: Float[Array, "p d"], x: Float[Array, "b s d"]) -> Float[Array, "b t d"]:
+    """x with the same tokens ahead of every row; t = p + s."""
+    tokens = jnp.broadcast_to(prompts.astype(x.dtype), (len(x), *prompts.shape))
+    return jnp.concatenate([tokens, x], axis=1)
 
 
 def attend(
@@ -128,6 +160,13 @@ class MLP(nnx.Module):
 class Block(scan.Stack):
     """A pre-LayerNorm block; `layers` of them stacked."""
 
+    SUBLAYERS = ("attn", "mlp")
+    prompts: Any
+    after_attn: Any
+    beside_attn: Any
+    after_mlp: Any
+    beside_mlp: Any
+
     def __init__(
         self,
         width: int,
@@ -144,24 +183,33 @@ class Block(scan.Stack):
         self.attn = Attention(width, heads, layers, rng=rng)
         self.ln_2 = LayerNorm(width, eps=eps, stack=stack)
         self.mlp = MLP(width, hidden, layers, activation, rng=rng)
-        self.after_attn = nnx.data(None)
-        self.after_mlp = nnx.data(None)
-        self.beside_mlp = nnx.data(None)
+        for place in ("prompts", "after_attn", "beside_attn", "after_mlp", "beside_mlp"):
+            setattr(self, place, nnx.data(None))
 
     def __call__(
         self, x: Float[Array, "b s d"], mask: Bool[Array, "s s"] | None, layer: scan.LayerInputs
     ) -> Float[Array, "b s d"]:
-        z = self.attn(self.ln_1(x), mask, layer)
-        if self.after_attn is not None:
-            z = z + self.after_attn(z, layer)
-        x = x + functions.drop_path(z, layer.drop_path, layer.key_of("drop_path.attn"))
-        z = self.mlp(self.ln_2(x), layer)
-        if self.after_mlp is not None:
-            z = z + self.after_mlp(z, layer)
+        prompts = None if self.prompts is None else self.ln_1(self.prompts(layer))
+        z = self.attn(self.ln_1(x), mask, layer, prompts)
+        z = at_place(self.after_attn, z, x, layer)
+        z = functions.drop_path(z, layer.drop_path, layer.key_of("drop_path.attn"))
+        x = x + at_place(self.beside_attn, z, x, layer)
+        z = at_place(self.after_mlp, self.mlp(self.ln_2(x), layer), x, layer)
         z = functions.drop_path(z, layer.drop_path, layer.key_of("drop_path.mlp"))
-        if self.beside_mlp is not None:
-            z = z + self.beside_mlp(x, layer)
-        return x + z
+        return x + at_place(self.beside_mlp, z, x, layer)
+
+
+class Tower(NamedTuple):
+    """A stack of layers of a backbone, as methods find it.
+
+    name: "vision", "text" or "decoder"; also what `layer_slices` of shared parameters is asked for.
+    blocks: the stacked layers; `blocks.SUBLAYERS` names the sub-layers, which have places.
+    """
+
+    name: str
+    blocks: Any
+    layers: int
+    width: int
 
 
 def run_stack(

@@ -6,7 +6,7 @@ made once per layer and are never repeated.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -144,11 +144,18 @@ class Attention(nnx.Module):
         *,
         bias: Float[Array, "..."] | None,
         factor: Float[Array, "q p t"] | None = None,
+        after: Any = None,
+        beside: Any = None,
     ) -> Float[Array, "b l d"]:
-        """Rows of `x` are grouped: the first b / q of them attend to the first row of `k`."""
+        """Rows of `x` are grouped: the first b / q of them attend to the first row of `k`.
+
+        after, beside: the modules at the layer's places before and after dropout.
+        """
         grouped = (k.shape[0], -1, x.shape[1], self.heads, k.shape[-1])
         q = self.q(x, layer).reshape(grouped).transpose(0, 3, 1, 2, 4)
         weights_key = layer.key_of(f"{self.name}.weights")
         z = attend(q, k, v, bias=bias, factor=factor, rate=self.dropout, key=weights_key)
         z = self.out(z.transpose(0, 2, 3, 1, 4).reshape(x.shape), layer)
-        return self.ln(x + functions.dropout(z, self.dropout, layer.key_of(f"{self.name}.out")))
+        z = layers.at_place(after, z, x, layer)
+        z = functions.dropout(z, self.dropout, layer.key_of(f"{self.name}.out"))
+        return self.ln(x + layers.at_place(beside, z, x, layer))

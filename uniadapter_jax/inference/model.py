@@ -122,8 +122,9 @@ def put_adapter(
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     check_tensors(where, adapter.tensors, flat_names(expected))
-    method.attach(base.model, ConfigDict(dict(adapter.options)), generator(0, "adapters"))
-    part = partition(base.model, method.trainable, dtype)
+    options = ConfigDict(dict(adapter.options))
+    method.attach(base.model, options, generator(0, "adapters"))
+    part = partition(base.model, method.filter(options), dtype)
     part.trainable = jax.tree.map_with_path(
         lambda path, _: jnp.asarray(adapter.tensors[".".join(entry.key for entry in path)]),
         part.trainable,
@@ -135,9 +136,9 @@ def trainable_shapes(base: Backbone, method: Method, options: Mapping[str, Any])
     """Shapes of what the method trains in such a backbone; raises `UserError` for bad options."""
 
     def attached() -> Any:
-        model = type(base.model)(base.model.config, rng=None)
-        method.attach(model, ConfigDict(dict(options)), None)
-        return partition(model, method.trainable).trainable
+        model, chosen = type(base.model)(base.model.config, rng=None), ConfigDict(dict(options))
+        method.attach(model, chosen, None)
+        return partition(model, method.filter(chosen)).trainable
 
     return nnx.eval_shape(attached)
 

@@ -35,7 +35,7 @@ from uniadapter_jax.common.types import PyTree
 WEIGHTS = ("replicated", "sharded")  # what `config.mesh.weights` may be
 
 _INPUT, _HIDDEN = r"((attn|cross)\.[qkv]|fc1)", r"((attn|cross)\.out|fc2)"
-_PLACES = "after_attn|after_mlp|beside_mlp|beside_text|beside_fusion|cross_key|cross_value|delta"
+_PLACES = r"prompts|(after|beside)_\w+|cross_key|cross_value|before|delta"
 
 # (the end of a parameter's path, the axes of the mesh that cut its last axes). What leads, such as
 # the axis of layers, is never cut. Methods come first: a path through one of their places, or

@@ -165,7 +165,7 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     """Attaches the config's method to a backbone, and splits off what it trains."""
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))
-    return partition(model, method.trainable, config.compute.dtype)
+    return partition(model, method.filter(config.method), config.compute.dtype)
 
 
 def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:

@@ -1,0 +1,63 @@
+"""What of a backbone a method acts on, or trains: linear layers and parameters, by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flax import nnx
+
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.common.errors import UserError
+
+# Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys.
+WITHOUT_GRADIENT = re.compile(r".*\.(attn|cross)\.k\.bias")
+
+Filter = Callable[[tuple[Any, ...], Any], bool]
+
+
+def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
+    """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, layers.Linear):
+            yield ".".join(map(str, path)), node
+
+
+def linear_layers_named(
+    backbone: nnx.Module, target: str, field: str
+) -> list[tuple[str, layers.Linear]]:
+    """The linear layers whose path ends in `target`, in whole segments: `q`, `mlp.fc1`.
+
+    Raises:
+      UserError: there is none; `field` is named, and which layers there are.
+    """
+    every = sorted(linear_layers(backbone), key=lambda pair: pair[0])
+    chosen = [(path, layer) for path, layer in every if f".{path}".endswith(f".{target}")]
+    if not chosen:
+        known = ", ".join(path for path, _ in every)
+        raise UserError(f"{field}: no linear layer ends in {target!r}; there are {known}")
+    return chosen
+
+
+def parameters(pattern: str) -> Filter:
+    """A filter of the backbone's own parameters whose dotted path matches the whole pattern.
+
+    `partition` raises where a method's filter matches nothing.
+    """
+    matches = re.compile(pattern).fullmatch
+
+    def chosen(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and bool(matches(".".join(map(str, path))))
+
+    return chosen
+
+
+def biases() -> Filter:
+    """Every bias: of linear layers and of LayerNorms."""
+    return parameters(r"(.*\.)?bias")
+
+
+def norms() -> Filter:
+    """Scale and bias of every LayerNorm."""
+    return parameters(r"(.*\.)?ln(_\w+)?\.(scale|bias)")
