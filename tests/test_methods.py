@@ -111,9 +111,8 @@ def test_scales_are_where_the_formula_has_them():
     block.mlp.fc2.before.scale[...] = block.mlp.fc2.before.scale[...] * 0.0
     silent = model.encode_text(ids)  # attention and the MLP add their biases alone, which are zero
     assert np.abs(plain - silent).max() > 1e-3
-    first = (
-        model.text.token_embedding[...][ids] + model.text.position_embedding[...][: ids.shape[1]]
-    )
+    first = np.asarray(model.text.token_embedding[...])[ids]
+    first = first + np.asarray(model.text.position_embedding[...])[: ids.shape[1]]
     eos = (np.asarray(ids) == model.config.eos_id).argmax(-1)
     at_eos = first[np.arange(len(ids)), eos]
     expected = model.text.projection(model.text.ln_final(jnp.asarray(at_eos)))
