@@ -42,6 +42,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--method", default="uniadapter", help="a registered name")
     parser.add_argument("--pictures", type=int, default=4, help="and as many texts")
     parser.add_argument("--frames", type=int, default=1, help="more: clips, frame-aware attention")
     parser.add_argument("--words", type=int, default=35)
@@ -90,8 +91,9 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
 
     sizes = {"architectures": [MATCHING], "vision_config": {"image_size": args.size}}
     blip_config = BLIPConfig.from_huggingface(sizes)
-    config = base_config("uniadapter", "matching")
-    config.method.bottleneck = args.bottleneck
+    config = base_config(args.method, "matching")
+    if "bottleneck" in config.method:
+        config.method.bottleneck = args.bottleneck
     config.task.queue = 0 if args.no_momentum else args.queue
     config.task.momentum = 0.0 if args.no_momentum else config.task.momentum
     config.task.frame_weights = args.frames > 1
@@ -100,9 +102,9 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
     model = BLIP(
         blip_config, rng=generator(0, "backbone"), dtype=args.dtype, remat=args.remat, dropout=0.1
     )
-    method = get_method("uniadapter")
+    method = get_method(args.method)
     method.attach(model, config.method, generator(0, "adapters"))
-    part = partition(model, method.trainable, args.dtype)
+    part = partition(model, method.filter(config.method), args.dtype)
     del model
     mesh = meshes.one_device()
     setting = Setting(config.task, mesh, blip_config, args.pictures, 100)

@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--method", default="cross_modal_adapter", help="a registered name")
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--frames", type=int, default=4)
@@ -120,14 +121,14 @@ def main() -> None:
     parser.add_argument("--backbone", help="config.json of a CLIP; default: a small one")
     args = parser.parse_args()
 
-    config = base_config("cross_modal_adapter")
+    config = base_config(args.method)
     config.task.loss = args.loss
     source = json.loads(pathlib.Path(args.backbone).read_text()) if args.backbone else _SMALL
     clip = CLIPConfig.from_huggingface(source)
     model = CLIP(clip, rng=generator(0, "backbone"))
-    method = get_method("cross_modal_adapter")
+    method = get_method(args.method)
     method.attach(model, config.method, generator(0, "adapters"))
-    part = partition(model, method.trainable)
+    part = partition(model, method.filter(config.method))
     meshed, plain = sides(part, config, random_batch(clip, args.clips, args.frames, args.words))
 
     found = collectives(Module(meshed.compiled.as_text()), 1)

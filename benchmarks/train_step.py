@@ -70,6 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--method", default="cross_modal_adapter", help="a registered name")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--words", type=int, default=32)
@@ -83,10 +84,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     args = parser.parse_args()
 
-    config = base_config("cross_modal_adapter")
+    config = base_config(args.method)
     clip_config, _ = backbone_config(config, args.backbone)
     assert isinstance(clip_config, CLIPConfig)
-    method = get_method("cross_modal_adapter")
+    method = get_method(args.method)
 
     model = CLIP(
         clip_config,
@@ -96,7 +97,7 @@ def main() -> None:
         frame_chunks=args.frame_chunks,
     )
     method.attach(model, config.method, generator(0, "adapters"))
-    part = partition(model, method.trainable, args.dtype)
+    part = partition(model, method.filter(config.method), args.dtype)
     del model
     mesh = meshes.make_mesh(config.mesh)
     optimizer = make_optimizer(config.optimizer, 1000, part.trainable)
