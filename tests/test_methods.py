@@ -48,12 +48,11 @@ def test_trained_parameters_of_vit_b_32(name, options):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_fits_a_blip_or_says_why(name):
     model = tiny.blip()
-    try:
-        part = attached(model, name)
-    except UserError as error:
-        assert "does not fit this backbone" in str(error)
-        assert name == "cross_modal_adapter"
+    if name == "cross_modal_adapter":  # the paper has none for cross-attention
+        with pytest.raises(UserError, match=r"does not fit this backbone.*attn, cross, mlp"):
+            attached(model, name)
         return
+    part = attached(model, name)
     assert (part.counts()["trained"] > 0) == (name != "zero_shot")
 
 

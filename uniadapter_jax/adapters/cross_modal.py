@@ -104,6 +104,13 @@ def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:
     config = backbone.config
     r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std
     narrow = min(config.vision.width, config.text.width)
+    for tower in backbone.towers():
+        if tower.blocks.SUBLAYERS != SITES:
+            raise UserError(
+                f"this method does not fit this backbone: its {tower.name} layers have the "
+                f"sub-layers {', '.join(tower.blocks.SUBLAYERS)}, and the paper has adapters for "
+                f"{' and '.join(SITES)} (docs/methods.md says which method is for which backbone)"
+            )
     if r < 1:
         raise UserError(f"method.bottleneck={r}: at least 1")
     if not 0 <= shared_dim <= narrow:
