@@ -79,6 +79,7 @@ class Small:
     """Where the inputs of a small run lie."""
 
     root: pathlib.Path
+    compiled: pathlib.Path  # programs, of all runs and of all workers of the tests
 
     @property
     def records(self) -> pathlib.Path:
@@ -110,7 +111,7 @@ class Small:
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_xla.FLAGS}",
-            "JAX_COMPILATION_CACHE_DIR": str(self.root / "xla"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.compiled),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
@@ -227,7 +228,9 @@ class Job:
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Small:
     """The inputs: 26 train and 9 test clips, a tokenizer, a config of 2 + 2 layers."""
-    made = Small(tmp_path_factory.mktemp("small"))
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made = Small(tmp_path_factory.mktemp("small"), common / "xla")
     manifest = _draw_clips(made.root / "media")
     settings = PrepareSettings.from_config(base_config().data.prepare)
     sizes = {"tokenizer_size": 520, "wordpiece_size": WORDPIECES}

@@ -18,13 +18,14 @@ import small_run
 from ml_collections import ConfigDict
 from small_run import OFTEN, PATIENCE
 
+from uniadapter_jax.adapters.registry import METHODS as ALL
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.tasks.retrieval import metrics, scoring
 from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 
 ADAPTER = "cross_modal_adapter"
-METHODS = (ADAPTER, "lora", "full", "projection", "zero_shot")
+METHODS = (ADAPTER, "projection", "zero_shot")  # no collective knows the method
 
 
 def free_port():
@@ -105,6 +106,15 @@ def test_eight_devices_count_as_one(runs, method):
     if method == "zero_shot":
         assert not small_run.lines(runs[8, method])
     assert_same_numbers(runs[8, method], runs[1, method])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({*ALL} - {*METHODS, "uniadapter"}))
+def test_eight_devices_count_as_one_with_any_method(small, method):
+    places = {devices: small.root / f"{method}-on-{devices}" for devices in (1, 8)}
+    for devices, place in places.items():
+        small.run(f"--workdir={place}", method=method, devices=devices)
+    assert_same_numbers(places[8], places[1])
 
 
 def test_two_processes_count_as_one(small, runs):
