@@ -2,7 +2,8 @@
 
     python -m uniadapter_jax.convert SOURCE DEST [--tokenizer PATH] [--image-size N]
 
-SOURCE is a directory or a file: HuggingFace CLIP or BLIP (safetensors or .bin, sharded or not),
+SOURCE is a directory or a file: HuggingFace CLIP, BLIP or SigLIP (safetensors or .bin, sharded
+or not),
 open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any
 torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-trained, retrieval, VQA),
 or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter. Nothing

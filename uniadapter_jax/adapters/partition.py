@@ -23,11 +23,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel.sharding import Weights
 
-_NORMS = (
-    *("ln_1", "ln_2", "ln_pre", "ln_post", "ln_final"),  # CLIP's and those of BLIP's vision
-    *("ln", "ln_embed", "ln_out", "ln_head"),  # BERT's
-)
-_TEMPERATURES = ("logit_scale", "temp")
+_TEMPERATURES = ("logit_scale", "logit_bias", "temp")
 
 
 @dataclasses.dataclass
@@ -93,7 +89,12 @@ def partition(model: nnx.Module, trainable: Any, dtype: str = "float32") -> Part
 
 def _stays_float32(path: tuple[Any, ...]) -> bool:
     keys = [str(entry.key) for entry in path]
-    return keys[-1] in _TEMPERATURES or any(key in _NORMS for key in keys)
+    return keys[-1] in _TEMPERATURES or any(_is_norm(key) for key in keys[:-1])
+
+
+def _is_norm(name: str) -> bool:
+    """Whether a module of that name is a LayerNorm: every backbone calls them so."""
+    return name == "ln" or name.startswith("ln_")
 
 
 def count(tree: PyTree) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from uniadapter_jax.backbones.huggingface_config import (
     checked,
     section,
 )
+from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics
 from uniadapter_jax.common.errors import UserError
 
 TEMPERATURE = 0.07  # BLIP's initial one; transformers' files leave it out
@@ -33,6 +34,7 @@ class BLIPConfig:
       text_std: of the text transformer's and the decoder's random weights.
     """
 
+    pixels: ClassVar[PixelStatistics] = CLIP_PIXELS
     vision: TowerConfig
     text: TowerConfig
     image_size: int

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,9 +23,10 @@ from uniadapter_jax.backbones.huggingface_config import (
     checked,
     section,
 )
-from uniadapter_jax.backbones.pixels import picture_patches
+from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics, picture_patches
+from uniadapter_jax.backbones.two_towers import TwoTowers
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import frame_keys, normal, row_keys
+from uniadapter_jax.common.randomness import normal
 from uniadapter_jax.common.types import Array, Float, Int, PyTree
 
 
@@ -34,6 +34,9 @@ from uniadapter_jax.common.types import Array, Float, Int, PyTree
 class CLIPConfig:
     """The function a CLIP computes, apart from its weights."""
 
+    pixels: ClassVar[PixelStatistics] = CLIP_PIXELS
+    has_logit_bias: ClassVar[bool] = False
+    pooling_reads: ClassVar[tuple[str, ...]] = ()
     vision: TowerConfig
     text: TowerConfig
     image_size: int
@@ -58,6 +61,10 @@ class CLIPConfig:
     def patches(self) -> int:
         """Patches of one picture."""
         return (self.image_size // self.patch_size) ** 2
+
+    def tokens(self, tower: str, words: int) -> int:
+        """Of a picture, the CLS among them, or of a text."""
+        return self.patches + 1 if tower == "vision" else words
 
     @property
     def eos_is_largest_id(self) -> bool:
@@ -274,12 +281,8 @@ def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
     return (ids == eos_id).argmax(-1)
 
 
-class CLIP(nnx.Module):
-    """Both towers, the temperature, and the home of what a method shares between the towers.
-
-    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
-    lead with the axis of layers.
-    """
+class CLIP(TwoTowers):
+    """Both towers and the temperature."""
 
     def __init__(
         self,
@@ -290,66 +293,8 @@ class CLIP(nnx.Module):
         remat: str = "none",
         frame_chunks: int = 0,
     ):
-        self.adapters = nnx.data(None)
+        super().__init__(config, dtype=dtype, frame_chunks=frame_chunks)
         temperature = 0.07  # CLIP, section 2.5
         self.logit_scale = nnx.Param(jnp.asarray(-math.log(temperature), jnp.float32))
         self.text = TextTower(config, remat, rng=rng)
         self.vision = VisionTower(config, remat, rng=rng)
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
-        self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
-
-    def towers(self) -> tuple[layers.Tower, ...]:
-        """Both, as methods find them."""
-        vision, text = self.config.vision, self.config.text
-        return (
-            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
-            layers.Tower("text", self.text.blocks, text.layers, text.width),
-        )
-
-    def _shared(self, tower: str, count: int) -> PyTree | None:
-        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
-
-    def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
-        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
-        shared = self._shared("vision", self.config.vision.layers)
-        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
-        return features.astype(jnp.float32)
-
-    def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
-        """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
-
-        The tower runs over `frame_chunks` groups of frames one after another. `key` is one for
-        all clips, or a key per clip.
-        """
-        b, f = frames.shape[:2]
-        groups = np.array_split(np.arange(f), min(self.frame_chunks, f))
-        keys = None
-        if key is not None:
-            keys = frame_keys(key if key.ndim else row_keys(key, jnp.arange(b)), f)
-        out = []
-        for group in groups:
-            here = slice(group[0], group[-1] + 1)
-            features = self.encode_images(
-                frames[:, here].reshape(-1, *frames.shape[2:]),
-                key=None if keys is None else keys[:, here].reshape(-1),
-            )
-            out.append(features.reshape(b, len(group), -1))
-        return jnp.concatenate(out, axis=1)
-
-    def encode_text(
-        self, ids: Int[Array, "b l"], *, key: Array | None = None
-    ) -> Float[Array, "b c"]:
-        """Token ids to raw features."""
-        shared = self._shared("text", self.config.text.layers)
-        features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
-        return features.astype(jnp.float32)
-
-
-def fastest_chunks(width: int, platform: str | None = None) -> int:
-    """Groups of frames; a CPU keeps a part of a wide tower's activations in cache.
-
-    A narrow tower fits whole, and every part is compiled anew (`benchmarks/train_step.py`).
-    `platform` is by default the one that this process computes on.
-    """
-    return 4 if (platform or jax.default_backend()) == "cpu" and width >= 512 else 1

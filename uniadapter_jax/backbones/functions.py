@@ -59,7 +59,32 @@ def _gelu_bwd(x: Array, g: Array) -> tuple[Array]:
 gelu.defvjp(_gelu_fwd, _gelu_bwd)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"quick_gelu": quick_gelu, "gelu": gelu}
+@jax.custom_vjp
+def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU by its approximation with tanh (SigLIP)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_tanh_fwd(x: Array) -> tuple[Array, Array]:
+    return gelu_tanh(x), x
+
+
+def _gelu_tanh_bwd(x: Array, g: Array) -> tuple[Array]:
+    root = math.sqrt(2.0 / math.pi)
+    t = jnp.tanh(root * (x + 0.044715 * x * x * x))
+    slope = root * (1.0 + 3 * 0.044715 * x * x)
+    return (g * 0.5 * (1.0 + t + x * (1.0 - t * t) * slope),)
+
+
+gelu_tanh.defvjp(_gelu_tanh_fwd, _gelu_tanh_bwd)
+
+
+# By transformers' names.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+}
 
 
 def _moments(x: Array, eps: float) -> tuple[Array, Array]:

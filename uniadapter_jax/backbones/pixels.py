@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,24 @@ from uniadapter_jax.backbones import functions
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Float, Shaped, UInt8
 
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+class PixelStatistics(NamedTuple):
+    """Of colours in [0, 1]; pixels are normalised by them."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+CLIP_PIXELS = PixelStatistics(
+    (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+)
+PIXEL_MEAN, PIXEL_STD = CLIP_PIXELS
 
 
 class _Pictures(Protocol):
+    @property
+    def pixels(self) -> PixelStatistics: ...
+
     @property
     def image_size(self) -> int: ...
 
@@ -35,21 +48,30 @@ def picture_patches(pixels: Array, config: _Pictures, dtype: jnp.dtype) -> Float
     # Cut as bytes, which XLA would turn into floats first: to cut those takes a TPU several times
     # the memory, most of it padding.
     patches = jax.lax.optimization_barrier(_tiles(pixels, config.patch_size))
-    return (normalize_pixels(patches) if patches.dtype == jnp.uint8 else patches).astype(dtype)
+    if patches.dtype == jnp.uint8:
+        patches = normalize_pixels(patches, config.pixels)
+    return patches.astype(dtype)
 
 
-def normalize_pixels(pixels: UInt8[Array, "... i"]) -> Float[Array, "... i"]:
-    """uint8 to CLIP's zero-mean, unit-variance floats; the last axis is one pixel or several."""
+def normalize_pixels(
+    pixels: UInt8[Array, "... i"], statistics: PixelStatistics = CLIP_PIXELS
+) -> Float[Array, "... i"]:
+    """uint8 to zero-mean, unit-variance floats; the last axis is one pixel or several."""
     count = pixels.shape[-1] // 3
     mean, std = (
         functions.along_last(jnp.tile(jnp.asarray(of, jnp.float32), count), pixels)
-        for of in (PIXEL_MEAN, PIXEL_STD)
+        for of in statistics
     )
     return (pixels.astype(jnp.float32) / 255.0 - mean) / std
 
 
 def _tiles(pixels: Shaped[Array, "b H W 3"], patch: int) -> Shaped[Array, "b s i"]:
-    """Square pictures cut into rows of patches; each is flattened as (row, column, colour)."""
+    """Square pictures cut into rows of patches; each is flattened as (row, column, colour).
+
+    Rows and columns beyond the last whole patch are left out, as a convolution does.
+    """
     b, grid = pixels.shape[0], pixels.shape[1] // patch
+    if pixels.shape[1] % patch:
+        pixels = pixels[:, : grid * patch, : grid * patch]
     cut = pixels.reshape(b, grid, patch, grid, patch, 3).swapaxes(2, 3)
     return cut.reshape(b, grid * grid, patch * patch * 3)

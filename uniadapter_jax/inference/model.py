@@ -45,7 +45,7 @@ from uniadapter_jax.weights.families import check_tokenizer, family_of
 
 DTYPES = ("float32", "bfloat16")
 _TASK = ("similarity", "temperature")
-_AS_CLIP = {"preprocess": "none", "max_words": 0, "resize": "crop"}  # CLIP's own preprocessing
+_AS_IS = {"preprocess": "none", "max_words": 0}  # tokenizers clean texts as the family does
 
 
 def load_model(
@@ -207,7 +207,8 @@ class AdaptedModel:
         self.method = method
         self.fingerprint = fingerprint
         kept = {name: defaults[name] for name in _TASK}
-        usual = {**kept, "words": config.positions, **_AS_CLIP}
+        usual = {**kept, "words": config.positions, **_AS_IS}
+        usual["resize"] = family_of(config).resize
         kind = get_task("retrieval")
         self.task: MutableMapping[str, Any] = Options(usual, kind, task, config.positions)
         self.batch_size = arguments.whole(batch_size, "batch_size", 1)

@@ -50,7 +50,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"patch_embedding\.kernel", ("fsdp",)),
     (r"patch_embedding\.bias", ()),
     (r"ln(_\w+)?\.(scale|bias)", ()),
-    (r"logit_scale|temp", ()),
+    (r"logit_scale|logit_bias|temp", ()),
+    (r"probe", ()),
     (r"(projection|vision_proj|text_proj|itm_head|decoder_head\.dense)\.(kernel|bias)", ()),
     (r"decoder_head\.bias", ()),
 )

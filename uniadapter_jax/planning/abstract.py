@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters.partition import Partition
 from uniadapter_jax.adapters.registry import get_method
-from uniadapter_jax.backbones.clip import fastest_chunks
+from uniadapter_jax.backbones.two_towers import fastest_chunks
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights

@@ -7,14 +7,14 @@ whatever is computed twice (remat) are the price, not the use.
 from __future__ import annotations
 
 from uniadapter_jax.adapters.partition import Partition, flat_names
-from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.backbones.two_towers import TwoTowersConfig
 from uniadapter_jax.common.types import PyTree
 
 TOWERS = ("vision", "text")
 
 
 def kernel_flops(
-    config: CLIPConfig,
+    config: TwoTowersConfig,
     parameters: PyTree,
     *,
     clips: int,
@@ -25,7 +25,7 @@ def kernel_flops(
     """FLOPs of these parameters' products in one forward pass, of clips with one text each.
 
     A kernel "... i o" costs 2 i o for every row that it multiplies: every token of its tower,
-    every patch (`patch_embedding`), or every picture or text (`projection`). Kernels that the
+    every patch (`patch_embedding`), or every picture or text (its head). Kernels that the
     towers share cost in both.
 
     Args:
@@ -40,7 +40,7 @@ def kernel_flops(
             if not last.endswith("kernel"):
                 continue
             if path[0] == tower:
-                total += 2 * items * _tokens_of(path, tokens) * leaf.size
+                total += 2 * items * _tokens_of(config, path, tokens) * leaf.size
             elif path[0] == "adapters":  # one slot for each layer, or for several
                 layers = getattr(config, tower).layers
                 total += 2 * items * tokens * layers * (leaf.size // leaf.shape[0])
@@ -48,7 +48,7 @@ def kernel_flops(
 
 
 def forward_flops(
-    config: CLIPConfig,
+    config: TwoTowersConfig,
     part: Partition,
     *,
     clips: int,
@@ -69,7 +69,9 @@ def forward_flops(
     return total + _attention(config, clips, frames, words, towers)
 
 
-def step_flops(config: CLIPConfig, part: Partition, *, clips: int, frames: int, words: int) -> int:
+def step_flops(
+    config: TwoTowersConfig, part: Partition, *, clips: int, frames: int, words: int
+) -> int:
     """FLOPs of one training step: forward, the gradient of activations, that of trained kernels.
 
     The gradient of activations costs what the forward pass does, for attention's products, both of
@@ -85,28 +87,31 @@ def step_flops(config: CLIPConfig, part: Partition, *, clips: int, frames: int, 
 
 
 def _attention(
-    config: CLIPConfig, clips: int, frames: int, words: int, towers: tuple[str, ...]
+    config: TwoTowersConfig, clips: int, frames: int, words: int, towers: tuple[str, ...]
 ) -> int:
-    """Queries by keys and weights by values, forward."""
-    return sum(
-        4 * items * tokens**2 * width * getattr(config, tower).layers
-        for tower, (items, tokens, width) in _rows(config, clips, frames, words).items()
-        if tower in towers
-    )
+    """Queries by keys and weights by values, forward; a head that attends has one query."""
+    total = 0
+    for tower, (items, tokens, width) in _rows(config, clips, frames, words).items():
+        if tower in towers:
+            queries = tokens * getattr(config, tower).layers
+            queries += tower == "vision" and bool(config.pooling_reads)
+            total += 4 * items * queries * tokens * width
+    return total
 
 
 def _rows(
-    config: CLIPConfig, clips: int, frames: int, words: int
+    config: TwoTowersConfig, clips: int, frames: int, words: int
 ) -> dict[str, tuple[int, int, int]]:
     """{tower: (pictures or texts, tokens of each, width)}."""
     return {
-        "vision": (clips * frames, config.patches + 1, config.vision.width),
-        "text": (clips, words, config.text.width),
+        "vision": (clips * frames, config.tokens("vision", words), config.vision.width),
+        "text": (clips, config.tokens("text", words), config.text.width),
     }
 
 
-def _tokens_of(path: list[str], tokens: int) -> int:
+def _tokens_of(config: TwoTowersConfig, path: list[str], tokens: int) -> int:
     """Of so many tokens, those that the kernel at a path multiplies."""
-    if "projection" in path:
-        return 1
-    return tokens - 1 if "patch_embedding" in path else tokens
+    if "patch_embedding" in path:
+        return config.patches
+    whole = "blocks" in path or ".".join(path[1:3]) in config.pooling_reads
+    return tokens if whole else 1

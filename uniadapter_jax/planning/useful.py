@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from uniadapter_jax.backbones.blip_config import BLIPConfig
-from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.backbones.two_towers import TwoTowersConfig
 from uniadapter_jax.planning import blip_flops as blip
 from uniadapter_jax.planning.abstract import TRAIN, AbstractRun
 from uniadapter_jax.planning.flops import forward_flops, step_flops
@@ -14,23 +14,23 @@ from uniadapter_jax.tasks.registry import get_task
 
 def useful_flops(run: AbstractRun, program: str) -> int:
     """FLOPs by the formula of one of `run.programs`, of the whole slice."""
-    if isinstance(run.backbone, CLIPConfig):
-        return _of_clip(run, run.backbone, program)
+    if not isinstance(run.backbone, BLIPConfig):
+        return _of_two_towers(run, run.backbone, program)
     if program == TRAIN:
         return blip.step_flops(run.backbone, run.part, _training(run, run.backbone))
     passes = _evaluation(run, run.backbone, program)
     return blip.forward_flops(run.backbone, run.part, passes)
 
 
-def _of_clip(run: AbstractRun, clip: CLIPConfig, program: str) -> int:
+def _of_two_towers(run: AbstractRun, towers: TwoTowersConfig, program: str) -> int:
     data = run.config.data
     if program == TRAIN:
         clips = run.config.train.batch_size
-        return step_flops(clip, run.part, clips=clips, frames=data.frames, words=data.words)
+        return step_flops(towers, run.part, clips=clips, frames=data.frames, words=data.words)
     tower = "text" if program == TEXT else "vision"
     rows = next(iter(run.evaluation[program].given()["batch"].values())).shape[0]
     return forward_flops(
-        clip, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
+        towers, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
     )
 
 

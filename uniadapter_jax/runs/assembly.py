@@ -183,7 +183,8 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
     candidates = [config.tokenizer] if config.tokenizer else []
     if not config.tokenizer and not backbone.source.startswith("random:"):
         candidates.append(backbone.source)
-    if not config.tokenizer:
+    trained = family.records_tokenizer and not config.tokenizer
+    if trained:
         candidates.append(str(pathlib.Path(config.data.records) / family.records_tokenizer))
     present = [
         c
@@ -191,10 +192,12 @@ def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer
         if any((pathlib.Path(c) / f).is_file() for f in family.tokenizer_files)
     ]
     if not present:
-        raise UserError(
-            f"no tokenizer files in {', '.join(candidates)}; pass --config.tokenizer=DIR, or make "
-            f"one with `python -m uniadapter_jax.prepare ... --train-{family.records_tokenizer}=N`"
-        )
+        advice = "pass --config.tokenizer=DIR"
+        if family.records_tokenizer:
+            flag = f"--train-{family.records_tokenizer}=N"
+            advice += f", or make one with `python -m uniadapter_jax.prepare ... {flag}`"
+        where = f" in {', '.join(candidates)}" if candidates else ""
+        raise UserError(f"no tokenizer files{where}; {advice}")
     tokenizer = family.load_tokenizer(present[0])
     check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)
     return tokenizer, present[0]

@@ -71,7 +71,7 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
             places.append(("config.tokenizer", config.get("tokenizer"), family))
             if not backbone.startswith("random:"):
                 places.append(("config.backbone", backbone, family))
-    for family in FAMILIES.values():
+    for family in (family for family in FAMILIES.values() if family.records_tokenizer):
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))
     there = [place for place in places if place[1] and _has_tokenizer(place[1], place[2])]

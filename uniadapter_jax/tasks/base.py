@@ -46,10 +46,10 @@ class Task(Protocol):
 
     A step calls `begin`, outside the gradient, then `loss` with what that gave.
 
-    family: of the backbone, see `Kind.families`.
+    families: see `Kind.families`.
     """
 
-    family: ClassVar[str]
+    families: ClassVar[tuple[str, ...]]
 
     @property
     def options(self) -> Any:

@@ -42,9 +42,11 @@ def make_step(
     step = pure_step(task, part, optimizer, mesh, seed, accumulation)
     shardings = step_shardings(task, part.trainable, mesh)
     kind = mesh.devices.flat[0].device_kind
-    options = _COMPILER_OPTIONS.get((task.family, kind))
+    options: dict[str, Any] = {}
+    for family in task.families:
+        options |= _COMPILER_OPTIONS.get((family, kind), {})
     return jax.jit(
-        step, donate_argnums=(0, 1, 2), out_shardings=shardings, compiler_options=options
+        step, donate_argnums=(0, 1, 2), out_shardings=shardings, compiler_options=options or None
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,17 +16,26 @@ import numpy as np
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.backbones.clip import CLIP, LARGEST_ID, CLIPConfig
+from uniadapter_jax.backbones.siglip import SigLIP
+from uniadapter_jax.backbones.siglip_config import SigLIPConfig
 from uniadapter_jax.common.digests import check_digests
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.tokenizers.clip import Tokenizer, load_tokenizer
-from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece
+from uniadapter_jax.data.tokenizers.merges_file import copy_merges
+from uniadapter_jax.data.tokenizers.sentencepiece import (
+    MODEL_FILE,
+    load_sentencepiece,
+    write_sentencepiece,
+)
+from uniadapter_jax.data.tokenizers.wordpiece import load_wordpiece, write_wordpiece
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.names import base as names
 from uniadapter_jax.weights.names import blip as blip_names
+from uniadapter_jax.weights.names import siglip as siglip_names
 from uniadapter_jax.weights.names.rules import Rule
 
-Config = CLIPConfig | BLIPConfig
-Model = CLIP | BLIP
+Config = CLIPConfig | BLIPConfig | SigLIPConfig
+Model = CLIP | BLIP | SigLIP
 Tensors = Mapping[str, np.ndarray]
 Table = tuple[names.Row, ...]
 
@@ -44,8 +54,12 @@ class Family:
       canonical: a file's tensors with each weight exactly once, for a config.
       tokenizer_files: what a directory's tokenizer may consist of.
       load_tokenizer: the tokenizer of a directory, whose digests are compared.
-      records_tokenizer: where prepared records hold one that was trained on them.
+      write_tokenizer: makes them from one file, `tokenizer_file` for people, for a vocabulary of
+        some size.
+      records_tokenizer: where prepared records hold one that was trained on them; "" where
+        `prepare` trains none.
       whole_vocabulary: whether it must know every id of the weights, because the last have roles.
+      resize: how pictures get the model's size, a name of `config.data.resize`.
       options: fields of `config.compute` that the model takes.
       roles: {token: (attribute of the tokenizer, the id that a config expects)}.
       usage: lines of Python that show what a loaded model computes.
@@ -60,10 +74,13 @@ class Family:
     canonical: Callable[[Tensors, Any], Tensors]
     tokenizer_files: tuple[str, ...]
     load_tokenizer: Callable[[str | os.PathLike[str]], Tokenizer]
+    write_tokenizer: Callable[[pathlib.Path, pathlib.Path, int], None]
+    tokenizer_file: str
     records_tokenizer: str
     roles: Callable[[Any], Mapping[str, tuple[str, int]]]
     usage: tuple[str, ...]
     whole_vocabulary: bool = False
+    resize: str = "crop"
     options: tuple[str, ...] = ("dtype", "remat")
 
 
@@ -99,6 +116,11 @@ def _blip_roles(config: BLIPConfig) -> Mapping[str, tuple[str, int]]:
     }
 
 
+_TWO_TOWERS_USAGE = (
+    "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
+)
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(
@@ -111,13 +133,11 @@ FAMILIES: Mapping[str, Family] = {
         canonical=lambda tensors, config: tensors,
         tokenizer_files=(*_JSON_FILES, "vocab.json", "merges.txt", "added_tokens.json"),
         load_tokenizer=_guarded(load_tokenizer),
+        write_tokenizer=copy_merges,
+        tokenizer_file="OpenAI's list of merges",
         records_tokenizer="tokenizer",
         roles=_clip_roles,
-        usage=(
-            "frames = model.encode_frames(pixels)                # uint8 [N, H, W, 3]",
-            'text = model.encode_text(["a cat jumps on a chair"])',
-            "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
-        ),
+        usage=_TWO_TOWERS_USAGE,
         options=("dtype", "remat", "frame_chunks"),
     ),
     "blip": Family(
@@ -130,6 +150,8 @@ FAMILIES: Mapping[str, Family] = {
         canonical=blip_names.canonical,
         tokenizer_files=(*_JSON_FILES, "vocab.txt", "added_tokens.json"),
         load_tokenizer=_guarded(load_wordpiece),
+        write_tokenizer=lambda file, directory, size: write_wordpiece(file, directory),
+        tokenizer_file="BERT's vocab.txt",
         records_tokenizer="wordpiece",
         roles=_blip_roles,
         usage=(
@@ -139,7 +161,26 @@ FAMILIES: Mapping[str, Family] = {
             'logits = model.match(pixels, ["a cat jumps on a chair"])    # second: no match, match',
         ),
         whole_vocabulary=True,
+        resize="squash",
         options=("dtype", "remat", "dropout", "drop_path"),
+    ),
+    "siglip": Family(
+        title="SigLIP",
+        config=SigLIPConfig,
+        model=SigLIP,
+        table=lambda config: siglip_names.TABLE,
+        rules=lambda config: siglip_names.RULES,
+        ignored=siglip_names.IGNORED,
+        canonical=lambda tensors, config: tensors,
+        tokenizer_files=(*_JSON_FILES, MODEL_FILE),
+        load_tokenizer=_guarded(load_sentencepiece),
+        write_tokenizer=lambda file, directory, size: write_sentencepiece(file, directory),
+        tokenizer_file=MODEL_FILE,
+        records_tokenizer="",
+        roles=lambda config: {"padding": ("pad_id", config.pad_id)},
+        usage=_TWO_TOWERS_USAGE,
+        resize="squash",
+        options=("dtype", "remat", "frame_chunks"),
     ),
 }
 

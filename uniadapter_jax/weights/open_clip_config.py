@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
-from uniadapter_jax.backbones.pixels import PIXEL_MEAN, PIXEL_STD
+from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError
 
@@ -60,7 +60,7 @@ def clip_config(content: Mapping[str, Any], path: pathlib.Path) -> CLIPConfig:
     ]
     if problems:
         raise FileError(path, "describes no plain ViT CLIP: " + ", ".join(problems))
-    check_pixels(content.get("preprocess_cfg") or {}, ("mean", "std"), path)
+    check_pixels(content.get("preprocess_cfg") or {}, ("mean", "std"), path, CLIP_PIXELS)
     activation = "quick_gelu" if quick else "gelu"
     try:
         return _config(vision, eps_v, text, eps_t, embed, activation)
@@ -133,15 +133,17 @@ def _tower(
     return found, eps
 
 
-def check_pixels(content: Any, names: tuple[str, str], path: pathlib.Path) -> None:
-    """Raises `UserError` if a file asks for other means and deviations of pixels than CLIP's."""
+def check_pixels(
+    content: Any, names: tuple[str, str], path: pathlib.Path, statistics: PixelStatistics
+) -> None:
+    """Raises `UserError` if a file asks for other means and deviations of pixels than these."""
     if not isinstance(content, Mapping):
         raise FileError(path, f"pixels are described by {content!r:.80}, expected a JSON object")
-    for name, ours in zip(names, (PIXEL_MEAN, PIXEL_STD), strict=True):
+    for name, ours in zip(names, statistics, strict=True):
         theirs = content.get(name)
         if theirs is not None and not _are_close(theirs, ours):
             raise FileError(
-                path, f"{name} of pixels is {theirs!r:.80}, but CLIP's {ours} is built in"
+                path, f"{name} of pixels is {theirs!r:.80}, but the model's {ours} is built in"
             )
 
 

@@ -24,7 +24,7 @@ from uniadapter_jax.weights.directory import (
     read_config,
 )
 from uniadapter_jax.weights.errors import printable
-from uniadapter_jax.weights.families import Config, family_of
+from uniadapter_jax.weights.families import FAMILIES, Config, family_of
 from uniadapter_jax.weights.names import blip_own as blip_own_names
 from uniadapter_jax.weights.names import cma as cma_names
 from uniadapter_jax.weights.names import openai as openai_names
@@ -149,7 +149,7 @@ def _open_huggingface(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Sou
     config = read_config(file.with_name(CONFIG_FILE))
     if (pixels := file.with_name("preprocessor_config.json")).exists():
         content = read_json(pixels, limit=CONFIG_BYTES)
-        check_pixels(content, ("image_mean", "image_std"), pixels)
+        check_pixels(content, ("image_mean", "image_std"), pixels, config.pixels)
     family = family_of(config)
     return Source(
         f"HuggingFace {family.title}",
@@ -256,7 +256,7 @@ def _has_vit(names: Iterable[str]) -> bool:
 
 FORMATS: tuple[Format, ...] = (
     Format(
-        "HuggingFace CLIP or BLIP",
+        "HuggingFace " + " or ".join(family.title for family in FAMILIES.values()),
         _any_starts("vision_model.", "text_model."),
         _open_huggingface,
     ),

@@ -167,7 +167,9 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
         raise UserError(
             f"the tokenizer in {root} is inconsistent: {len(merges)} merges, {len(vocab)} tokens"
         )
-    bos, eos = (_special(root, vocab, role, usual) for role, usual in (("bos", BOS), ("eos", EOS)))
+    bos, eos = (
+        special_token(root, vocab, role, usual) for role, usual in (("bos", BOS), ("eos", EOS))
+    )
     try:
         return ClipTokenizer(Bpe(vocab, merges, bos, eos, added))
     except Exception as error:  # the Rust side raises bare Exception: a merge of unknown tokens
@@ -311,7 +313,7 @@ def read_token_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def _special(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
+def special_token(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
     """The token in a role, as the directory's files say, else CLIP's name for it if it exists."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).is_file():

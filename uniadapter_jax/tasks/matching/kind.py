@@ -12,7 +12,7 @@ from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, SUMMARY, TIES, V2
 
 KIND = Kind(
     name="matching",
-    families=(Matching.family,),
+    families=Matching.families,
     tag="text-video-retrieval",
     make=make,
     options={

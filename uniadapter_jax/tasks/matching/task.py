@@ -74,7 +74,7 @@ class Matching:
       pad_id: what fills texts.
     """
 
-    family: ClassVar[str] = "blip"
+    families: ClassVar[tuple[str, ...]] = ("blip",)
     options: Any
     mesh: Mesh
     embed: int

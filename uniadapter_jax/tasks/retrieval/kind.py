@@ -12,14 +12,14 @@ from uniadapter_jax.tasks.retrieval.task import LOSSES, Retrieval, make
 
 KIND = Kind(
     name="retrieval",
-    families=(Retrieval.family,),
+    families=Retrieval.families,
     tag="text-video-retrieval",
     make=make,
     options={
         "similarity": "q_score",
         "temperature": 5.0,  # of q_score's softmax over frames
         "duplicates": "negative",  # a clip twice in a batch
-        "loss": "dense",  # ring: memory that does not grow with the global batch
+        "loss": "dense",  # ring: memory that does not grow with the global batch; sigmoid: SigLIP's
         "v2t": "best_caption",  # several captions
         "ties": "optimistic",
     },

@@ -75,6 +75,56 @@ def retrieval_loss(
     `logit_scale` is CLIP's, a logarithm, capped at ln 100. With a `mesh` the clips stay sharded
     over its batch axes, and the texts are gathered once.
     """
+    scale = capped_scale(logit_scale)
+    logits = scale * _cosines(text, frames, mask, similarity, temperature, mesh)
+    logits = constrain(logits.T, mesh, BATCH_AXES).T  # a column lies where its clip does
+    loss = contrastive_loss(logits, item, duplicates)
+    return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
+
+
+def sigmoid_loss(
+    text: Float[Array, "n c"],
+    frames: Float[Array, "n f c"],
+    mask: Bool[Array, "n f"],
+    item: Int[Array, " n"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""],
+    *,
+    similarity: str,
+    temperature: float,
+    duplicates: Duplicates = "negative",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """SigLIP's loss of a global batch of pairs (equation 1), and metrics as of `retrieval_loss`.
+
+    -1/n sum_ij log sigmoid(z_ij (t x_i.y_j + b)), with z = 1 for pairs that belong together, else
+    -1. `logit_scale` is the logarithm of t, which has no cap here. With duplicates='positive' a
+    text belongs to all rows of its clip.
+    """
+    check_duplicates(duplicates)
+    scale, bias = jnp.exp(logit_scale.astype(jnp.float32)), logit_bias.astype(jnp.float32)
+    logits = scale * _cosines(text, frames, mask, similarity, temperature, mesh) + bias
+    logits = constrain(logits.T, mesh, BATCH_AXES).T
+    names = item if duplicates == "positive" else jnp.arange(len(item))
+    same = names[:, None] == names[None, :]
+    loss = jnp.sum(jax.nn.softplus(jnp.where(same, -logits, logits))) / len(item)
+    metrics = {"logit_scale": scale, "logit_bias": bias}
+    return loss, {**in_batch_accuracy(logits, item), **metrics}
+
+
+def capped_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
+    """What CLIP multiplies cosines by: at most 100."""
+    return jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
+
+
+def _cosines(
+    text: Float[Array, "n c"],
+    frames: Float[Array, "n f c"],
+    mask: Bool[Array, "n f"],
+    similarity: str,
+    temperature: float,
+    mesh: Mesh | None,
+) -> Float[Array, "n n"]:
     chosen = SIMILARITIES[similarity]
     text = constrain(text, mesh, BATCH_AXES)
     clips = constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
@@ -83,11 +133,7 @@ def retrieval_loss(
         # write in place: a quarter more memory (ViT-B/32) for the time of a small array.
         text, clips = jax.lax.optimization_barrier((text, clips))
         text = _everywhere(text, mesh)
-    scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
-    logits = scale * chosen.compare(text, clips, temperature)
-    logits = constrain(logits.T, mesh, BATCH_AXES).T  # a column lies where its clip does
-    loss = contrastive_loss(logits, item, duplicates)
-    return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
+    return chosen.compare(text, clips, temperature)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,16 @@ from jax.sharding import Mesh
 
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 from uniadapter_jax.parallel.ring import Cut, Ring, cut_rows
-from uniadapter_jax.tasks.retrieval.losses import LARGEST_LOG_SCALE, Duplicates, check_duplicates
+from uniadapter_jax.tasks.retrieval.losses import Duplicates, capped_scale, check_duplicates
+from uniadapter_jax.tasks.retrieval.ring_objectives import (
+    SIGMOID,
+    SOFTMAX,
+    Kept,
+    Names,
+    Objective,
+    Sums,
+    unseen,
+)
 from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES, Clips, Similarity
 
 # Entries of an array of a block: 4 MiB in float32. A block needs a handful of them.
@@ -32,52 +41,14 @@ BLOCK = 2**20
 MOST_TEXTS = 1024  # of a block
 
 _Tree = TypeVar("_Tree")
-
-
-class Sums(NamedTuple):
-    """Rows of logits as far as their columns were seen; columns alike.
-
-    peak, total: the largest logit, and sum(exp(logit - peak)).
-    same, targets: sum and number of logits of the same target.
-    best, hit: place of the first largest logit in the global batch; does it show the own item?
-    """
-
-    peak: Float[Array, " n"]
-    total: Float[Array, " n"]
-    same: Float[Array, " n"]
-    targets: Float[Array, " n"]
-    best: Int[Array, " n"]
-    hit: Bool[Array, " n"]
-
-    def cross_entropy(self) -> Float[Array, " n"]:
-        return self.logsumexp() - self.same / self.targets
-
-    def logsumexp(self) -> Float[Array, " n"]:
-        return self.peak + jnp.log(self.total)
-
-    def kept(self) -> Kept:
-        return Kept(self.logsumexp(), self.targets)
-
-
-class Names(NamedTuple):
-    """What identifies rows: the item, its place in the global batch, and what targets go by."""
-
-    item: Int[Array, " n"]
-    place: Int[Array, " n"]
-    target: Int[Array, " n"]
-
-
-class Kept(NamedTuple):
-    """What the backward pass needs of each row: its logsumexp and the number of its targets."""
-
-    logsumexp: Float[Array, " n"]
-    targets: Float[Array, " n"]
+Line = tuple[Array, Array]  # scale and bias: a logit is scale * cosine + bias
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
     """What is known before any array: hashable, as a custom derivative wants it."""
 
+    objective: Objective
     similarity: str
     temperature: float
     duplicates: Duplicates
@@ -121,33 +92,55 @@ def ring_retrieval_loss(
     row's targets is counted on the way. Has first derivatives only.
     """
     check_duplicates(duplicates)
-    form = _Form(similarity, float(temperature), duplicates, mesh)
-    scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
-    loss, accuracy = _loss(form, text, frames, mask, item, scale)
+    form = _Form(SOFTMAX, similarity, float(temperature), duplicates, mesh)
+    scale = capped_scale(logit_scale)
+    loss, accuracy = _loss(form, text, frames, mask, item, (scale, jnp.zeros_like(scale)))
     return loss, {**accuracy, "logit_scale": scale}
+
+
+def ring_sigmoid_loss(
+    text: Float[Array, "n c"],
+    frames: Float[Array, "n f c"],
+    mask: Bool[Array, "n f"],
+    item: Int[Array, " n"],
+    logit_scale: Float[Array, ""],
+    logit_bias: Float[Array, ""],
+    *,
+    similarity: str,
+    temperature: float,
+    duplicates: Duplicates = "negative",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """`losses.sigmoid_loss`, argument by argument, as `ring_retrieval_loss` is of its like."""
+    check_duplicates(duplicates)
+    form = _Form(SIGMOID, similarity, float(temperature), duplicates, mesh)
+    scale, bias = jnp.exp(logit_scale.astype(jnp.float32)), logit_bias.astype(jnp.float32)
+    loss, accuracy = _loss(form, text, frames, mask, item, (scale, bias))
+    return loss, {**accuracy, "logit_scale": scale, "logit_bias": bias}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss(
-    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, line: Line
 ) -> tuple[Array, dict[str, Array]]:
-    return _loss_fwd(form, text, frames, mask, item, scale)[0]
+    return _loss_fwd(form, text, frames, mask, item, line)[0]
 
 
 def _loss_fwd(
-    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, line: Line
 ) -> tuple[tuple[Array, dict[str, Array]], PyTree]:
-    rows = (True, True, True, True, False)
+    rows = (True, True, True, True, (False, False))
     forward = form.ring.map(functools.partial(_forward, form), rows, (False, True))
-    value, kept = forward(text, frames, mask, item, scale)
-    return value, (text, frames, mask, item, scale, kept)
+    value, kept = forward(text, frames, mask, item, line)
+    return value, (text, frames, mask, item, line, kept)
 
 
 def _loss_bwd(form: _Form, residuals: PyTree, cotangent: Any) -> tuple[Array | None, ...]:
-    rows = (True, True, True, True, False, True, False)
-    backward = form.ring.map(functools.partial(_backward, form), rows, (True, True, False))
-    d_text, d_frames, d_scale = backward(*residuals, cotangent[0])
-    return d_text, d_frames, None, None, d_scale
+    rows = (True, True, True, True, (False, False), True, False)
+    rows_out = (True, True, (False, False))
+    backward = form.ring.map(functools.partial(_backward, form), rows, rows_out)
+    d_text, d_frames, d_line = backward(*residuals, cotangent[0])
+    return d_text, d_frames, None, None, d_line
 
 
 _loss.defvjp(_loss_fwd, _loss_bwd)
@@ -158,21 +151,15 @@ def _names(form: _Form, item: Int[Array, " n"], owner: Array | int) -> Names:
     return Names(item, place, item if form.duplicates == "positive" else place)
 
 
-def _unseen(rows: int) -> Sums:
-    def full(value: float) -> Array:
-        return jnp.full((rows,), value, jnp.float32)
-
-    best, hit = jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,), bool)
-    return Sums(full(-jnp.inf), full(0), full(0), full(0), best, hit)
-
-
 def _forward(
-    form: _Form, text: Array, frames: Array, mask: Array, item: Array, scale: Array
+    form: _Form, text: Array, frames: Array, mask: Array, item: Array, line: Line
 ) -> tuple[tuple[Array, dict[str, Array]], tuple[Kept, Kept]]:
     """The loss of the global batch, and what the backward pass needs of own texts and clips."""
+    scale, bias = line
     digest = _digest(form.chosen, frames, mask)
     texts, clips = _cuts(text, frames, form.chosen)
     own = _names(form, item, form.ring.here)
+    see = form.objective.see
 
     def meet(j: Array, seen: tuple[Sums, Sums], visitor: tuple[Array, Names]) -> tuple[Sums, Sums]:
         of_texts, of_clips = seen
@@ -182,10 +169,10 @@ def _forward(
         def block(i: Array, carry: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
             of_texts, of_some = carry
             rows, row_names = texts.take(visitor, i)
-            logits = scale * form.chosen.compare(rows, some, form.temperature)
+            logits = scale * form.chosen.compare(rows, some, form.temperature) + bias
             logits = _masked(logits, texts.fresh(i), clips.fresh(j), -jnp.inf)
-            updated = _see(texts.take(of_texts, i), logits, row_names, names)
-            return texts.put(of_texts, updated, i), _see(of_some, logits.T, names, row_names)
+            updated = see(texts.take(of_texts, i), logits, row_names, names)
+            return texts.put(of_texts, updated, i), see(of_some, logits.T, names, row_names)
 
         carry = of_texts, clips.take(of_clips, j)
         of_texts, of_some = jax.lax.fori_loop(0, texts.count, block, carry)
@@ -200,11 +187,11 @@ def _forward(
         return *form.ring.next((text, item, of_texts)), of_clips
 
     # After as many steps as there are devices all texts are at home again.
-    carry = text, item, _unseen(len(text)), _unseen(len(text))
+    carry = text, item, unseen(len(text)), unseen(len(text))
     *_, of_texts, of_clips = jax.lax.fori_loop(0, form.ring.size, step, carry)
     sums = form.ring.sum(
         {
-            "loss": 0.5 * jnp.sum(of_texts.cross_entropy() + of_clips.cross_entropy()),
+            "loss": form.objective.share * form.objective.total(of_texts, of_clips),
             "t2v_accuracy": jnp.sum(of_texts.hit.astype(jnp.float32)),
             "v2t_accuracy": jnp.sum(of_clips.hit.astype(jnp.float32)),
         }
@@ -212,26 +199,6 @@ def _forward(
     means = {name: value / (form.ring.size * len(text)) for name, value in sums.items()}
     kept = of_texts.kept(), of_clips.kept()
     return (means.pop("loss"), means), kept
-
-
-def _see(sums: Sums, logits: Float[Array, "n m"], rows: Names, columns: Names) -> Sums:
-    """The sums of these rows with more columns; a logit of -inf is not there."""
-    found = jnp.max(logits, axis=1)
-    peak = jnp.maximum(sums.peak, found)
-    total = sums.total * jnp.exp(sums.peak - peak)
-    same = (rows.target[:, None] == columns.target[None, :]) & (logits > -jnp.inf)
-    at = jnp.argmax(logits, axis=1)
-    best = columns.place[at]
-    # Blocks come in another order on each device: the first of equal logits is the lowest place.
-    better = (found > sums.peak) | ((found == sums.peak) & (best < sums.best))
-    return Sums(
-        peak,
-        total + jnp.sum(jnp.exp(logits - peak[:, None]), axis=1),
-        sums.same + jnp.sum(jnp.where(same, logits, 0.0), axis=1),
-        sums.targets + jnp.sum(same.astype(jnp.float32), axis=1),
-        jnp.where(better, best, sums.best),
-        jnp.where(better, columns.item[at] == rows.item, sums.hit),
-    )
 
 
 def _masked(
@@ -252,15 +219,13 @@ def _backward(
     frames: Array,
     mask: Array,
     item: Array,
-    scale: Array,
+    line: Line,
     kept: tuple[Kept, Kept],
     cotangent: Array,
-) -> tuple[Array, Array, Array]:
-    """Gradients with respect to own texts, own frames, and the scale.
-
-    d loss / d logit of a pair is (its share of the row + its share of the column - twice its
-    target) / 2n; targets are symmetric.
-    """
+) -> tuple[Array, Array, Line]:
+    """Gradients with respect to own texts, own frames, and scale and bias."""
+    scale, bias = line
+    share, slope_of = form.objective.share, form.objective.slope
     chosen, n = form.chosen, form.ring.size * len(text)
     digest = _digest(chosen, frames, mask)
     texts, clips = _cuts(text, frames, chosen)
@@ -271,32 +236,32 @@ def _backward(
     d_frames = jnp.zeros(frames.shape, jnp.float32) if chosen.needs_frames else None
 
     def meet(j: Array, carry: PyTree, visitor: tuple[Array, Names, Kept]) -> PyTree:
-        d_text, d_digest, d_frames, d_scale = carry
+        d_text, d_digest, d_frames, d_line = carry
         some = chosen.join(*clips.take((digest, frames, mask), j))
         names, columns = clips.take((own, kept[1]), j)
 
         def block(i: Array, carry: PyTree) -> PyTree:
-            d_text, d_digest, d_frames, d_scale = carry
+            d_text, d_digest, d_frames, (d_scale, d_bias) = carry
             rows, row_names, row = texts.take(visitor, i)
 
             def compare(rows: Array, digest: Any, frames: Array | None) -> Array:
                 return chosen.compare(rows, Clips(digest, frames, some.mask), form.temperature)
 
             cosine, pull = jax.vjp(compare, rows, some.digest, some.frames)
-            slope = _slope(scale * cosine, row_names, names, row, columns)
-            slope = _masked(slope, texts.fresh(i), clips.fresh(j), 0.0) * (0.5 / n * cotangent)
+            slope = slope_of(scale * cosine + bias, row_names, names, row, columns)
+            slope = _masked(slope, texts.fresh(i), clips.fresh(j), 0.0) * (share / n * cotangent)
             add_text, add_digest, add_frames = pull(scale * slope)
             return (
                 texts.add(d_text, add_text, i),
                 *_plus((d_digest, d_frames), (add_digest, add_frames)),
-                d_scale + jnp.sum(slope * cosine),
+                (d_scale + jnp.sum(slope * cosine), d_bias + jnp.sum(slope)),
             )
 
         zeros = jax.tree.map(
             lambda x: jnp.zeros((clips.size, *x.shape[1:]), x.dtype), (d_digest, d_frames)
         )
-        d_text, *more, d_scale = jax.lax.fori_loop(0, texts.count, block, (d_text, *zeros, d_scale))
-        return d_text, *clips.add((d_digest, d_frames), tuple(more), j), d_scale
+        d_text, *more, d_line = jax.lax.fori_loop(0, texts.count, block, (d_text, *zeros, d_line))
+        return d_text, *clips.add((d_digest, d_frames), tuple(more), j), d_line
 
     def step(t: Array, carry: PyTree) -> PyTree:
         text, item, row, *sums = carry
@@ -307,19 +272,11 @@ def _backward(
         text, item, row, d_text = form.ring.next((text, item, row, d_text))
         return text, item, row, d_text, *sums
 
-    carry = text, item, kept[0], d_text, d_digest, d_frames, jnp.zeros((), jnp.float32)
-    *_, d_text, d_digest, d_frames, d_scale = jax.lax.fori_loop(0, form.ring.size, step, carry)
+    zero = jnp.zeros((), jnp.float32)
+    carry = text, item, kept[0], d_text, d_digest, d_frames, (zero, zero)
+    *_, d_text, d_digest, d_frames, d_line = jax.lax.fori_loop(0, form.ring.size, step, carry)
     d_frames = _through_digest(chosen, frames, mask, d_digest, d_frames)
-    return d_text.astype(text.dtype), d_frames, form.ring.sum(d_scale)
-
-
-def _slope(
-    logits: Float[Array, "n m"], rows: Names, columns: Names, row: Kept, column: Kept
-) -> Float[Array, "n m"]:
-    shares = jnp.exp(logits - row.logsumexp[:, None])
-    shares = shares + jnp.exp(logits - column.logsumexp[None, :])
-    same = rows.target[:, None] == columns.target[None, :]
-    return shares - jnp.where(same, 2.0 / row.targets[:, None], 0.0)
+    return d_text.astype(text.dtype), d_frames, form.ring.sum(d_line)
 
 
 def _plus(sums: _Tree, more: _Tree) -> _Tree:

@@ -1,23 +1,39 @@
-"""Text-media retrieval with CLIP: the loss of a batch, and what evaluation compares."""
+"""Text-media retrieval with two towers: the loss of a batch, and what evaluation compares."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from uniadapter_jax.backbones.clip import CLIP
+from uniadapter_jax.backbones.two_towers import TwoTowers
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import row_keys, split
 from uniadapter_jax.common.types import Array, Bool, Float
 from uniadapter_jax.tasks.base import Batch, Loss, Setting, Stateless
 from uniadapter_jax.tasks.retrieval import losses, scoring
-from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss
+from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss, ring_sigmoid_loss
 
-# Equal up to rounding. dense: n x n logits, cut by rows. ring: blocks of them, never all.
-LOSSES = {"dense": losses.retrieval_loss, "ring": ring_retrieval_loss}
+
+class LossForm(NamedTuple):
+    """A function of the features of a batch; `biased`: the backbone's bias is an argument."""
+
+    function: Callable[..., Loss]
+    biased: bool
+
+
+# dense: n x n logits, cut by rows; sigmoid likewise. ring, sigmoid_ring: the same up to rounding,
+# from blocks of logits, never all.
+LOSSES: Mapping[str, LossForm] = {
+    "dense": LossForm(losses.retrieval_loss, biased=False),
+    "ring": LossForm(ring_retrieval_loss, biased=False),
+    "sigmoid": LossForm(losses.sigmoid_loss, biased=True),
+    "sigmoid_ring": LossForm(ring_sigmoid_loss, biased=True),
+}
 
 
 class Features(NamedTuple):
@@ -35,16 +51,16 @@ class Retrieval(Stateless):
     mesh: what the batch is cut over; None knows of one device.
     """
 
-    family: ClassVar[str] = "clip"
+    families: ClassVar[tuple[str, ...]] = ("clip", "siglip")
     options: Any
     mesh: Mesh | None
 
-    def loss(self, model: CLIP, batch: Batch, key: Array | None, given: Any = None) -> Loss:
+    def loss(self, model: TwoTowers, batch: Batch, key: Array | None, given: Any = None) -> Loss:
         """The loss of a global batch {frames, frame_mask, text, item} and its metrics."""
         keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
         return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
 
-    def features(self, model: CLIP, batch: Batch, keys: Array | None) -> Features:
+    def features(self, model: TwoTowers, batch: Batch, keys: Array | None) -> Features:
         """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
         of_text, of_frames = (None, None) if keys is None else split(keys, 2)
         return Features(
@@ -54,30 +70,33 @@ class Retrieval(Stateless):
 
     def loss_of_features(
         self,
-        model: CLIP,
+        model: TwoTowers,
         features: Features,
         batch: Batch,
         key: Array | None = None,
         given: Any = None,
     ) -> Loss:
         """The loss of a global batch whose features are known; nothing more is drawn."""
-        return LOSSES[self.options.loss](
+        form = LOSSES[self.options.loss]
+        bias = (model.logit_bias[...],) if form.biased else ()
+        return form.function(
             features.text,
             features.frames,
             batch["frame_mask"],
             batch["item"],
             model.logit_scale[...],
+            *bias,
             similarity=self.options.similarity,
             temperature=self.options.temperature,
             duplicates=self.options.duplicates,
             mesh=self.mesh,
         )
 
-    def encode_clips(self, model: CLIP, batch: Batch) -> Float[Array, "b f c"]:
+    def encode_clips(self, model: TwoTowers, batch: Batch) -> Float[Array, "b f c"]:
         """Raw features of every frame."""
         return model.encode_frames(batch["frames"])
 
-    def encode_texts(self, model: CLIP, batch: Batch) -> Float[Array, "b c"]:
+    def encode_texts(self, model: TwoTowers, batch: Batch) -> Float[Array, "b c"]:
         """Raw features."""
         return model.encode_text(batch["text"])
 
@@ -98,4 +117,12 @@ class Retrieval(Stateless):
 
 
 def make(setting: Setting) -> Retrieval:
+    """The task; raises `UserError` for a loss that the backbone has no bias for."""
+    loss = setting.options.loss
+    if LOSSES[loss].biased and not setting.model_config.has_logit_bias:
+        known = ", ".join(name for name, form in LOSSES.items() if not form.biased)
+        raise UserError(
+            f"config.task.loss={loss!r} needs a backbone with a bias of its logits (SigLIP), and "
+            f"this one has none; choose one of {known}"
+        )
     return Retrieval(setting.options, setting.mesh)

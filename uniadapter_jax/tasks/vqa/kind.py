@@ -11,7 +11,7 @@ from uniadapter_jax.tasks.vqa.task import Vqa, make
 
 KIND = Kind(
     name="vqa",
-    families=(Vqa.family,),
+    families=Vqa.families,
     tag="visual-question-answering",
     make=make,
     options={

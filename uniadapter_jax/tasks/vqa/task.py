@@ -27,7 +27,7 @@ from uniadapter_jax.tasks.vqa.losses import answer_losses, weighted_loss
 class Vqa(Stateless):
     """See the module. options: `config.task`; pad_id: what fills texts."""
 
-    family: ClassVar[str] = "blip"
+    families: ClassVar[tuple[str, ...]] = ("blip",)
     options: Any
     mesh: Mesh
     pad_id: int

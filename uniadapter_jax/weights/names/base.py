@@ -90,7 +90,8 @@ def linear_rows(ours: str, theirs: str) -> list[Row]:
     ]
 
 
-def _blocks(ours: str, theirs: str) -> list[Row]:
+def block_rows(ours: str, theirs: str) -> list[Row]:
+    """The rows of the layers of a tower."""
     layer = f"{theirs}.encoder.layers.{{i}}"
     return [
         *norm_rows(f"{ours}.blocks.ln_1", f"{layer}.layer_norm1"),
@@ -109,14 +110,14 @@ HUGGINGFACE_CLIP: tuple[Row, ...] = (
     ("logit_scale", "logit_scale", "same"),
     ("text.token_embedding", f"{_TEXT}.embeddings.token_embedding.weight", "same"),
     ("text.position_embedding", f"{_TEXT}.embeddings.position_embedding.weight", "same"),
-    *_blocks("text", _TEXT),
+    *block_rows("text", _TEXT),
     *norm_rows("text.ln_final", f"{_TEXT}.final_layer_norm"),
     ("text.projection.kernel", "text_projection.weight", "transpose"),
     ("vision.class_embedding", f"{_VISION}.embeddings.class_embedding", "same"),
     ("vision.patch_embedding.kernel", f"{_VISION}.embeddings.patch_embedding.weight", "patches"),
     ("vision.position_embedding", f"{_VISION}.embeddings.position_embedding.weight", "same"),
     *norm_rows("vision.ln_pre", f"{_VISION}.pre_layrnorm"),  # spelt so by transformers
-    *_blocks("vision", _VISION),
+    *block_rows("vision", _VISION),
     *norm_rows("vision.ln_post", f"{_VISION}.post_layernorm"),
     ("vision.projection.kernel", "visual_projection.weight", "transpose"),
 )

@@ -10,11 +10,9 @@ _A = -0.75  # torch's cubic; others use -.5
 
 
 def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
-    """[1 + g * g, d] with the class token first, to [1 + grid * grid, d].
+    """[1 + g * g, d] with the class token first, to [1 + grid * grid, d]; the class token stays.
 
-    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` without
-    antialiasing; the class token stays. A table that fits already comes back as it is, else the
-    result is float32.
+    As `resize_patches` otherwise.
 
     Raises:
       ValueError: the table is not that of a square of patches.
@@ -24,11 +22,27 @@ def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
         raise ValueError(f"{table.shape} is no table of 1 + g * g positions")
     if side == grid:
         return table
+    return np.concatenate([table[:1].astype(np.float32), resize_patches(table[1:], grid)])
+
+
+def resize_patches(table: np.ndarray, grid: int) -> np.ndarray:
+    """[g * g, d] to [grid * grid, d].
+
+    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` without
+    antialiasing. A table that fits already comes back as it is, else the result is float32.
+
+    Raises:
+      ValueError: the table is not that of a square of patches.
+    """
+    side = math.isqrt(len(table)) if table.ndim == 2 else 0
+    if side < 1 or side * side != len(table):
+        raise ValueError(f"{table.shape} is no table of g * g positions")
+    if side == grid:
+        return table
     weights = cubic_weights(side, grid)
-    patches = table[1:].astype(np.float64).reshape(side, side, -1)
+    patches = table.astype(np.float64).reshape(side, side, -1)
     resized = np.einsum("Hh,Ww,hwd->HWd", weights, weights, patches, optimize=True)
-    rows = np.concatenate([table[:1].astype(np.float64), resized.reshape(grid * grid, -1)])
-    return rows.astype(np.float32)
+    return resized.reshape(grid * grid, -1).astype(np.float32)
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from uniadapter_jax.weights.names.positions import resize_positions
+from uniadapter_jax.weights.names.positions import resize_patches, resize_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,11 @@ def _positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
     return (table if context.grid is None else resize_positions(table, context.grid),)
 
 
+def _patch_positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
+    """Of a tower without a class token."""
+    return (table if context.grid is None else resize_patches(table, context.grid),)
+
+
 def _batched_positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
     """BLIP's table has an axis of size one in front."""
     if table.ndim != 3 or len(table) != 1:
@@ -69,6 +74,7 @@ TRANSFORMS: Mapping[str, Transform] = {
     "transpose": _transpose,
     "split_qkv": _thirds,
     "positions": _positions,
+    "patch_positions": _patch_positions,
     "batched_positions": _batched_positions,
 }
 

@@ -1,0 +1,120 @@
+"""Two towers with a joint embedding: what CLIP and its relatives have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.huggingface_config import TowerConfig
+from uniadapter_jax.common.randomness import frame_keys, row_keys
+from uniadapter_jax.common.types import Array, Float, Int, PyTree
+
+
+class TwoTowersConfig(Protocol):
+    """What counts of work ask of the config of such a model.
+
+    Attributes:
+      pooling_reads: linear layers of the vision tower's head that multiply every token; all else
+        outside the layers of a tower multiplies one row for each picture or text.
+    """
+
+    pooling_reads: ClassVar[tuple[str, ...]]
+
+    @property
+    def vision(self) -> TowerConfig: ...
+
+    @property
+    def text(self) -> TowerConfig: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def patches(self) -> int: ...
+
+    def tokens(self, tower: str, words: int) -> int:
+        """Of a picture, or of a text whose row has so many words, in that tower."""
+
+
+class TwoTowers(nnx.Module):
+    """Pictures and texts to raw features, each by a tower of its own.
+
+    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
+    lead with the axis of layers.
+
+    Attributes:
+      logit_scale: the logarithm of the temperature's inverse.
+      logit_bias: what is added to every logit of a sigmoid loss; None in a model without one.
+    """
+
+    logit_scale: nnx.Param
+    logit_bias: Any
+    text: Any
+    vision: Any
+
+    def __init__(self, config: Any, *, dtype: str, frame_chunks: int):
+        self.adapters = nnx.data(None)
+        self.logit_bias = nnx.data(None)
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
+
+    def towers(self) -> tuple[layers.Tower, ...]:
+        """Both, as methods find them."""
+        vision, text = self.config.vision, self.config.text
+        return (
+            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
+            layers.Tower("text", self.text.blocks, text.layers, text.width),
+        )
+
+    def _shared(self, tower: str, count: int) -> PyTree | None:
+        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
+
+    def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
+        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
+        shared = self._shared("vision", self.config.vision.layers)
+        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
+        return features.astype(jnp.float32)
+
+    def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
+        """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
+
+        The tower runs over `frame_chunks` groups of frames one after another. `key` is one for
+        all clips, or a key per clip.
+        """
+        b, f = frames.shape[:2]
+        groups = np.array_split(np.arange(f), min(self.frame_chunks, f))
+        keys = None
+        if key is not None:
+            keys = frame_keys(key if key.ndim else row_keys(key, jnp.arange(b)), f)
+        out = []
+        for group in groups:
+            here = slice(group[0], group[-1] + 1)
+            features = self.encode_images(
+                frames[:, here].reshape(-1, *frames.shape[2:]),
+                key=None if keys is None else keys[:, here].reshape(-1),
+            )
+            out.append(features.reshape(b, len(group), -1))
+        return jnp.concatenate(out, axis=1)
+
+    def encode_text(
+        self, ids: Int[Array, "b l"], *, key: Array | None = None
+    ) -> Float[Array, "b c"]:
+        """Token ids to raw features."""
+        shared = self._shared("text", self.config.text.layers)
+        features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
+        return features.astype(jnp.float32)
+
+
+def fastest_chunks(width: int, platform: str | None = None) -> int:
+    """Groups of frames; a CPU keeps a part of a wide tower's activations in cache.
+
+    A narrow tower fits whole, and every part is compiled anew (`benchmarks/train_step.py`).
+    `platform` is by default the one that this process computes on.
+    """
+    return 4 if (platform or jax.default_backend()) == "cpu" and width >= 512 else 1
