@@ -190,7 +190,7 @@ def test_all_problems_are_in_one_report(write, tensors):
         ("{", "not JSON"),
         ("\xff", "not UTF-8"),
         ("[1]", "holds a JSON array"),
-        ('{"model_type": "siglip"}', "'siglip', expected 'clip' or 'blip'"),
+        ('{"model_type": "align"}', "'align', expected 'clip' or 'blip' or 'siglip'"),
         ('{"vision_config": 3}', "vision_config is a int"),
         ('{"text_config": {"hidden_size": "wide"}}', "text_config.hidden_size='wide'"),
         ('{"text_config": {"num_hidden_layers": -1}}', "text_config.num_hidden_layers=-1"),
