@@ -59,7 +59,7 @@ def step_of(sizes, loss):
     task = get_task("retrieval").make(Setting(config.task, mesh, model.config, 8, 1))
     optimizer = optax.sgd(1.0)
     step = make_step(task, part, optimizer, mesh, seed=0)
-    batch = meshes.put_batch(jax.tree.map(np.asarray, siglip_case.batch()), mesh, 8)
+    batch = meshes.put_batch(jax.tree.map(np.asarray, siglip_case.batch(frames=1)), mesh, 8)
     trained = meshes.put_replicated(part.trainable, mesh)
     state = optimizer.init(trained)
     trained, _, _, metrics = step(trained, state, {}, frozen, batch, jnp.int32(0))
@@ -75,7 +75,7 @@ def test_a_step_on_eight_devices_is_that_of_one():
 
 def test_the_sigmoid_loss_is_its_formula():
     """Equation 1 of the paper in NumPy, with one frame a clip."""
-    text, frames, mask = data(n=6, m=6, f=1, c=8)
+    text, frames, _ = data(n=6, m=6, f=1, c=8)
     text, image = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (text, frames[:, 0]))
     item, t, b = np.array([0, 1, 2, 1, 4, 5]), 7.0, -3.0
     for duplicates, same in (
@@ -119,7 +119,7 @@ def test_the_ring_equals_the_dense_loss(similarity, duplicates, mesh, most, monk
 
 def test_a_clip_has_no_bias_for_a_sigmoid_loss():
     options = ConfigDict({**get_task("retrieval").options, "loss": "sigmoid"})
-    with pytest.raises(UserError, match="config.task.loss='sigmoid' needs a backbone with a bias"):
+    with pytest.raises(UserError, match="'sigmoid' needs a backbone with a bias"):
         get_task("retrieval").make(Setting(options, None, tiny.clip().config, 0, 0))
 
 

@@ -103,8 +103,15 @@ def test_the_tokenizer_is_theirs(tmp_path):
         minloglevel=2,
     )
     theirs = SiglipTokenizer(vocab_file=str(tmp_path / "spiece.model"))
-    odd = ["A photo of a CAT.", "", "ｆｕｌｌ Ｗidth", "don't-stop!", "x  y\tz\n", "日本 café ①"]
-    odd += ["".join(rng.choice(list("ab cd.é,- ü?'①½ｆ"), 20)) for _ in range(100)]
+    odd = [
+        "A photo of a CAT.",
+        "",
+        "\uff46ull \uff37idth",
+        "don't-stop!",
+        "x  y\tz\n",
+        "日本 café ①",
+    ]
+    odd += ["".join(rng.choice(list("ab cd.é,- ü?'①½\uff46"), 20)) for _ in range(100)]
     cases = texts[:50] + odd
     found = load_sentencepiece(tmp_path).encode(cases, 16)
     wanted = theirs(cases, padding="max_length", max_length=16, truncation=True).input_ids
