@@ -46,7 +46,7 @@ from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.runs.run import run
 from uniadapter_jax.runs.workdir import holding
-from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
+from uniadapter_jax.tasks.retrieval.evaluator import Embedded, RetrievalEvaluator
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
@@ -187,8 +187,8 @@ def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Pat
     clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
     texts = [test.captions[i][0] for i in clips]
     ids = encoder.text_ids(texts)
-    embedded = encoder.ids(trainable, ids), *encoder.clips(trainable, test)
-    scores = evaluator.scores(trainable, test, ids, *embedded)["t2v"]
+    embedded = Embedded(ids, encoder.ids(trainable, ids), *encoder.clips(trainable, test))
+    scores = evaluator.scores(trainable, test, embedded)["t2v"]
     rows = []
     for text, own, row in zip(texts, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")

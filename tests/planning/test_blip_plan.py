@@ -128,7 +128,7 @@ def test_the_list_of_answers_counts_where_it_is(run_of, tmp_path):
 def test_the_states_of_a_run_lie_beside_its_evaluation(run_of):
     run = run_of("matching", devices=2)
     program = compile_program(run, TEXT, None)
-    kept = jax.tree.leaves((run.part.trainable, run.part.frozen, run.state))
+    kept = jax.tree.leaves((run.partition.trainable, run.partition.frozen, run.state))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
     assert sum(program.resident.values()) + program.beside == held + program.resident["batch"]
 
@@ -136,19 +136,19 @@ def test_the_states_of_a_run_lie_beside_its_evaluation(run_of):
 def test_a_frozen_tower_has_no_gradient(run_of):
     sizes = {"pairs": 8, "frames": 1, "words": WORDS, "momentum": False, "frame_weights": False}
     run = run_of("matching", method="projection")
-    passes = matching_passes(run.backbone, **sizes)
+    passes = matching_passes(run.model_config, **sizes)
     heads = 2 * 8 * (WIDTH * EMBED + 32 * EMBED + 3 * 32 * 2)
-    forward = forward_flops(run.backbone, run.part, passes)
-    assert step_flops(run.backbone, run.part, passes) == forward + heads
+    forward = forward_flops(run.model_config, run.partition, passes)
+    assert step_flops(run.model_config, run.partition, passes) == forward + heads
 
 
 def test_keys_and_values_of_a_picture_count_once(run_of):
     run = run_of("matching")
     one, two = (
         sum(
-            forward_flops(run.backbone, run.part, [step])
+            forward_flops(run.model_config, run.partition, [step])
             for step in matching_passes(
-                run.backbone,
+                run.model_config,
                 pairs=8,
                 frames=frames,
                 words=WORDS,

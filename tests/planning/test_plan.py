@@ -60,10 +60,10 @@ def test_predicted_bytes_are_the_compilers(planned):
 def test_predicted_bytes_by_hand(planned, config):
     run = run_of(config)
     found = planned["programs"][TRAIN]["argument_bytes"]
-    assert found["frozen weights"] == 4 * count(run.part.frozen)
-    assert found["trained weights"] == 4 * count(run.part.trainable)
+    assert found["frozen weights"] == 4 * count(run.partition.frozen)
+    assert found["trained weights"] == 4 * count(run.partition.trainable)
     # Two moments, and the steps as Adam and as the schedule count them.
-    assert found["optimizer state"] == 2 * 4 * count(run.part.trainable) + 2 * 4
+    assert found["optimizer state"] == 2 * 4 * count(run.partition.trainable) + 2 * 4
     assert found["batch"] == 2 * (3 * 32 * 32 * 3 + 3 + 6 * 4 + 4)
     # Of a clip's three pictures only; 13 clips become 16, the least that 8 devices divide.
     frames = planned["programs"][FRAMES]

@@ -200,6 +200,19 @@ def padded_ids(
     return ids
 
 
+def text_ids(value: Any, name: str, axes: str, config: Any) -> Int[np.ndarray, "... l"]:
+    """`padded_ids` of what a backbone with `pad_id` and `positions` reads."""
+    return padded_ids(
+        value,
+        name,
+        axes,
+        (None,) * len(axes.split()),
+        vocab_size=config.vocab_size,
+        pad=config.pad_id,
+        longest=config.positions,
+    )
+
+
 def check_begin(
     ids: Int[np.ndarray, "... l"], rows: Bool[np.ndarray, "..."], name: str, begin: int, token: str
 ) -> None:

@@ -285,15 +285,7 @@ class AdaptedBLIP:
 
 def blip_ids(value: Any, name: str, axes: str, config: BLIPConfig) -> Int[np.ndarray, "... l"]:
     """Rows of ids that a BLIP reads, each with a token at least; raises `UserError` for others."""
-    ids = arguments.padded_ids(
-        value,
-        name,
-        axes,
-        (None,) * len(axes.split()),
-        vocab_size=config.vocab_size,
-        pad=config.pad_id,
-        longest=config.positions,
-    )
+    ids = arguments.text_ids(value, name, axes, config)
     if (empty := np.argwhere(ids[..., 0] == config.pad_id)).size:
         raise UserError(f"{name}: row {empty[0].tolist()} has no token, padding alone")
     return ids

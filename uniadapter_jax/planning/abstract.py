@@ -38,16 +38,16 @@ class AbstractRun:
     """Built like an `Experiment`, but every array is a shape; `optimizer` is None for zero-shot."""
 
     config: ConfigDict
-    backbone: Config
+    model_config: Config
     mesh: Mesh
-    part: Partition
+    partition: Partition
     optimizer: optax.GradientTransformation | None
 
     @property
     def task(self) -> Any:
         """The config's."""
         size = self.config.train.batch_size if self.optimizer is not None else 0
-        setting = Setting(self.config.task, self.mesh, self.backbone, size, _STEPS)
+        setting = Setting(self.config.task, self.mesh, self.model_config, size, _STEPS)
         return get_task(self.config.task.name).make(setting)
 
     @functools.cached_property
@@ -64,7 +64,7 @@ class AbstractRun:
     @property
     def batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The global batch of the training step."""
-        data, size = self.config.data, self.backbone.image_size
+        data, size = self.config.data, self.model_config.image_size
         clips = self.config.train.batch_size
         batch = {
             "frames": jax.ShapeDtypeStruct((clips, data.frames, size, size, 3), jnp.uint8),
@@ -78,8 +78,8 @@ class AbstractRun:
         """What a run keeps from step to step beside the weights, by kind, placed on the mesh."""
         if self.optimizer is None:
             return {OPTIMIZER: {}, TASK: {}}
-        moments = jax.eval_shape(self.optimizer.init, self.part.trainable)
-        kept = jax.eval_shape(self.task.init_state, self.part.trainable)
+        moments = jax.eval_shape(self.optimizer.init, self.partition.trainable)
+        kept = jax.eval_shape(self.task.init_state, self.partition.trainable)
         return {
             OPTIMIZER: meshes.placed(moments, meshes.replicated(self.mesh)),
             TASK: jax.tree.map(meshes.placed, kept, self.task.state_shardings(kept)),
@@ -87,10 +87,10 @@ class AbstractRun:
 
     def arguments(self, program: str) -> dict[str, PyTree]:
         """What the program is given, by kind and in order, with its place on the mesh."""
-        trained = meshes.placed(self.part.trainable, meshes.replicated(self.mesh))
-        assert self.part.weights is not None
-        frozen = self.part.frozen
-        frozen = jax.tree.map(meshes.placed, frozen, self.part.weights.shardings(frozen))
+        trained = meshes.placed(self.partition.trainable, meshes.replicated(self.mesh))
+        assert self.partition.weights is not None
+        frozen = self.partition.frozen
+        frozen = jax.tree.map(meshes.placed, frozen, self.partition.weights.shardings(frozen))
         parts = {"trained weights": trained, "frozen weights": frozen}
         if program != TRAIN:
             return {**parts, **self.evaluation[program].given()}
@@ -105,7 +105,7 @@ class AbstractRun:
         assert self.optimizer is not None
         step = make_step(
             self.task,
-            self.part,
+            self.partition,
             self.optimizer,
             self.mesh,
             self.config.seed,

@@ -48,7 +48,7 @@ def find_change(run: AbstractRun, failed: Program, say: Callable[[str], None]) -
         devices = list(run.mesh.devices.flat)
         try:
             mesh = meshes.make_mesh(config.mesh, devices) if _MESH & fields.keys() else run.mesh
-            changed = build(config, run.backbone, mesh, devices[0].platform)
+            changed = build(config, run.model_config, mesh, devices[0].platform)
         except UserError:
             continue  # the task, the backbone or the slice does not have it
         program = compile_program(changed, failed.name, failed.limit)

@@ -14,23 +14,23 @@ from uniadapter_jax.tasks.registry import get_task
 
 def useful_flops(run: AbstractRun, program: str) -> int:
     """FLOPs by the formula of one of `run.programs`, of the whole slice."""
-    if not isinstance(run.backbone, BLIPConfig):
-        return _of_two_towers(run, run.backbone, program)
+    if not isinstance(run.model_config, BLIPConfig):
+        return _of_two_towers(run, run.model_config, program)
     if program == TRAIN:
-        return blip.step_flops(run.backbone, run.part, _training(run, run.backbone))
-    passes = _evaluation(run, run.backbone, program)
-    return blip.forward_flops(run.backbone, run.part, passes)
+        return blip.step_flops(run.model_config, run.partition, _training(run, run.model_config))
+    passes = _evaluation(run, run.model_config, program)
+    return blip.forward_flops(run.model_config, run.partition, passes)
 
 
 def _of_two_towers(run: AbstractRun, towers: TwoTowersConfig, program: str) -> int:
     data = run.config.data
     if program == TRAIN:
         clips = run.config.train.batch_size
-        return step_flops(towers, run.part, clips=clips, frames=data.frames, words=data.words)
+        return step_flops(towers, run.partition, clips=clips, frames=data.frames, words=data.words)
     tower = "text" if program == TEXT else "vision"
     rows = next(iter(run.evaluation[program].given()["batch"].values())).shape[0]
     return forward_flops(
-        towers, run.part, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
+        towers, run.partition, clips=rows, frames=data.frames, words=data.words, towers=(tower,)
     )
 
 

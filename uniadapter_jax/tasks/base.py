@@ -101,7 +101,26 @@ class Stateless:
         return None, state
 
 
-class Subject(Protocol):
+class Runnable(Protocol):
+    """A run as programs know it; its arrays may be shapes alone, as in a plan."""
+
+    @property
+    def config(self) -> ConfigDict: ...
+
+    @property
+    def mesh(self) -> Mesh: ...
+
+    @property
+    def partition(self) -> Partition: ...
+
+    @property
+    def task(self) -> Any: ...
+
+    @property
+    def model_config(self) -> Any: ...
+
+
+class Subject(Runnable, Protocol):
     """The run that is evaluated, as evaluators know it.
 
     Attributes:
@@ -109,19 +128,11 @@ class Subject(Protocol):
       identity: what training depends on, flat.
     """
 
-    config: ConfigDict
-    mesh: Mesh
-    partition: Partition
-    data: Splits
-
     @property
-    def task(self) -> Any: ...
+    def data(self) -> Splits: ...
 
     @property
     def tokenizer(self) -> Any: ...
-
-    @property
-    def model_config(self) -> Any: ...
 
     @property
     def eval_batch(self) -> int: ...
@@ -150,25 +161,6 @@ class Program(NamedTuple):
 
     function: Any
     given: Callable[[], dict[str, PyTree]]
-
-
-class AbstractSubject(Protocol):
-    """A run whose arrays are shapes, as `Kind.programs` knows it; `backbone` is a config."""
-
-    @property
-    def config(self) -> ConfigDict: ...
-
-    @property
-    def backbone(self) -> Any: ...
-
-    @property
-    def mesh(self) -> Mesh: ...
-
-    @property
-    def part(self) -> Partition: ...
-
-    @property
-    def task(self) -> Any: ...
 
 
 class Samples(Protocol):
@@ -243,7 +235,7 @@ class Kind:
     shown: str
     samples: Samples
     evaluator: Callable[[Subject, pathlib.Path | None], Evaluator]
-    programs: Callable[[AbstractSubject], dict[str, Program]]
+    programs: Callable[[Runnable], dict[str, Program]]
 
 
 def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:

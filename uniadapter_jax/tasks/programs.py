@@ -9,16 +9,16 @@ import jax.numpy as jnp
 
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.tasks.base import AbstractSubject, Program
+from uniadapter_jax.tasks.base import Program, Runnable
 from uniadapter_jax.tasks.encoding import TEXTS_PER_CLIP, make_encoders
 
 FRAMES, TEXT = "encode frames", "encode text"  # to features
 STATES = "encode states"  # of clips, which texts are read with
 
 
-def encoding_programs(run: AbstractSubject) -> dict[str, Program]:
+def encoding_programs(run: Runnable) -> dict[str, Program]:
     """Features of clips, and of texts."""
-    frames, text = make_encoders(run.task, run.part, run.mesh)
+    frames, text = make_encoders(run.task, run.partition, run.mesh)
     rows = meshes.batch_sharding(run.mesh)
     ids = (eval_clips(run) * TEXTS_PER_CLIP, run.config.data.words)
     batch = {"text": jax.ShapeDtypeStruct(ids, jnp.int32)}
@@ -28,14 +28,14 @@ def encoding_programs(run: AbstractSubject) -> dict[str, Program]:
     }
 
 
-def eval_clips(run: AbstractSubject) -> int:
+def eval_clips(run: Runnable) -> int:
     """Clips of an evaluation batch."""
     return meshes.round_up(run.mesh, run.config.eval.batch_size)
 
 
-def given_frames(run: AbstractSubject) -> dict[str, PyTree]:
+def given_frames(run: Runnable) -> dict[str, PyTree]:
     """The batch of a program that encodes clips."""
-    clips, frames, size = eval_clips(run), run.config.data.frames, run.backbone.image_size
+    clips, frames, size = eval_clips(run), run.config.data.frames, run.model_config.image_size
     batch = {
         "frames": jax.ShapeDtypeStruct((clips, frames, size, size, 3), jnp.uint8),
         "frame_mask": jax.ShapeDtypeStruct((clips, frames), jnp.bool_),
@@ -43,6 +43,8 @@ def given_frames(run: AbstractSubject) -> dict[str, PyTree]:
     return {"batch": meshes.placed(batch, meshes.batch_sharding(run.mesh))}
 
 
-def states_of(run: AbstractSubject, encode: Any) -> PyTree:
+def states_of(run: Runnable, encode: Any) -> PyTree:
     """The shapes that `encode` makes of a batch."""
-    return jax.eval_shape(encode, run.part.trainable, run.part.frozen, given_frames(run)["batch"])
+    return jax.eval_shape(
+        encode, run.partition.trainable, run.partition.frozen, given_frames(run)["batch"]
+    )

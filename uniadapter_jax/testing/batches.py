@@ -99,15 +99,7 @@ def candidate_ids(value: Any, config: Any) -> Int[np.ndarray, "n a"]:
 
 
 def _answer_ids(value: Any, name: str, axes: str, config: Any) -> Int[np.ndarray, "... a"]:
-    ids = arguments.padded_ids(
-        value,
-        name,
-        axes,
-        (None,) * len(axes.split()),
-        vocab_size=config.vocab_size,
-        pad=config.pad_id,
-        longest=config.positions,
-    )
+    ids = arguments.text_ids(value, name, axes, config)
     if ids.shape[-1] < 2:
         raise UserError(f"{name}: rows of one id have no room for a word behind [DEC]")
     return ids

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from uniadapter_jax.tasks.base import Subject
 from uniadapter_jax.tasks.matching.pair_scores import Texts
 from uniadapter_jax.tasks.matching.reranking import Reranker
 from uniadapter_jax.tasks.retrieval import caveats, metrics
-from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
+from uniadapter_jax.tasks.retrieval.evaluator import Embedded, RetrievalEvaluator
 
 
 class MatchingEvaluator(RetrievalEvaluator):
@@ -33,21 +32,15 @@ class MatchingEvaluator(RetrievalEvaluator):
             self.reranker = Reranker(subject.partition, subject.mesh, options)
 
     def scores(
-        self,
-        trainable: PyTree,
-        records: Records,
-        ids: np.ndarray,
-        text: np.ndarray,
-        clips: Any,
-        mask: np.ndarray,
+        self, trainable: PyTree, records: Records, embedded: Embedded
     ) -> dict[str, np.ndarray]:
         """Matching scores of the `rerank_k` best of either side, -100 for the others."""
-        first = super().scores(trainable, records, ids, text, clips, mask)
+        first = super().scores(trainable, records, embedded)
         if self.reranker is None:
             return first
         e = self.subject
-        same_texts, same_clips = distinct_rows(ids), distinct(records.contents)
-        ids, text = same_texts.take(ids), same_texts.take(text)
+        same_texts, same_clips = distinct_rows(embedded.ids), distinct(records.contents)
+        ids, text = same_texts.take(embedded.ids), same_texts.take(embedded.text)
         clips_once = records.subset(same_clips.first)
         found = self.reranker.rerank(
             trainable,

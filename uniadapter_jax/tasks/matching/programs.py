@@ -6,7 +6,7 @@ import numpy as np
 
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.tasks.base import AbstractSubject, Program
+from uniadapter_jax.tasks.base import Program, Runnable
 from uniadapter_jax.tasks.matching import reranking_plan
 from uniadapter_jax.tasks.matching.pair_scores import PairScorer, Texts
 from uniadapter_jax.tasks.programs import (
@@ -20,12 +20,12 @@ from uniadapter_jax.tasks.programs import (
 RERANK = "re-rank"
 
 
-def matching_programs(run: AbstractSubject) -> dict[str, Program]:
+def matching_programs(run: Runnable) -> dict[str, Program]:
     """The first stage's, then states of clips and a call of the scorer, if it re-ranks."""
     first = encoding_programs(run)
     if not run.config.task.rerank_k:
         return first
-    scorer = PairScorer(run.part, run.mesh, frame_weights=run.config.task.frame_weights)
+    scorer = PairScorer(run.partition, run.mesh, frame_weights=run.config.task.frame_weights)
 
     def given() -> dict[str, PyTree]:
         states = states_of(run, scorer.encode_program)
@@ -40,7 +40,7 @@ def matching_programs(run: AbstractSubject) -> dict[str, Program]:
     }
 
 
-def _pairs(run: AbstractSubject, scorer: PairScorer, states: PyTree) -> PyTree:
+def _pairs(run: Runnable, scorer: PairScorer, states: PyTree) -> PyTree:
     """A call as `main` makes it: of as many texts as the items of one batch ask for, where all
     items ask for the same, and all texts are as long as they may be."""
     clips, task, words = eval_clips(run), run.config.task, run.config.data.words

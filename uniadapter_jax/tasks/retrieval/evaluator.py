@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -19,6 +19,16 @@ from uniadapter_jax.data.records import Records
 from uniadapter_jax.tasks.base import Subject
 from uniadapter_jax.tasks.encoding import Encoder, TwoTower
 from uniadapter_jax.tasks.retrieval import metrics
+
+
+class Embedded(NamedTuple):
+    """A split, embedded: ids "n l" and features "n c" of texts, what the task keeps of clips, and
+    the mask "m f" of their frames."""
+
+    ids: np.ndarray
+    text: np.ndarray
+    clips: Any
+    mask: np.ndarray
 
 
 class RetrievalEvaluator:
@@ -53,7 +63,7 @@ class RetrievalEvaluator:
             _check_finite(features, records.ids)
         _check_finite(text, text_ids)
         options = self.subject.config.task
-        scores = self.scores(trainable, records, ids, text, clips, mask)
+        scores = self.scores(trainable, records, Embedded(ids, text, clips, mask))
 
         def rank(similarity: np.ndarray) -> dict[str, Any]:
             return metrics.retrieval_ranks(
@@ -80,17 +90,11 @@ class RetrievalEvaluator:
         }
 
     def scores(
-        self,
-        trainable: PyTree,
-        records: Records,
-        ids: np.ndarray,
-        text: np.ndarray,
-        clips: Any,
-        mask: np.ndarray,
+        self, trainable: PyTree, records: Records, embedded: Embedded
     ) -> dict[str, np.ndarray]:
         """Per direction the scores "n m" of all texts and clips."""
         task = cast(TwoTower, self.subject.task)
-        return dict.fromkeys(metrics.DIRECTIONS, task.similarity(text, clips, mask))
+        return dict.fromkeys(metrics.DIRECTIONS, task.similarity(*embedded[1:]))
 
 
 def _check_finite(features: np.ndarray, names: list[str]) -> None:

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.data.answers import answer_list
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.tasks.base import AbstractSubject, Program
+from uniadapter_jax.tasks.base import Program, Runnable
 from uniadapter_jax.tasks.programs import STATES, eval_clips, given_frames, states_of
 from uniadapter_jax.tasks.vqa.evaluator import TOGETHER, make_answerers
 
 ANSWER = "answer"
 
 
-def vqa_programs(run: AbstractSubject) -> dict[str, Program]:
+def vqa_programs(run: Runnable) -> dict[str, Program]:
     """States of clips, and answers to questions about them."""
     data = run.config.data
-    encode, answer = make_answerers(run.task, run.part, run.mesh, data.answer_words)
+    encode, answer = make_answerers(run.task, run.partition, run.mesh, data.answer_words)
 
     def given() -> dict[str, PyTree]:
         rows = meshes.batch_sharding(run.mesh)
@@ -39,7 +39,7 @@ def vqa_programs(run: AbstractSubject) -> dict[str, Program]:
     }
 
 
-def _answers(run: AbstractSubject) -> int:
+def _answers(run: Runnable) -> int:
     """Of the list, where it can be read here; else as many as are ranked of it."""
     source = run.config.task.answers or run.config.data.records
     if source and os.path.exists(source):
