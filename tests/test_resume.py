@@ -19,7 +19,7 @@ from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 
 # Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
-MOMENTS = list(zip((4, 12), np.random.default_rng(0).uniform(0.0, 0.08, 2), strict=True))
+MOMENTS = list(zip((5, 15), np.random.default_rng(0).uniform(0.0, 0.08, 2), strict=True))
 
 
 def assert_same_run(workdir, whole):

@@ -26,7 +26,7 @@ from uniadapter_jax.runs.workdir import Holder, check_free, holding
 
 CODE = """
 import os, sys, time
-from uniadapter_jax import workdir
+from uniadapter_jax.runs import workdir
 workdir.BEAT = {beat}
 with workdir.holding({place!r}, "a test"):
     {work}

@@ -87,8 +87,9 @@ LOAD = """
 import re, sys
 import numpy as np
 from PIL import Image
-from uniadapter_jax import gallery
-from uniadapter_jax.data import augment, images
+from uniadapter_jax.inference import gallery
+from uniadapter_jax.data import images
+from uniadapter_jax.data.loading import augment
 side = 224
 for size in ((20000, 1), (1, 20000), (65500, 3), (2, 65500)):
     data = images.encode_jpeg(Image.new("RGB", size, "white"), 90)

@@ -108,7 +108,7 @@ def test_a_file_that_kills_the_decoder_costs_only_itself(source, tmp_path):
         import os, sys
         sys.path.insert(0, {os.path.dirname(media.__file__)!r})
         import media
-        from uniadapter_jax.data import shards, workers
+        from uniadapter_jax.data.preparation import shards, workers
         from uniadapter_jax.data.sources import read_source
 
         original = shards.read_clip

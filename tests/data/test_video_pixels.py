@@ -130,7 +130,7 @@ PEAK = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 import media
-from uniadapter_jax.data import clips
+from uniadapter_jax.data.preparation import clips
 from uniadapter_jax.data.sources.item import Item
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 clip = clips.read_clip(Item("x", {path!r}, "train"), "/", media.settings(fps={fps}))
