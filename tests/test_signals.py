@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import media
@@ -12,6 +11,7 @@ import pytest
 import small_run
 from small_run import OFTEN, PATIENCE
 
+from uniadapter_jax.common import signals
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD
 from uniadapter_jax.prepare import prepare
@@ -229,11 +229,18 @@ def test_sigint_leaves_nothing_half_written(small, whole, tmp_path, command):
 
 def test_a_signal_amid_the_start_of_a_child_waits_for_its_end():
     steps = []
-    with pytest.raises(KeyboardInterrupt), hidden_from_children():
-        other = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
-        other.start()  # its mask is this thread's; the test's other threads take the signal
-        other.join()
-        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))  # handlers run by now
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        steps.append("started")
+
+    def interrupt(number, frame):
+        if signals.receive(number, interrupt):
+            raise KeyboardInterrupt
+
+    before, received = signal.signal(signal.SIGINT, interrupt), list(signals._received)
+    try:
+        with pytest.raises(KeyboardInterrupt), hidden_from_children():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            signal.raise_signal(signal.SIGINT)  # as one that another thread took
+            steps.append("started")
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signals._received[:] = received
     assert steps == ["started"]

@@ -350,7 +350,10 @@ class TestManifest:
             ({"id": "b", "path": "a", "qa": [ASKED, ASKED]}, "line 2: 'qa' has two questions"),
             ({"id": "b", "path": "a", "qa": [FIRST]}, "line 2: question 'q0' was asked by line 1"),
             ({"id": "b", "path": "a", "start": "0"}, "line 2: 'start'"),
-            ({"id": "b", "path": "a", "start": 10**400}, "line 2: not JSON: 10* *.* is beyond float64"),
+            (
+                {"id": "b", "path": "a", "start": 10**400},
+                "line 2: not JSON: 10* *.* is beyond float64",
+            ),
             ({"id": "b", "path": "a", "start": -1}, "line 2: 'start'"),
             ({"id": "b", "path": "a", "start": True}, "line 2: 'start'"),
             ('{"id": "b", "path": "a", "end": NaN}', "line 2: not JSON: NaN"),

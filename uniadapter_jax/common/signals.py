@@ -24,12 +24,17 @@ GRACE_SECONDS = 3.0  # in which a command ends by itself, before it is ended
 _leaving = threading.Lock()  # never given back
 _received: list[int] = []  # in this process, by handlers of ours
 _nothing_unsaved: Callable[[], bool] | None = None
+_waiting: list[tuple[int, Callable[[int, Any], None]]] | None = None  # handlers, amid `_deferred`
 CHILDREN: set[Any] = set()  # processes that `common.children` started
 
 
-def receive(number: int) -> None:
-    """Handlers call this first."""
+def receive(number: int, handler: Callable[[int, Any], None]) -> bool:
+    """Handlers call this first, with themselves; whether they go on, or are called again later."""
+    if _waiting is not None:
+        _waiting.append((number, handler))
+        return False
     _received.append(number)
+    return True
 
 
 def status() -> int:
@@ -78,8 +83,8 @@ def end_quietly_while_importing() -> None:
 
 
 def _interrupt(number: int, frame: Any) -> None:
-    receive(number)
-    raise KeyboardInterrupt
+    if receive(number, _interrupt):
+        raise KeyboardInterrupt
 
 
 def leave(status: int, message: str = "") -> None:
@@ -128,7 +133,7 @@ def _watch(wakeups: socket.socket) -> None:
                     leave(128 + second, "ended at once.")
                 return
             except TimeoutError:
-                receive(first)  # its handler has not come to it
+                _received.append(first)  # its handler has not come to it
                 if _nothing_unsaved is None:
                     leave(128 + first, "stopped; no file is half-written.")
                 elif _nothing_unsaved():
@@ -163,20 +168,18 @@ def hidden_from_children() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred() -> Iterator[None]:
-    """Handlers run at the end of the block; a blocked signal still reaches other threads."""
-    if threading.current_thread() is not threading.main_thread():
+    """Handlers of ours run at the end of the block; a blocked signal still reaches other threads.
+
+    No handler is exchanged: that would take JAX's own away, which Python does not know of.
+    """
+    global _waiting
+    if threading.current_thread() is not threading.main_thread() or _waiting is not None:
         yield
         return
-    came: list[int] = []
-    handlers = {number: signal.signal(number, lambda n, _: came.append(n)) for number in SIGNALS}
+    _waiting = came = []
     try:
         yield
     finally:
-        for kind, handler in handlers.items():
-            signal.signal(kind, handler)
-        for number in came:
-            handler = handlers[signal.Signals(number)]
-            if callable(handler):
-                handler(number, None)
-            else:
-                signal.raise_signal(number)
+        _waiting = None
+        for number, handler in came:
+            handler(number, None)

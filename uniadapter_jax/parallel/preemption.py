@@ -60,7 +60,8 @@ def _handling(
     several = jax.process_count() > 1
 
     def react(number: int, frame: Any) -> None:
-        signals.receive(number)
+        if not signals.receive(number, react):
+            return
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
