@@ -176,7 +176,8 @@ def _deferred() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _waiting is not None:
         yield
         return
-    _waiting = came = []
+    came: list[tuple[int, Callable[[int, Any], None]]] = []
+    _waiting = came
     try:
         yield
     finally:
