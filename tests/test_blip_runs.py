@@ -34,7 +34,8 @@ def runs(small):
         for key, place in workdirs.items()
     }
     for job in jobs.values():
-        job.end(0, seconds=400)
+        said = job.end(0, seconds=400)
+        assert "config.data.resize='crop': a BLIP was trained with 'squash'" in said
     return workdirs
 
 

@@ -13,6 +13,7 @@ from uniadapter_jax.runs.assembly import Experiment
 from uniadapter_jax.runs.loop import Fit
 from uniadapter_jax.runs.provenance import revision, versions
 from uniadapter_jax.tasks.retrieval import caveats
+from uniadapter_jax.weights.families import family_of
 
 SCHEMA = 1  # of result.json, see docs/results.md
 
@@ -30,6 +31,9 @@ def announce(experiment: Experiment) -> None:
     clips = ", ".join(f"{name} {len(records)}" for name, records in data.named().items())
     mesh = dict(experiment.mesh.shape)
     say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
+    family, resize = family_of(experiment.model_config), experiment.config.data.resize
+    if resize != family.resize:
+        say(f"config.data.resize={resize!r}: a {family.title} was trained with {family.resize!r}")
     if jax.process_index() == 0:
         announce_cut(experiment)
 
