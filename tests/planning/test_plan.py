@@ -201,7 +201,8 @@ def test_a_backbone_that_is_not_there(config):
 def test_a_backbone_of_the_other_family(config_of, backbone):
     path = small_run.ROOT / "configs" / f"{config_of}.py"
     config = runpy.run_path(str(path))["get_config"]()
-    with pytest.raises(UserError, match=r"is a task for a (BLIP|CLIP or a SigLIP), and the published sizes of"):
+    told = r"is a task for a (BLIP|CLIP or a SigLIP), and the published sizes of"
+    with pytest.raises(UserError, match=told):
         plan(config, "cpu:8", backbone=backbone)
 
 
