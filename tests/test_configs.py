@@ -66,7 +66,7 @@ def backbone_config(config):
     path = small_run.ROOT / path
     if path.exists():
         return read_config(path)
-    is_clip = get_task(config.task.name).families == ("clip",)
+    is_clip = get_task(config.task.name).families[0] == "clip"
     return VIT_B32 if is_clip else known_config("blip-base-capfilt-480")
 
 
@@ -81,12 +81,12 @@ def test_a_step_of_every_config_has_the_right_shapes(file, method):
     assert config.data.words <= backbone.positions
     mesh = meshes.make_mesh(config.mesh)
     run = build(config, backbone, mesh, "cpu")
-    if run.part.trainable == {}:
+    if run.partition.trainable == {}:
         assert config.method.name == "zero_shot" and TRAIN not in run.programs
         return
     meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
     trainable, new_state, _, metrics = run.lower(TRAIN).out_info
-    assert shapes((trainable, new_state)) == shapes((run.part.trainable, run.state[OPTIMIZER]))
+    assert shapes((trainable, new_state)) == shapes((run.partition.trainable, run.state[OPTIMIZER]))
     assert metrics["loss"].shape == ()
     assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)
 

@@ -148,7 +148,8 @@ def blip():
 def test_wrong_words_of_blips_tasks_are_named(blip):
     rng = np.random.default_rng(0)
     pairs = {"frames": rng.random((2, 1, 32, 32, 3)), "text": rng.integers(6, 58, (2, 5))}
-    with pytest.raises(UserError, match="the task retrieval needs a clip or a siglip, the model is a BLIP"):
+    needed = "the task retrieval needs a clip or a siglip, the model is a BLIP"
+    with pytest.raises(UserError, match=needed):
         loss_and_grads(blip, pairs)
     for name in ("matching", "itm"):
         with pytest.raises(
