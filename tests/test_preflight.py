@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import shutil
-import types
 
 import pytest
 import small_run
@@ -134,8 +134,8 @@ def test_questions_that_are_not_there(small, split):
 def test_padding_is_the_backbones(small):
     """Texts would be read as padding, and padding as text."""
     model = build(config_of(small, "vqa"))
-    config = types.SimpleNamespace(**{**vars(model.model_config), "pad_id": PAD_ID + 5})
-    with pytest.raises(UserError, match=r"\[PAD\] is 0 in here, but 5 in there"):
+    config = dataclasses.replace(model.model_config, pad_id=PAD_ID + 5)
+    with pytest.raises(UserError, match=r"\[PAD\] is 0 in here, but 5 in the config of there"):
         check_tokenizer(model.tokenizer, config, "here", "there")
 
 
