@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.prepared import read_prepared, write_prepared
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.data.tokenizers.truncation import Cut, Limits, count_cut, cut_lines
 from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.weights.directory import backbone_family
 from uniadapter_jax.weights.families import FAMILIES, Family
 
 NONE = "none"  # no tokenizer is there: a word counts as one token, the least that it can be
@@ -67,10 +69,10 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
     places = []
     if "task" in config:
         backbone = config.get("backbone") or ""
-        for family in (FAMILIES[name] for name in get_task(config.task.name).families):
-            places.append(("config.tokenizer", config.get("tokenizer"), family))
-            if not backbone.startswith("random:"):
-                places.append(("config.backbone", backbone, family))
+        family = _family(backbone, get_task(config.task.name).families)
+        places.append(("config.tokenizer", config.get("tokenizer"), family))
+        if not backbone.startswith("random:"):
+            places.append(("config.backbone", backbone, family))
     for family in (family for family in FAMILIES.values() if family.records_tokenizer):
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))
@@ -79,6 +81,14 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
         yield place, family.load_tokenizer(path)
     if not there:
         yield NONE, None
+
+
+def _family(backbone: str, fitting: Sequence[str]) -> Family:
+    """The backbone's, where it can be read already; else the first that fits the task."""
+    try:
+        return backbone_family(backbone)
+    except UserError:
+        return FAMILIES[fitting[0]]
 
 
 def _has_tokenizer(path: str, family: Family) -> bool:
