@@ -1,6 +1,6 @@
 """What trains and what stays frozen: one split of a model, one merge, one table.
 
-    part = partition(model, method.trainable)
+    part = partition(model, method.filter(options))
     part.trainable, part.frozen      nested dicts of arrays, the step's arguments
     part.merge(trainable, frozen)    the model again; inside jit and grad
 

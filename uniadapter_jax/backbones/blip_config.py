@@ -9,6 +9,7 @@ import numpy as np
 
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
+    check_known,
     check_pictures,
     check_size,
     checked,
@@ -78,9 +79,7 @@ class BLIPConfig:
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raises `UserError` unless all host ids "n l" are in the vocabulary."""
-        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
-        if bad.size:
-            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
+        check_known(ids, self.vocab_size)
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:

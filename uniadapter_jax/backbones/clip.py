@@ -18,6 +18,7 @@ from flax import nnx
 from uniadapter_jax.backbones import functions, layers
 from uniadapter_jax.backbones.huggingface_config import (
     TowerConfig,
+    check_known,
     check_pictures,
     check_size,
     checked,
@@ -80,9 +81,7 @@ class CLIPConfig:
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raises `UserError` unless all host ids "n l" are known and every text has an EOS."""
-        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
-        if bad.size:
-            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
+        check_known(ids, self.vocab_size)
         if self.eos_id != LARGEST_ID:
             bad = np.flatnonzero(~(ids == self.eos_id).any(1))
             if bad.size:

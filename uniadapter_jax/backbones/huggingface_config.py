@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from uniadapter_jax.backbones import functions
 from uniadapter_jax.common.errors import UserError
 
@@ -100,6 +102,13 @@ def checked(name: str, value: Any, kind: type) -> Any:
     elif type(value) is not kind:
         raise UserError(f"{name}={value!r:.80}: expected a name")
     return value
+
+
+def check_known(ids: np.ndarray, vocab_size: int) -> None:
+    """Raises `UserError` unless all host ids "n l" are in the vocabulary; the text is named."""
+    bad = np.flatnonzero(((ids < 0) | (ids >= vocab_size)).any(1))
+    if bad.size:
+        raise UserError(f"text {bad[0]}: ids outside 0..{vocab_size - 1}")
 
 
 def check_size(name: str, value: Any) -> None:

@@ -7,7 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from uniadapter_jax.backbones.huggingface_config import TowerConfig, check_size, section
+from uniadapter_jax.backbones.huggingface_config import (
+    TowerConfig,
+    check_known,
+    check_size,
+    section,
+)
 from uniadapter_jax.backbones.pixels import PixelStatistics
 from uniadapter_jax.common.errors import UserError
 
@@ -67,9 +72,7 @@ class SigLIPConfig:
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raises `UserError` unless all host ids "n l" are known."""
-        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
-        if bad.size:
-            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
+        check_known(ids, self.vocab_size)
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> SigLIPConfig:
