@@ -1,9 +1,9 @@
 """An adapter as a directory of its own: adapter_model.safetensors and adapter_config.json.
 
 Tensors are float32 under our own dotted paths, such as `vision.blocks.after_attn.down_kernel`.
-The config says which method they belong to and, by its fingerprint, which backbone. Each of the two
-files has the other's SHA-256: the config that of the tensors, the header of the tensors' file that
-of the config. Adapters of earlier versions have neither.
+The config names their method and, by its fingerprint, their backbone. Each of the two files holds
+the SHA-256 of the other: the config that of the tensors, the header of the tensors' file that of
+the config. Adapters of earlier versions have neither.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from uniadapter_jax.weights.safetensors_file import (
 FORMAT = "uniadapter_jax/1"
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 TENSORS_DIGEST, CONFIG_DIGEST = "tensors_sha256", "config_sha256"
-PEFT_FOLDER = "peft"  # where an exported LoRA is once more, in PEFT's layout
+PEFT_FOLDER = "peft"  # holds an exported LoRA again, in PEFT's layout
 PEFT_METADATA = {"format": "pt"}  # PEFT asks for it
 _DIGESTS = (TENSORS_DIGEST, CONFIG_DIGEST)
 _CONFIG_BYTES = 2**20
@@ -42,15 +42,15 @@ _KINDS = {str: "a string", int: "a whole number", dict: "a JSON object"}
 
 @dataclasses.dataclass(frozen=True)
 class AdapterFiles:
-    """What an adapter's directory says.
+    """The contents of an adapter's directory.
 
     Attributes:
-      options: of the method, all of them.
+      options: all options of the method.
       tensors: {our path: float32 array}.
-      fingerprint: of the backbone that it was trained on.
+      fingerprint: fingerprint of the backbone that the adapter was trained on.
       task: similarity, temperature and text length that it was trained with; may be empty.
       tokenizer: fingerprint of the tokenizer that it was trained with, "" if not known.
-      backbone: where that backbone was; only for people.
+      backbone: path of that backbone when it was trained; shown to people only.
     """
 
     method: str
@@ -65,7 +65,7 @@ class AdapterFiles:
 def write_adapter(directory: pathlib.Path, adapter: AdapterFiles) -> None:
     """Writes an adapter and reads it back to compare.
 
-    `adapter.options` overrides the method's defaults; the file has them all.
+    `adapter.options` overrides the method's defaults; the file holds all options.
     """
     chosen = get_method(adapter.method)
     config = {
@@ -91,10 +91,10 @@ def write_pair(
     *,
     digest_in_config: bool = True,
 ) -> None:
-    """Writes a config and tensors, float32 and contiguous, so that `read_adapter` tells damage.
+    """Writes a config and float32 tensors with digests, by which `read_adapter` detects damage.
 
-    The tensors are in order of their names, read back and compared. `digest_in_config` is False
-    where a reader takes no other fields than its own; their digest is in the header then, too.
+    The tensors are sorted by name, read back and compared. With `digest_in_config=False`, for a
+    reader that rejects unknown fields, the tensors' digest goes into the header of their file.
     """
     wide = {name: np.asarray(tensor, np.float32) for name, tensor in sorted(tensors.items())}
     digest = tensors_digest(wide)
@@ -125,20 +125,20 @@ def _check_pair(
     metadata: Mapping[str, str],
     known: Mapping[str, str],
 ) -> None:
-    """Compares what `write_pair` wrote.
+    """Checks the two files that `write_pair` wrote.
 
     Args:
-      expected: digest of the tensors, as noted.
-      metadata: of the tensors' file; apart from digests it should be `known`.
+      expected: digest of the tensors that was written down.
+      metadata: header of the tensors' file; apart from the digests it should equal `known`.
 
     Raises:
-      FileError: one of the files has changed; the file is named.
+      FileError: one of the files, which is named, has changed.
     """
     file, config = directory / TENSOR_FILE, directory / CONFIG_FILE
     if not config.is_file():
         raise FileError(config, f"is missing, {file.name} belongs to it")
-    given = {name: text for name, text in metadata.items() if name not in _DIGESTS}
-    if CONFIG_DIGEST not in metadata or given != known:
+    header = {name: text for name, text in metadata.items() if name not in _DIGESTS}
+    if CONFIG_DIGEST not in metadata or header != known:
         raise FileError(file, f"is damaged: its header should say {known} and {CONFIG_DIGEST}")
     for path, measured, noted, other in (
         (config, file_digest(config), metadata[CONFIG_DIGEST], file),
@@ -153,11 +153,11 @@ def _check_pair(
 
 
 def read_adapter(directory: pathlib.Path) -> AdapterFiles:
-    """What `write_adapter` wrote.
+    """Reads what `write_adapter` wrote.
 
     Raises:
-      UserError: a file is missing or damaged, of another format, or of another version of its
-        method or of its options; both sides are said.
+      UserError: a file is missing or damaged, or its format, its method's version or its options
+        are not those of this package; the message has both sides.
     """
     file = directory / CONFIG_FILE
     try:
@@ -172,7 +172,7 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
     if TENSORS_DIGEST in config or CONFIG_DIGEST in metadata:
         noted = config.get(TENSORS_DIGEST)
         _check_pair(directory, noted, tensors, metadata, _metadata(fingerprint))
-        if (peft := directory / PEFT_FOLDER).is_dir():  # which only PEFT reads, and never checks
+        if (peft := directory / PEFT_FOLDER).is_dir():  # only PEFT reads it, unchecked
             copies, header = open_safetensors(peft / TENSOR_FILE)
             _check_pair(peft, header.get(TENSORS_DIGEST), copies, header, PEFT_METADATA)
     else:
@@ -204,7 +204,7 @@ _OPTIONAL = {"task": dict, "tokenizer_fingerprint": str, "base_model_name_or_pat
 
 
 def _check_config(file: pathlib.Path, config: Mapping[str, Any]) -> Method:
-    """The method of a config, all of whose fields are such as they can be."""
+    """The method that a config names, after a check of all fields."""
     if config.get("format") != FORMAT:
         peft = (
             "; this is PEFT's layout, pass the directory above it" if "peft_type" in config else ""

@@ -1,8 +1,9 @@
 """OpenAI's list of merges, read out of the package instant-clip-tokenizer.
 
-The package carries the table but only encodes and decodes. Decoding an id gives its bytes, unless
-they end within a character; those few hundred tokens are found by encoding texts in which all
-other tokens are known. A token's merge is then what the merges before it make of its bytes.
+The package has the table but offers only encoding and decoding. Decoding an id gives its bytes,
+unless they end within a character; those few hundred tokens are found by encoding texts in which
+all other tokens are known. Applying the earlier merges to a token's bytes then leaves the two
+pieces that its own merge joins.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.tokenizers.clip import WORD_END, byte_letters
 
 _BYTES = 2 * 256  # ids of single bytes, inside a word and at its end
-_BROKEN = "\ufffd"  # stands for bytes that are no whole character
-_BESIDE = (  # where characters live that share a token with half of another: scripts, emoji
+_BROKEN = "\ufffd"  # decoding shows it for bytes that are no complete character
+_BESIDE = (  # ranges of characters that share a token with part of another: scripts, emoji
     *((0x400, 0x500), (0x600, 0x700), (0xE00, 0xE80), (0x2000, 0x2C00), (0x3000, 0x3100)),
     *((0xAC00, 0xD7A4), (0x1F000, 0x1FB00)),
 )
@@ -26,10 +27,10 @@ _VARIATION = "\ufe0f"
 
 
 def read_merges() -> list[tuple[str, str]] | None:
-    """The merges by rank, None where the package is not installed.
+    """The merges by rank, or None where the package is not installed.
 
     Raises:
-      UserError: the installed version carries a table that cannot be read so.
+      UserError: the table of the installed version cannot be read this way.
     """
     try:
         import instant_clip_tokenizer
@@ -48,7 +49,7 @@ def read_merges() -> list[tuple[str, str]] | None:
 
 
 class _Tokens:
-    """What is known of each id: its bytes, and whether it ends a word."""
+    """The ids whose bytes are known, with whether they end a word, and the unknown ids."""
 
     def __init__(self, package: Any, end: int):
         self.encode = package.encode
@@ -63,22 +64,22 @@ class _Tokens:
                 self.known[i] = (text.removesuffix(" ").encode(), text.endswith(" "))
 
     def learn(self, text: str) -> None:
-        """Takes the bytes of the one unknown token of a text, if all others are known."""
+        """Notes the bytes of a text's unknown token, if it has exactly one."""
         ids = self.encode(text)
         new = [i for i in ids if i in self.unknown]
         if len(new) != 1 or text != text.lower() or any(map(str.isspace, text)):
             return
-        place, whole = ids.index(new[0]), text.encode()
+        place, encoded = ids.index(new[0]), text.encode()
         before = b"".join(self.known[i][0] for i in ids[:place])
         after = b"".join(self.known[i][0] for i in ids[place + 1 :])
-        rest = len(whole) - len(before) - len(after)
-        if rest > 1 and whole.startswith(before) and whole.endswith(after):
-            value = whole[len(before) : len(before) + rest]
+        rest = len(encoded) - len(before) - len(after)
+        if rest > 1 and encoded.startswith(before) and encoded.endswith(after):
+            value = encoded[len(before) : len(before) + rest]
             self.known[new[0]] = (value, self.decoded[new[0]].endswith(" "))
             self.unknown.discard(new[0])
 
     def telling_texts(self) -> Iterator[str]:
-        """Texts in which such tokens come up, the most fruitful ones first."""
+        """Texts that may contain unknown tokens, the most productive ones first."""
         scanned = [chr(c) for c in range(0x80, _LAST_SCANNED) if not 0xD800 <= c < 0xE000]
         yield from scanned
         beside = [chr(c) for low, high in _BESIDE for c in range(low, high)]
@@ -92,8 +93,8 @@ class _Tokens:
                 middle = ord(core[0])
                 near = [chr(c) for c in range(max(1, middle - _NEAR), middle + _NEAR)]
                 yield from (before + core + after for before in near for after in near)
-        whole = {char for text in self.decoded.values() for char in text if ord(char) >= 0x2000}
-        symbols = sorted(whole - {_BROKEN})
+        high = {char for text in self.decoded.values() for char in text if ord(char) >= 0x2000}
+        symbols = sorted(high - {_BROKEN})
         for char in symbols:
             yield from (char + _VARIATION + other for other in ("\u20e3", "\u2640", "❤", char))
         yield from map("".join, itertools.product(symbols, symbols))
@@ -106,14 +107,14 @@ def _merges(tokens: _Tokens, end: int) -> list[tuple[str, str]]:
     ranks: dict[tuple[str, str], int] = {}
     for i in range(_BYTES, end):
         value, ends = tokens.known[i]
-        parts = [letters[byte] for byte in value]
-        parts[-1] += WORD_END if ends else ""
-        while len(parts) > 2:
+        pieces = [letters[byte] for byte in value]
+        pieces[-1] += WORD_END if ends else ""
+        while len(pieces) > 2:
             rank, place = min(
-                (ranks.get(p, end), n) for n, p in enumerate(itertools.pairwise(parts))
+                (ranks.get(p, end), n) for n, p in enumerate(itertools.pairwise(pieces))
             )
             if rank == end:
                 raise UserError(f"instant-clip-tokenizer: token {i} is no merge of earlier ones")
-            parts[place : place + 2] = [parts[place] + parts[place + 1]]
-        ranks[parts[0], parts[1]] = i
+            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        ranks[pieces[0], pieces[1]] = i
     return list(ranks)

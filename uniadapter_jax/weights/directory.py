@@ -28,7 +28,7 @@ from uniadapter_jax.weights.names.rules import convert
 from uniadapter_jax.weights.safetensors_file import read_weights, weight_file, write_safetensors
 
 CONFIG_FILE, WEIGHT_FILE = "config.json", "model.safetensors"
-FINGERPRINT_FILE = "fingerprint.json"  # only of backbones that we wrote
+FINGERPRINT_FILE = "fingerprint.json"  # only in directories that we wrote
 CONFIG_BYTES = 2**20  # transformers' largest have some KB
 _STRIP = 64
 _MOST_PROBLEMS = 1000  # lines of a report
@@ -38,7 +38,7 @@ _MOST_PROBLEMS = 1000  # lines of a report
 class Backbone:
     """A model in memory, where it came from, and the fingerprint that its adapters carry.
 
-    `model` is a `CLIP` or a `BLIP`, as the config said.
+    `model` is of the class that the config's family names.
     """
 
     model: Any
@@ -47,14 +47,14 @@ class Backbone:
 
 
 def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
-    """A backbone from a directory, or with random weights from `random:<config.json>`.
+    """Loads a backbone from a directory, or makes random weights for `random:<config.json>`.
 
-    `options` go to the model that `model_type` in config.json names: `CLIP` (dtype, remat,
-    frame_chunks) or `BLIP` (dtype, remat, dropout, drop_path); `seed` draws the random weights.
+    `options` go to the model that `model_type` in config.json names; `Family.options` lists them.
+    `seed` draws the random weights.
 
     Raises:
-      UserError: no such directory or file, neither model, tensors missing, left over or misshaped
-        (all of them in one report), or weights changed since `convert` made the directory.
+      UserError: no such directory or file, an unknown model, tensors missing, left over or
+        misshaped (all in one report), or weights changed since `convert` made the directory.
     """
     config = _config_of(source)
     family = family_of(config)
@@ -72,13 +72,13 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     except UserError as error:
         raise FileError(file, str(error)) from error
     model = nnx.eval_shape(lambda: family.model(config, rng=None, **options))
-    found = _fill(model, tensors, file)
-    check_fingerprint(directory, found)
-    return Backbone(model, source, found)
+    measured = _fill(model, tensors, file)
+    check_fingerprint(directory, measured)
+    return Backbone(model, source, measured)
 
 
 def backbone_family(source: str) -> Family:
-    """The family of what `load_backbone` would load; only its config is read."""
+    """The family of the backbone at `source`; only its config is read."""
     return family_of(_config_of(source))
 
 
@@ -95,7 +95,7 @@ def _config_of(source: str) -> Config:
 
 
 def read_config(path: pathlib.Path) -> Config:
-    """A backbone's `config.json`; raises `UserError` unless it is one of a known family."""
+    """A backbone's `config.json`; raises `UserError` unless it belongs to a known family."""
     try:
         config = read_json(path, limit=CONFIG_BYTES)
     except FileNotFoundError:
@@ -126,13 +126,13 @@ def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     family = family_of(config)
     model = nnx.eval_shape(lambda: family.model(config, rng=None))
     targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
-    # An array of one number that claims the shape, so that nothing is allocated.
+    # A broadcast number has the shape without taking memory.
     hollow = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in targets.items()}
     return {name: tensor.shape for name, tensor in write_rows(family.table(config), hollow)}
 
 
 def raise_problems(where: object, problems: list[str]) -> None:
-    """One report of all problems, if there are any."""
+    """Raises `UserError` with one report of all problems, if there are any."""
     if problems:
         shown = [printable(problem, 500) for problem in problems[:_MOST_PROBLEMS]]
         if len(problems) > len(shown):
@@ -168,7 +168,7 @@ def _fill(model: Model, tensors: Mapping[str, np.ndarray], file: pathlib.Path) -
         return name, digest(name, tensors[name])
 
     with workers() as pool:
-        found = combine(pool.map(copy, jobs), config)
+        measured = combine(pool.map(copy, jobs), config)
     state = nnx.state(model)
     nested: dict = {}
     for path, value in values.items():
@@ -179,7 +179,7 @@ def _fill(model: Model, tensors: Mapping[str, np.ndarray], file: pathlib.Path) -
         node[last] = jax.device_put(value)  # `jnp.asarray` would compile a program per shape
     nnx.replace_by_pure_dict(state, nested)
     nnx.update(model, state)
-    return found
+    return measured
 
 
 def _copy(source: np.ndarray, place: np.ndarray) -> None:
@@ -191,23 +191,23 @@ def _copy(source: np.ndarray, place: np.ndarray) -> None:
         place[...] = source
 
 
-def check_fingerprint(directory: pathlib.Path, found: str) -> None:
-    """Raises `UserError` unless it is the one noted in `directory`, if one is."""
+def check_fingerprint(directory: pathlib.Path, measured: str) -> None:
+    """Raises `UserError` if `directory` notes another fingerprint than `measured`."""
     file = directory / FINGERPRINT_FILE
     try:
         written = read_json(file, limit=CONFIG_BYTES).get("fingerprint")
     except FileNotFoundError:
         return
-    if written != found:
+    if written != measured:
         raise UserError(
-            f"{directory} has changed since it was converted: the fingerprint of {WEIGHT_FILE} and "
-            f"{CONFIG_FILE} is {found}, {file.name} says {str(written)[:80]}; convert it again, or "
-            f"delete {file.name} and {DIGESTS_FILE} if the change was meant"
+            f"{directory} has changed since it was converted: the fingerprint of {WEIGHT_FILE} "
+            f"and {CONFIG_FILE} is {measured}, {file.name} says {str(written)[:80]}; convert it "
+            f"again, or delete {file.name} and {DIGESTS_FILE} if the change was meant"
         )
 
 
 def huggingface_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    """(HuggingFace name, float32 array) of the backbone's own tensors, methods left out.
+    """(HuggingFace name, float32 array) of the backbone's tensors, without those of methods.
 
     Many of the arrays are transposed views.
     """
@@ -220,28 +220,28 @@ def save_backbone(
 ) -> None:
     """Writes a directory that `load_backbone` and transformers' models read.
 
-    The tokenizer's files are copied from the directory `tokenizer`. The directory appears whole
+    The tokenizer's files are copied from the directory `tokenizer`. The directory appears complete
     or not at all; one that holds anything is not touched.
     """
-    with new_directory(directory) as made:
-        fill_backbone(made, model, tokenizer)
+    with new_directory(directory) as temporary:
+        fill_backbone(temporary, model, tokenizer)
 
 
-def fill_backbone(made: pathlib.Path, model: Model, tokenizer: str | os.PathLike | None) -> None:
-    """Writes what `save_backbone` does into a directory that is there."""
+def fill_backbone(root: pathlib.Path, model: Model, tokenizer: str | os.PathLike | None) -> None:
+    """Writes the files of `save_backbone` into an existing directory."""
     tensors = dict(huggingface_tensors(model))
-    write_backbone(made, model.config, tensors)
-    copy_tokenizer(tokenizer, made, family_of(model.config))
-    seal_backbone(made, {"fingerprint": fingerprint(tensors.items(), model.config)})
+    write_backbone(root, model.config, tensors)
+    copy_tokenizer(tokenizer, root, family_of(model.config))
+    seal_backbone(root, {"fingerprint": fingerprint(tensors.items(), model.config)})
 
 
-def seal_backbone(made: pathlib.Path, note: Mapping[str, str]) -> None:
-    """Writes, last of all, what tells damage: the `note` with the fingerprint, and digests.
+def seal_backbone(root: pathlib.Path, note: Mapping[str, str]) -> None:
+    """Writes, as the last files, the `note` with the fingerprint, and the digests.
 
-    The weights, which are large, have no digest: loading computes the fingerprint anyway.
+    The large weights have no digest: loading computes their fingerprint anyway.
     """
-    write_json(made / FINGERPRINT_FILE, note)
-    write_digests(made, [p.name for p in made.iterdir() if p.is_file() and p.name != WEIGHT_FILE])
+    write_json(root / FINGERPRINT_FILE, note)
+    write_digests(root, [p.name for p in root.iterdir() if p.is_file() and p.name != WEIGHT_FILE])
 
 
 def write_backbone(
@@ -252,7 +252,7 @@ def write_backbone(
 ) -> None:
     """Writes weights, one after another, and `config.json`.
 
-    Dtypes are kept, but for float64, which becomes float32. `advance` hears of bytes written.
+    Dtypes are kept, except that float64 becomes float32. `advance` is called with bytes written.
     """
     specs = {name: (value.shape, _stored(value.dtype)) for name, value in tensors.items()}
 
@@ -262,7 +262,7 @@ def write_backbone(
             advance(value.nbytes)
 
     write_safetensors(directory / WEIGHT_FILE, specs, one_by_one(), {"format": "pt"})
-    # transformers would otherwise take the dtype of whichever tensor comes first.
+    # Without it transformers takes the dtype of the first tensor.
     content = {**config.to_huggingface(), "dtype": "float32"}
     (directory / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
 
@@ -276,7 +276,7 @@ def copy_tokenizer(
     directory: pathlib.Path,
     family: Family,
 ) -> list[str]:
-    """Copies what of a tokenizer the directory `source` has; returns the files' names.
+    """Copies the tokenizer files that the directory `source` has; returns their names.
 
     Raises:
       UserError: a file of `source` has changed since it was written.
@@ -284,8 +284,8 @@ def copy_tokenizer(
     files = family.tokenizer_files
     if source:
         check_digests(source)
-    found = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
-    for name in found:
+    names = [name for name in files if source and (pathlib.Path(source) / name).is_file()]
+    for name in names:
         content = read_bytes(pathlib.Path(source) / name, MOST_BYTES)  # type: ignore[arg-type]
         (directory / name).write_bytes(content)
-    return found
+    return names

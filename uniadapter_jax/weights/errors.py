@@ -1,4 +1,4 @@
-"""The one error of everything that reads foreign weights."""
+"""The errors of the readers of foreign weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class WeightFileError(FileError):
 
 
 class Refused(Exception):
-    """Why a file is not read; raised by the readers' parts, which do not know the file's path."""
+    """A reason not to read a file; raised where the file's path is not known."""
 
     def __init__(self, reason: str, name: str | None = None):
         super().__init__(reason)

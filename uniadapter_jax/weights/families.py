@@ -1,6 +1,6 @@
 """The families of backbones: which model a config makes, and what its tensors are called on disk.
 
-Reading, writing and conversion ask this table; a further family is a further row.
+Reading, writing and conversion use this table; to add a family, add a row.
 """
 
 from __future__ import annotations
@@ -45,20 +45,21 @@ class Family:
     """One kind of backbone.
 
     Attributes:
-      title: for people.
-      config: the class with `from_huggingface`.
-      model: the class that a config, `rng` and options make.
-      table: our paths and HuggingFace's names, for a config.
-      rules: the table for files that have these names already, for a config.
-      ignored: names of buffers without weights.
-      canonical: a file's tensors with each weight exactly once, for a config.
-      tokenizer_files: what a directory's tokenizer may consist of.
-      load_tokenizer: the tokenizer of a directory, whose digests are compared.
-      write_tokenizer: makes them from one file, `tokenizer_file` for people, for a vocabulary of
-        some size.
-      records_tokenizer: where prepared records hold one that was trained on them; "" where
-        `prepare` trains none.
-      whole_vocabulary: whether it must know every id of the weights, because the last have roles.
+      title: name shown to people.
+      config: the config's class, with `from_huggingface`.
+      model: the model's class; it is made from a config, `rng` and options.
+      table: gives the rows (our path, HuggingFace's name, transform) for a config.
+      rules: gives the conversion rules for files that have HuggingFace's names, for a config.
+      ignored: names of buffers that hold no weights.
+      canonical: keeps each weight of a file exactly once, for a config.
+      tokenizer_files: names of files that a directory's tokenizer may consist of.
+      load_tokenizer: checks a directory's digests and loads its tokenizer.
+      write_tokenizer: writes tokenizer files from one file, for a vocabulary of some size.
+      tokenizer_file: what that one file is called in messages.
+      records_tokenizer: folder in prepared records of a tokenizer that was trained on them; ""
+        where `prepare` trains none.
+      whole_vocabulary: whether the tokenizer must know every id that the weights embed, because
+        the last ids have roles.
       resize: how pictures get the model's size, a name of `config.data.resize`.
       options: fields of `config.compute` that the model takes.
       roles: {token: (attribute of the tokenizer, the id that a config expects)}.
@@ -94,7 +95,9 @@ def _guarded(
         try:
             return load(directory)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # no Exception, and of no importable class
+            if (
+                type(error).__name__ != "PanicException"
+            ):  # a BaseException whose class cannot be imported
                 raise
             raise UserError(
                 f"the tokenizer in {os.fspath(directory)} cannot be used: {printable(error)}"
@@ -207,7 +210,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: Config, where: str, source: st
             f"{config.vocab_size}"
         )
     for token, (name, expected) in family_of(config).roles(config).items():
-        if (found := getattr(tokenizer, name)) != expected:
+        if (token_id := getattr(tokenizer, name)) != expected:
             raise UserError(
-                f"{token} is {found} in {where}, but {expected} in the config of {source}"
+                f"{token} is {token_id} in {where}, but {expected} in the config of {source}"
             )

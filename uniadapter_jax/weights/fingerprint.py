@@ -1,4 +1,4 @@
-"""What an adapter is bound to: one hash over a backbone's tensors and the function they define."""
+"""The fingerprint that binds an adapter to a backbone: a hash of its tensors and its config."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _FLOAT32 = np.dtype("<f4")
 
 
 class BackboneConfig(Protocol):
-    """A config that says which of its fields change the function."""
+    """A backbone's config; `function` gives the fields that change what the model computes."""
 
     def function(self) -> dict[str, Any]: ...
 
 
 def workers() -> ThreadPoolExecutor:
-    """Threads for hashing and copying of large arrays; both let go of Python's lock."""
+    """Threads for hashing and copying of large arrays; both release Python's lock."""
     return ThreadPoolExecutor(min(8, usable_cores()))
 
 
@@ -31,20 +31,20 @@ def digest(name: str, tensor: np.ndarray) -> str:
     """SHA-256 over name, shape and little-endian float32 values of one tensor.
 
     Other floating dtypes are cast piece by piece, so a tensor and its half-precision copy hash
-    alike if that copy lost nothing.
+    alike if the copy lost no precision.
     """
-    whole = hashlib.sha256(f"{name} {list(tensor.shape)} float32 ".encode())
+    sha = hashlib.sha256(f"{name} {list(tensor.shape)} float32 ".encode())
     for piece in pieces(tensor, _FLOAT32):
-        whole.update(piece.view(np.uint8).data)
-    return whole.hexdigest()
+        sha.update(piece.view(np.uint8).data)
+    return sha.hexdigest()
 
 
 def combine(digests: Iterable[tuple[str, str]], config: BackboneConfig) -> str:
     """The fingerprint: a hash of the config and of all (name, digest) in order of their names."""
-    whole = hashlib.sha256(json.dumps(config.function(), sort_keys=True).encode())
+    sha = hashlib.sha256(json.dumps(config.function(), sort_keys=True).encode())
     for name, value in sorted(digests):
-        whole.update(f"{name}={value}\n".encode())
-    return whole.hexdigest()
+        sha.update(f"{name}={value}\n".encode())
+    return sha.hexdigest()
 
 
 def fingerprint(tensors: Iterable[tuple[str, np.ndarray]], config: BackboneConfig) -> str:

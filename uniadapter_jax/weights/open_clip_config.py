@@ -1,4 +1,4 @@
-"""`open_clip_config.json`: which CLIP it describes, if it is one that we have."""
+"""Reads the CLIP that an `open_clip_config.json` describes, if it is a plain ViT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VISION = {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patc
 _VISION |= {"image_size": 224}
 _TEXT = {"layers": 12, "width": 512, "heads": 8, "mlp_ratio": 4.0, "context_length": 77}
 _TEXT |= {"vocab_size": 49408}
-# Fields that change nothing here: training only, or about parts that must be absent anyway.
+# Fields that change nothing here: for training, or about parts that must be absent anyway.
 _IDLE = frozenset(
     "patch_dropout output_tokens pad_id eos_id final_ln_after_pool attn_pooler_queries "
     "attn_pooler_heads tokenizer_kwargs tokenizer_mode hf_tokenizer_name hf_model_pretrained "
@@ -30,7 +30,7 @@ _PLAIN: Mapping[str, tuple[Any, ...]] = {
     "proj_type": ("linear",),
     "block_type": (None, "default"),
 }
-_MOST = 2**31  # of a size; what a CLIP can have is checked by its config
+_MOST = 2**31  # bound of a size; the config checks it more closely
 _PLAIN_ELSE: tuple[Any, ...] = (None, False, {})
 _TOP = ("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale")
 
@@ -39,8 +39,8 @@ def clip_config(content: Mapping[str, Any], path: pathlib.Path) -> CLIPConfig:
     """The CLIP of an `open_clip_config.json`.
 
     Raises:
-      UserError: it is another kind of model, or its pictures are normalised otherwise; every
-        field that says so is named.
+      UserError: it is another kind of model, or normalises pictures in another way; the message
+        names every such field.
     """
     model = content.get("model_cfg", content)
     problems: list[str] = []
@@ -105,13 +105,13 @@ def _config(
 def _tower(
     model: Mapping[str, Any], sizes: Mapping[str, Any], name: str, problems: list[str]
 ) -> tuple[dict[str, Any], float]:
-    """(sizes, eps of LayerNorm); fields that we have no place for are added to `problems`."""
+    """(sizes, eps of LayerNorm); unsupported fields are added to `problems`."""
     eps = 1e-5
-    found = dict(sizes)
+    values = dict(sizes)
     section = model.get(name)
     if not isinstance(section, Mapping):
         problems.append(f"{name}={section!r:.80}")
-        return found, eps
+        return values, eps
     for field, value in section.items():
         if field in sizes:
             if isinstance(value, list) and value and value == value[:1] * len(value):
@@ -120,7 +120,7 @@ def _tower(
             if type(value) not in allowed or not 0 < value < _MOST:
                 problems.append(f"{name}.{field}={value!r:.80}")
             else:
-                found[field] = value
+                values[field] = value
         elif (
             field == "norm_kwargs"
             and isinstance(value, dict)
@@ -130,13 +130,13 @@ def _tower(
             eps = value["eps"]
         elif field not in _IDLE and value not in _PLAIN.get(field, _PLAIN_ELSE):
             problems.append(f"{name}.{field}={value!r:.80}")
-    return found, eps
+    return values, eps
 
 
 def check_pixels(
     content: Any, names: tuple[str, str], path: pathlib.Path, statistics: PixelStatistics
 ) -> None:
-    """Raises `UserError` if a file asks for other means and deviations of pixels than these."""
+    """Raises `UserError` if a file gives other means and deviations of pixels than these."""
     if not isinstance(content, Mapping):
         raise FileError(path, f"pixels are described by {content!r:.80}, expected a JSON object")
     for name, ours in zip(names, statistics, strict=True):

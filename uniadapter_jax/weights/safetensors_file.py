@@ -1,5 +1,5 @@
-"""safetensors files as read-only views of the mapped file, and a writer that takes one tensor
-at a time, so that neither way needs the file's size in memory."""
+"""Reads safetensors files as read-only views of the mapped file, and writes them one tensor at a
+time; neither needs the file's size in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from uniadapter_jax.weights.errors import WeightFileError, printable
 
 HEADER_BYTES = 2**22  # CLIP's largest has 0.2 MB; parsing takes up to 30 times it
 INDEX_BYTES = 2**22
-# A name that stays in its folder, and never that of another index.
+# A file name without folders, which cannot be another index.
 _PLAIN = re.compile(r"[\w][\w .+=@()-]{0,250}\.(safetensors|bin)", re.ASCII)
 
 DTYPES: Mapping[str, np.dtype] = {
@@ -44,7 +44,7 @@ Spec = tuple[tuple[int, ...], np.dtype]
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """{name: read-only array}; pages of the file come in when an array is used.
+    """{name: read-only array}; pages of the file are read when an array is used.
 
     Raises:
       WeightFileError: the file is not there or damaged, or a tensor has a dtype not in `DTYPES`.
@@ -88,16 +88,16 @@ def _map(path: str | os.PathLike[str]) -> mmap.mmap:
 
 
 def _array(
-    path: str | os.PathLike[str], data: mmap.mmap, begin: int, name: str, entry: Mapping[str, Any]
+    path: str | os.PathLike[str], data: mmap.mmap, start: int, name: str, entry: Mapping[str, Any]
 ) -> np.ndarray:
-    """One tensor of a file whose header is sound; `begin` is where its tensors begin."""
+    """One tensor of a file with a checked header; its tensors begin at byte `start`."""
     if entry["dtype"] not in DTYPES:
         raise WeightFileError(path, f"{printable(name)} has the unknown dtype {entry['dtype']}")
     dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
     try:
         if 0 in shape:
             return np.empty(shape, dtype)
-        flat = np.frombuffer(data, dtype, math.prod(shape), begin + entry["data_offsets"][0])
+        flat = np.frombuffer(data, dtype, math.prod(shape), start + entry["data_offsets"][0])
         return flat.reshape(shape)
     except ValueError as error:  # more axes, or a larger one, than numpy has
         raise WeightFileError(
@@ -118,7 +118,7 @@ def weight_file(directory: str | os.PathLike[str], stem: str = "model") -> pathl
     root = pathlib.Path(directory)
     single, index = root / f"{stem}.safetensors", root / f"{stem}.safetensors.index.json"
     for file in (single, index):
-        if file.exists():  # whatever it is
+        if file.exists():
             return file
     raise WeightFileError(root, f"neither {single.name} nor {index.name} is there")
 
@@ -132,19 +132,19 @@ def read_weights(
         return dict(read(file))
     tensors: dict[str, np.ndarray] = {}
     for shard in shards_of(file):
-        part = read(shard)
-        if twice := sorted(set(part) & set(tensors)):
+        held = read(shard)
+        if twice := sorted(set(held) & set(tensors)):
             shown = printable(", ".join(twice), 500)
             raise WeightFileError(shard, f"holds tensors of another shard again: {shown}")
-        tensors.update(part)
+        tensors.update(held)
     return tensors
 
 
 def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that an index of HuggingFace's (`*.index.json`) names, all beside it.
+    """The files that HuggingFace's index (`*.index.json`) names, all in its folder.
 
     Raises:
-      WeightFileError: it is no such index, or names what is no weight file beside it.
+      WeightFileError: it is no such index, or names something else than weight files beside it.
     """
     try:
         names = read_json(index, limit=INDEX_BYTES).get("weight_map")
@@ -176,8 +176,8 @@ def write_safetensors(
 ) -> None:
     """Writes `tensors` one by one, in the order in which they come.
 
-    `specs` gives shape and dtype of each by name, in the same order; a tensor of another name or
-    shape raises `ValueError`. Tensors are cast to that dtype and need not be contiguous.
+    `specs` maps each name to shape and dtype, in the same order; a tensor of another name or shape
+    raises `ValueError`. Tensors are cast to that dtype and need not be contiguous.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

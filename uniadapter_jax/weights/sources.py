@@ -1,7 +1,7 @@
-"""Foreign weights: where their files are, which format they are in, which backbone they make.
+"""Foreign weights: finds their files, their format, and the config of the backbone they make.
 
-A format is a row of `FORMATS`: how its tensor names are recognised, its table of rules, and where
-its config comes from.
+A format is a row of `FORMATS`: how to recognise its tensor names, and how to open it (which rules
+convert it, where its config comes from).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from uniadapter_jax.weights.torch.file import read_state_dict
 
 Tensors = Mapping[str, np.ndarray]
 
-# What a directory is searched for, in this order.
+# The names that are looked for in a directory, in this order.
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,7 +49,7 @@ WEIGHT_FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class Hints:
-    """What a user may say about files that hold nothing but tensors."""
+    """What a user may add about files that hold nothing but tensors."""
 
     activation: str | None = None
     heads: tuple[int, int] | None = None
@@ -60,12 +60,12 @@ NO_HINTS = Hints()
 
 @dataclasses.dataclass(frozen=True)
 class ForeignAdapter:
-    """An adapter as found.
+    """An adapter inside foreign weights.
 
     Attributes:
-      options: of the method, as far as the tensors tell them.
-      tensors: by our paths; empty if there are problems.
-      problems: what does not fit, one line each.
+      options: those options of the method that the tensors tell.
+      tensors: {our path: array}; empty if there are problems.
+      problems: the tensors that do not fit, one line each.
     """
 
     method: str
@@ -76,13 +76,13 @@ class ForeignAdapter:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Weights as found.
+    """Foreign weights and the way to convert them.
 
     Attributes:
-      kind: the format, for people.
+      kind: name of the format, shown to people.
       tensors: backbone tensors by the format's own names, as views of the files.
-      adapter: None if the file has none.
-      folder: where its other files (config, tokenizer) are.
+      folder: the folder that may hold its other files (config, tokenizer).
+      adapter: None if the file has no adapter.
       ours: whether `folder` has a fingerprint of these weights.
     """
 
@@ -98,7 +98,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """One foreign layout: `recognises` sees tensor names, `open` makes a `Source` of a file's."""
+    """A foreign layout: `recognises` looks at tensor names, `open` makes a `Source`."""
 
     name: str
     recognises: Callable[[Iterable[str]], bool]
@@ -106,13 +106,13 @@ class Format:
 
 
 def open_source(path: str, hints: Hints = NO_HINTS) -> Source:
-    """Finds out what a file or directory holds.
+    """Opens the weights in a file or directory, in whichever format they are.
 
     Raises:
-      UserError: nothing there, unreadable files, or tensors of no known format.
+      UserError: no such file, an unreadable file, or tensors in no known format.
     """
-    place = pathlib.Path(path)
-    file = _find(place) if place.is_dir() else place
+    root = pathlib.Path(path)
+    file = _find(root) if root.is_dir() else root
     if not file.is_file():
         raise UserError(f"{path}: no such file or directory")
     tensors = read_weights(file, _read)
@@ -164,7 +164,7 @@ def _open_huggingface(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Sou
 
 def _open_openai(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     rules, ignored = openai_names.RULES, openai_names.IGNORED
-    # Models of open_clip's CustomTextCLIP put the text tower under a name of its own.
+    # Models of open_clip's CustomTextCLIP have the text tower's tensors under `text.`.
     plain = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
     described = file.with_name("open_clip_config.json")
     if described.exists():
@@ -187,32 +187,34 @@ def _open_openai(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
 
 def _open_cross_modal_adapter(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     prefix = cma_names.PREFIX
-    own = {name: t for name, t in tensors.items() if name.removeprefix(prefix) in cma_names.NAMES}
-    clip = {name: tensor for name, tensor in tensors.items() if name not in own}
+    adapter = {
+        name: t for name, t in tensors.items() if name.removeprefix(prefix) in cma_names.NAMES
+    }
+    clip = {name: tensor for name, tensor in tensors.items() if name not in adapter}
     plain = {name.removeprefix(prefix): tensor for name, tensor in clip.items()}
     config = openai_names.config_of_shapes(plain, heads=hints.heads)
-    own = {name.removeprefix(prefix): tensor for name, tensor in own.items()}
+    adapter = {name.removeprefix(prefix): tensor for name, tensor in adapter.items()}
     return Source(
-        "Cross-Modal Adapter" if own else "CLIP4Clip",
+        "Cross-Modal Adapter" if adapter else "CLIP4Clip",
         clip,
         config,
         tuple(dataclasses.replace(r, source=prefix + r.source) for r in openai_names.RULES),
         tuple(prefix + name for name in openai_names.IGNORED),
         file.parent,
-        _cross_modal_adapter(own, config) if own else None,
+        _cross_modal_adapter(adapter, config) if adapter else None,
     )
 
 
-def _cross_modal_adapter(own: Tensors, config: Config) -> ForeignAdapter:
-    options = cma_names.options(own)
+def _cross_modal_adapter(official: Tensors, config: Config) -> ForeignAdapter:
+    options = cma_names.options(official)
     vision, text = config.vision, config.text
     problems = cma_names.misfits(
-        own,
+        official,
         layers=(vision.layers, text.layers),
         widths=(vision.width, text.width),
         **options,
     )
-    tensors = {} if problems else dict(cma_names.from_official(own))
+    tensors = {} if problems else dict(cma_names.from_official(official))
     return ForeignAdapter("cross_modal_adapter", options, tensors, tuple(problems))
 
 
@@ -233,16 +235,16 @@ def _open_blip(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     )
 
 
-def _uniadapter(own: Tensors, config: BLIPConfig, copies: list[str]) -> ForeignAdapter:
-    options = uniadapter_names.options(own)
+def _uniadapter(official: Tensors, config: BLIPConfig, copies: list[str]) -> ForeignAdapter:
+    options = uniadapter_names.options(official)
     problems = copies + uniadapter_names.misfits(
-        own,
+        official,
         config,
         bottleneck=options["bottleneck"],
         key_value_bottleneck=options["key_value_bottleneck"],
     )
     keep = {"train_cross_norm": options["train_cross_norm"]}
-    tensors = {} if problems else uniadapter_names.trained(own, **keep)
+    tensors = {} if problems else uniadapter_names.trained(official, **keep)
     return ForeignAdapter("uniadapter", options, tensors, tuple(problems))
 
 

@@ -24,10 +24,10 @@ def provide_tokenizer(
 
     They come from `given` (a directory, or the one file of the family), else from the
     source's own folder, else, for a vocabulary of CLIP's size, from the optional package that
-    carries CLIP's table. Without any the backbone has none, which only strings need.
+    carries CLIP's table. A backbone without tokenizer files works, but not on strings.
 
     Raises:
-      UserError: `given` holds no tokenizer, or one of another vocabulary.
+      UserError: `given` holds no tokenizer, or one with another vocabulary.
     """
     if given is not None and pathlib.Path(given).is_file():
         family.write_tokenizer(pathlib.Path(given), destination, vocab_size)

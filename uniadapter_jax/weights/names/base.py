@@ -1,8 +1,8 @@
 """HuggingFace's names for CLIP's tensors: one table for reading and for writing.
 
-A row is (our path, their name, transform). `{i}` stands for the layer: those tensors are stacked
-here and apart there. `{q,k,v}` in our path stands for several tensors that are one there, joined
-along its first axis.
+A row is (our path, their name, transform). `{i}` stands for the layer: we stack the layers, they
+have a tensor for each. `{q,k,v}` in our path stands for several tensors that are one of theirs,
+joined along its first axis.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from uniadapter_jax.weights.names.rules import Rule
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a foreign tensor becomes ours (`read`) and back (`write`, given our full shape)."""
+    """Turns a foreign tensor into ours (`read`) and back (`write`)."""
 
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray], np.ndarray]
@@ -38,8 +38,8 @@ def _matrix_to_conv(matrix: np.ndarray) -> np.ndarray:
 
 def parts(ours: str) -> list[str]:
     """Our paths in a row: `a.{q,k}.b` is a.q.b and a.k.b."""
-    found = re.fullmatch(r"(.*)\{(.*)\}(.*)", ours)
-    return [found[1] + part + found[3] for part in found[2].split(",")] if found else [ours]
+    match = re.fullmatch(r"(.*)\{(.*)\}(.*)", ours)
+    return [match[1] + name + match[3] for name in match[2].split(",")] if match else [ours]
 
 
 TRANSFORMS = {

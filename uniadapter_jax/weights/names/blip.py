@@ -1,7 +1,7 @@
 """HuggingFace's names for BLIP's tensors.
 
-`table` is read and written as that of `names`; its rows depend on the parts that a BLIP has.
-transformers leaves out the temperature, which is BLIP's initial one then.
+`table` has rows like those of `names.base`; which rows depends on the heads that a BLIP has. Files
+of transformers have no temperature; it is then BLIP's initial one.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _TIED = {
 
 
 def table(config: BLIPConfig) -> tuple[Row, ...]:
-    """(our path, HuggingFace's name, transform) of every tensor of a BLIP with these parts."""
+    """(our path, HuggingFace's name, transform) of every tensor of a BLIP with this config."""
     return (
         *_vision(),
         *_bert("text", "text_encoder"),
@@ -108,14 +108,14 @@ def canonical(tensors: Mapping[str, np.ndarray], config: BLIPConfig) -> dict[str
     """The tensors with tied ones under one name, and with a temperature.
 
     Raises:
-      UserError: both names of a tied tensor are there with values that differ.
+      UserError: a tied tensor is there under both names with values that differ.
     """
-    found = dict(tensors)
+    kept = dict(tensors)
     for second, first in _TIED.items():
-        if second in found:
-            value = found.pop(second)
-            if not np.array_equal(found.setdefault(first, value), value):
+        if second in kept:
+            value = kept.pop(second)
+            if not np.array_equal(kept.setdefault(first, value), value):
                 raise UserError(f"{second} is not {first}, but BLIP's decoder ties them")
     if config.matching:
-        found.setdefault("temp", np.array(TEMPERATURE, np.float32))
-    return found
+        kept.setdefault("temp", np.array(TEMPERATURE, np.float32))
+    return kept

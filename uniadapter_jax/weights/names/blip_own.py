@@ -1,8 +1,9 @@
 """BLIP's own files: pre-trained, fine-tuned for retrieval, or for questions.
 
 The text encoder, the decoder and the heads have the names that transformers took over. There is no
-config; shapes tell it, by BLIP's rules: epsilons, heads that are 64 wide, and [DEC] and [ENC] as
-the last two ids. A pre-trained file has the parts of both, so it becomes a backbone with both.
+config; it follows from shapes by BLIP's rules: its epsilons, heads that are 64 wide, and [DEC] and
+[ENC] as the last two ids. A pre-trained file has the matching heads and the decoder, so the
+backbone has both.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def rules(config: BLIPConfig) -> tuple[Rule, ...]:
 
 
 def _own_name(name: str) -> str:
-    for theirs, own in _VISION:
+    for theirs, blip in _VISION:
         if (rest := name.removeprefix(f"vision_model.{theirs}")) != name:
-            return f"visual_encoder.{own}{rest}"
+            return f"visual_encoder.{blip}{rest}"
     return name
 
 
 def of_model(tensors: Mapping[str, np.ndarray], config: BLIPConfig) -> dict[str, np.ndarray]:
-    """The model's tensors: no momentum, no decoder that reads pictures of another width."""
+    """The tensors without momentum copies and without a decoder that `config` leaves out."""
     return {
         name: value
         for name, value in tensors.items()
@@ -84,11 +85,11 @@ def config_of_shapes(
 ) -> BLIPConfig:
     """The config that the shapes imply; heads (vision, text) are the width over 64 if not given.
 
-    A pre-trained decoder reads pictures. Where these are wider than texts (ViT-L), it is none of
-    answers, and left out.
+    A decoder of captions attends to pictures. Where these are wider than texts (ViT-L), it cannot
+    serve as the decoder of answers, which attends to questions, so it is left out.
 
     Raises:
-      UserError: the tensors that tell the sizes are not there; all of them in one report.
+      UserError: tensors that tell the sizes are missing; all of them in one report.
     """
     matching = "vision_proj.weight" in tensors
     ranks = {**_RANKS, "vision_proj.weight": 2} if matching else _RANKS

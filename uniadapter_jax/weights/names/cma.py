@@ -1,4 +1,4 @@
-"""The official tensors of Cross-Modal Adapter: their names and layout, and ours.
+"""Cross-Modal Adapter's official tensors: names and layout, theirs and ours.
 
 Official: one tensor for all layers of a tower and both sites, index 2i the one after attention
 and 2i + 1 the one after the MLP of layer i; weights are [2L, out, in]. Ours: one tensor per site,
@@ -37,8 +37,10 @@ NAMES = tuple(official for official, _ in OFFICIAL)
 
 
 def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{our path: array} to {official name: array}; what the method lacks (d_s = 0 has no shared
-    part) is left out. Also fits gradients."""
+    """Turns {our path: array} into {official name: array}; also fits gradients.
+
+    Tensors that the method lacks (with d_s = 0 the shared ones) are left out.
+    """
     official = {}
     for name, pattern in OFFICIAL:
         paths = [pattern.format(site=site) for site in SITES]
@@ -56,8 +58,8 @@ def from_official(official: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.
         if name not in official or not official[name].size:
             continue
         for i, site in enumerate(SITES):
-            part = official[name][i::2]
-            yield pattern.format(site=site), part.swapaxes(1, 2) if part.ndim == 3 else part
+            layers = official[name][i::2]
+            yield pattern.format(site=site), layers.swapaxes(1, 2) if layers.ndim == 3 else layers
 
 
 def options(official: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -65,8 +67,8 @@ def options(official: Mapping[str, np.ndarray]) -> dict[str, int]:
     down = official.get("visual_adapter_down_bias")
     share = official.get("vt_adapter_up_share_bias")
     if down is None or down.ndim != 2:
-        found = "missing" if down is None else f"of shape {down.shape}"
-        raise UserError(f"{PREFIX}visual_adapter_down_bias is {found}; it tells the bottleneck")
+        problem = "missing" if down is None else f"of shape {down.shape}"
+        raise UserError(f"{PREFIX}visual_adapter_down_bias is {problem}; it tells the bottleneck")
     shared_dim = share.shape[1] if share is not None and share.ndim == 2 else 0
     return {"bottleneck": down.shape[1], "shared_dim": shared_dim}
 
@@ -79,7 +81,7 @@ def misfits(
     bottleneck: int,
     shared_dim: int,
 ) -> list[str]:
-    """What does not fit (vision, text) towers of that depth and width, one line each."""
+    """The tensors that do not fit (vision, text) towers of these sizes, one line each."""
     expected = official_shapes(
         layers=layers, widths=widths, bottleneck=bottleneck, shared_dim=shared_dim
     )
@@ -97,7 +99,7 @@ def misfits(
 def official_shapes(
     *, layers: tuple[int, int], widths: tuple[int, int], bottleneck: int, shared_dim: int
 ) -> dict[str, tuple[int, ...]]:
-    """Official shapes for (vision, text) towers; a part of no channels is left out."""
+    """Official shapes for (vision, text) towers; a tensor without channels is left out."""
     shapes: dict[str, tuple[int, ...]] = {}
     for tower, count, width in zip(("visual", "text"), layers, widths, strict=True):
         unique = width - shared_dim

@@ -1,6 +1,6 @@
 """OpenAI's names for CLIP's tensors, which open_clip and Cross-Modal Adapter use as well.
 
-Its files carry no config, so shapes tell it, by OpenAI's own rules.
+The files carry no config; it follows from the shapes, by OpenAI's own rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _same(ours: str, theirs: str, *kinds: str) -> list[Rule]:
 
 def _blocks(ours: str, theirs: str) -> list[Rule]:
     layer, block = f"{ours}.encoder.layers.{{i}}", f"{theirs}.resblocks.{{i}}"
-    qkv = [f"{layer}.self_attn.{part}_proj" for part in "qkv"]
+    qkv = [f"{layer}.self_attn.{letter}_proj" for letter in "qkv"]
     return [
         *_same(f"{layer}.layer_norm1", f"{block}.ln_1", "weight", "bias"),
         Rule(f"{block}.attn.in_proj_weight", tuple(f"{p}.weight" for p in qkv), "split_qkv"),
@@ -75,7 +75,7 @@ _RANKS = {
 }
 
 
-_WIDEST_OF_64 = 1024  # of vision towers; heads of open_clip's H, g and bigG are 80, 88 and 104 wide
+_WIDEST_OF_64 = 1024  # in wider vision towers (open_clip's H, g, bigG) heads are 80, 88, 104 wide
 
 
 def config_of_shapes(
@@ -87,7 +87,7 @@ def config_of_shapes(
     """The config that the shapes imply; heads (vision, text) are the width over 64 if not given.
 
     Raises:
-      UserError: the tensors that tell the sizes are not there; all of them in one report.
+      UserError: tensors that tell the sizes are missing; all of them in one report.
     """
     problems = [
         f"missing: {name}" if name not in tensors else f"shape of {name}: {tensors[name].shape}"
@@ -120,7 +120,7 @@ def config_of_shapes(
 
 
 def count_layers(tensors: Iterable[str], prefix: str) -> int:
-    """How many numbers follow `prefix` in tensor names."""
+    """The number of layers whose tensors have names that begin with `prefix`."""
     pattern = re.compile(re.escape(prefix) + r"\.(0|[1-9]\d{0,5})\..*")
     return len({m[1] for name in tensors if (m := pattern.fullmatch(name))})
 
@@ -129,7 +129,7 @@ def usual_heads(tower: str, width: int) -> int:
     """Heads of a tower without a config: they are 64 wide.
 
     Raises:
-      UserError: of a width for which that is not so, or cannot be.
+      UserError: the width is no multiple of 64, or heads of that width may have another size.
     """
     if width % 64 or (tower == "vision" and width > _WIDEST_OF_64):
         why = "is no multiple of 64" if width % 64 else "open_clip's models divide in several ways"

@@ -1,8 +1,8 @@
-"""A LoRA in PEFT's own layout, so that PEFT puts it into transformers' `CLIPModel`.
+"""Writes a LoRA in PEFT's layout, so that PEFT can load it into transformers' `CLIPModel`.
 
 PEFT calls the two factors of a layer `base_model.model.<module>.lora_A.weight`, [rank, in], and
 `lora_B.weight`, [out, rank]; each layer of a tower is a module of its own. The patch embedding is
-a convolution there: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
+a convolution in transformers: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def peft_tensors(ours: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarr
         layer, factor = path.split(".delta.")
         module, how = _KERNELS[layer]
         stacked = "{i}" in module
-        for i, part in enumerate(tensor if stacked else tensor[None]):
+        for i, kernel in enumerate(tensor if stacked else tensor[None]):
             name = f"base_model.model.{module.format(i=i) if stacked else module}"
             if factor == "a_kernel":
-                yield f"{name}.lora_A.weight", TRANSFORMS[how].write(part)
+                yield f"{name}.lora_A.weight", TRANSFORMS[how].write(kernel)
             else:
-                b = part.T
+                b = kernel.T
                 yield f"{name}.lora_B.weight", b[..., None, None] if how == "patches" else b
 
 
@@ -65,14 +65,14 @@ def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
 
 
 class Layout(NamedTuple):
-    """A further layout of exported adapters: its folder, its writer, and lines of Python."""
+    """A further layout of exported adapters: its folder, its writer, and Python that loads it."""
 
     folder: str
     write: Callable[[pathlib.Path, AdapterFiles], None]
     usage: tuple[str, ...]
 
 
-# {(method, title of the family): what an export writes beside our own layout}
+# {(method, title of the family): the layout that an export writes beside our own}
 FURTHER_LAYOUTS: Mapping[tuple[str, str], Layout] = {
     ("lora", "CLIP"): Layout(
         folder=PEFT_FOLDER,

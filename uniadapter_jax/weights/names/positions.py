@@ -12,10 +12,10 @@ _A = -0.75  # torch's cubic; others use -.5
 def resize_positions(table: np.ndarray, grid: int) -> np.ndarray:
     """[1 + g * g, d] with the class token first, to [1 + grid * grid, d]; the class token stays.
 
-    As `resize_patches` otherwise.
+    Patches are resized as in `resize_patches`.
 
     Raises:
-      ValueError: the table is not that of a square of patches.
+      ValueError: the table does not belong to a square of patches.
     """
     side = math.isqrt(max(0, len(table) - 1)) if table.ndim == 2 else 0
     if side < 1 or side * side != len(table) - 1:
@@ -29,10 +29,10 @@ def resize_patches(table: np.ndarray, grid: int) -> np.ndarray:
     """[g * g, d] to [grid * grid, d].
 
     Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)` without
-    antialiasing. A table that fits already comes back as it is, else the result is float32.
+    antialiasing. A table that fits already is returned unchanged, else the result is float32.
 
     Raises:
-      ValueError: the table is not that of a square of patches.
+      ValueError: the table does not belong to a square of patches.
     """
     side = math.isqrt(len(table)) if table.ndim == 2 else 0
     if side < 1 or side * side != len(table):
@@ -46,9 +46,9 @@ def resize_patches(table: np.ndarray, grid: int) -> np.ndarray:
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """float64 "new old": row i has the share of each old point in new point i.
+    """float64 "new old": row i has the weight of each old point in new point i.
 
-    Points lie at pixel centres; what would lie outside is the border's point again.
+    Points lie at pixel centres; outside the table the point at the border is repeated.
     """
     place = (np.arange(new) + 0.5) * old / new - 0.5
     left = np.floor(place).astype(int)

@@ -1,9 +1,9 @@
-"""Conversion as a table: which foreign tensor becomes which of ours, and how.
+"""Conversion by a table of rules from foreign tensors to ours.
 
 A format is a tuple of `Rule`s from its own names to the target's. `convert` applies them to all
-tensors at once and says everything that does not fit: tensors that no rule or two rules want,
-targets that nothing or two tensors fill, shapes that are not what the config asks for. Most
-transforms give views, so a conversion holds no copy of the weights.
+tensors at once and reports every problem: tensors that match no rule or two rules, targets that no
+tensor or two tensors fill, shapes that the config does not have. Most transforms return views, so
+a conversion holds no copy of the weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a transform may know beside its tensor.
+    """Settings that a transform may use.
 
     grid: patches along a side of the new picture, None to leave position embeddings alone.
     """
@@ -58,12 +58,12 @@ def _positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
 
 
 def _patch_positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
-    """Of a tower without a class token."""
+    """Resizes the positions of a tower without a class token."""
     return (table if context.grid is None else resize_patches(table, context.grid),)
 
 
 def _batched_positions(table: np.ndarray, context: Context) -> tuple[np.ndarray]:
-    """BLIP's table has an axis of size one in front."""
+    """Resizes BLIP's table, which has an axis of size one in front."""
     if table.ndim != 3 or len(table) != 1:
         raise ValueError(f"{table.shape} is no table [1, positions, width]")
     return (_positions(table[0], context)[0][None],)
@@ -95,7 +95,7 @@ def convert(
     rules = tuple(rules)
     by_source = [(_pattern(rule.source), rule) for rule in rules]
     skipped = [_pattern(name) for name in ignored]
-    made: dict[str, np.ndarray] = {}
+    converted: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     problems: list[str] = []
     for name, tensor in tensors.items():
@@ -118,15 +118,15 @@ def convert(
             problems.append(f"shape of {name}: {error}")
             continue
         for target, value in zip(targets, values, strict=True):
-            if target in made:
+            if target in converted:
                 problems.append(f"filled twice: {target}, again by {name}")
-            made[target] = value
-    problems += _check(made, origin, expected, rules)
-    return {name: made[name] for name in expected if name in made}, problems
+            converted[target] = value
+    problems += _check(converted, origin, expected, rules)
+    return {name: converted[name] for name in expected if name in converted}, problems
 
 
 def _check(
-    made: Mapping[str, np.ndarray],
+    converted: Mapping[str, np.ndarray],
     origin: Mapping[str, str],
     expected: Mapping[str, tuple[int, ...]],
     rules: tuple[Rule, ...],
@@ -135,10 +135,10 @@ def _check(
     problems = []
     missing: dict[str, None] = {}  # in order, once for a fused tensor
     for name, shape in expected.items():
-        if name in made and made[name].shape != shape:
+        if name in converted and converted[name].shape != shape:
             gives = "" if origin[name] == name else f"gives {name} "
             problems.append(
-                f"shape of {origin[name]}: {gives}{made[name].shape}, config says {shape}"
+                f"shape of {origin[name]}: {gives}{converted[name].shape}, config says {shape}"
             )
         elif name not in origin:
             sources = [

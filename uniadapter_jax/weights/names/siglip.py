@@ -1,6 +1,6 @@
 """HuggingFace's names for SigLIP's tensors, as transformers' `SiglipModel` writes them.
 
-The head's attention is torch's: q, k and v are one tensor there, joined along its first axis.
+The head's attention is torch's, where q, k and v are one tensor, joined along its first axis.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The official tensors of UniAdapter in BLIP: their names and layout, and ours.
+"""UniAdapter's official tensors in BLIP: names and layout, theirs and ours.
 
-Official: an adapter per layer i under `adapters.{i}`, again at every place that uses it, matrices
-[out, in]; a pair for keys and values per text transformer. Ours: one tensor for all layers,
-matrices [L, in, out]. The heads train with the method, so they are among its tensors.
+Official: an adapter per layer i under `adapters.{i}`, repeated at every place that uses it,
+matrices [out, in]; a pair for keys and values per text transformer. Ours: one tensor for all
+layers, matrices [L, in, out]. The heads train with the method, so its tensors include them.
 """
 
 from __future__ import annotations
@@ -60,36 +60,36 @@ OFFICIAL: tuple[Row, ...] = (
 )
 _RULES = tuple(Rule(name, (name,)) for _, name, _ in OFFICIAL)
 
-# Where a file has the adapter of layer i, and its keys' and values'. All copies are the same.
+# The names under which a file repeats the adapter of layer i; all copies should be the same.
 _COPIES = re.compile(
     r"(?:(?:visual_encoder\.)?adapters\.(\d+)|visual_encoder\.blocks\.(\d+)\.adapter"
     r"|(?:text_encoder|text_decoder\.bert)\.encoder\.layer\.(\d+)\.adapter)\.(.*)"
 )
 _OF_STATES = re.compile(r"text_(encoder|decoder\.bert)\.encoder\.video_(key|value)_adapter\..*")
-# A second set that the authors' code builds for the decoder and never calls.
+# A second set of adapters that the authors' code builds for the decoder and never calls.
 _UNUSED = re.compile(r"adapters_dec\..*")
 
 
 def is_known(ours: Container[str]) -> bool:
-    """Whether these are paths of UniAdapter in BLIP; in CLIP it has no official names."""
+    """Whether these are paths of UniAdapter in BLIP; for CLIP there are no official names."""
     return "adapters.cross_bias" in ours
 
 
 def is_cross_norm(ours: str) -> bool:
-    """Whether this is the path of LN_x, which does not train as released."""
+    """Whether this is the path of LN_x, which the released code does not train."""
     return ours.startswith("adapters.ln_cross_")
 
 
 def of_layers(ours: str) -> bool:
-    """Whether this is the path of something that layers have, not encoders or heads."""
+    """Whether every layer has a tensor of this path; encoders and heads have the others."""
     return any(ours == path and "{i}" in name for path, name, _ in OFFICIAL)
 
 
 def to_official(ours: Tensors) -> dict[str, np.ndarray]:
-    """{our path: array} to {official name: array}, each once; also fits gradients.
+    """Turns {our path: array} into {official name: array}, each once; also fits gradients.
 
-    What the method lacks (no decoder, frozen heads) is left out. Parts that the official layout
-    does not know, those of towers that differ in width, keep our paths.
+    Tensors that the method lacks (no decoder, frozen heads) are left out. Tensors that the official
+    layout does not know, those of towers that differ in width, keep our paths.
     """
     known = {name for name, _, _ in OFFICIAL}
     official = dict(write_rows((row for row in OFFICIAL if row[0] in ours), ours))
@@ -97,7 +97,7 @@ def to_official(ours: Tensors) -> dict[str, np.ndarray]:
 
 
 def from_official(official: Tensors) -> Iterator[tuple[str, np.ndarray]]:
-    """(our path, array) of official tensors; those that are not there are left out."""
+    """(our path, array) of official tensors; missing ones are left out."""
     for ours, name, how in OFFICIAL:
         read = TRANSFORMS[how].read
         if "{i}" not in name and name in official:
@@ -107,7 +107,7 @@ def from_official(official: Tensors) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def trained(official: Tensors, *, train_cross_norm: bool) -> dict[str, np.ndarray]:
-    """{our path: array} of what a method with that option trains."""
+    """{our path: array} of the tensors that train with that option of the method."""
     return {
         name: tensor
         for name, tensor in from_official(official)
@@ -123,11 +123,11 @@ def _of_layers(name: str, official: Tensors) -> Iterator[str]:
 
 
 def split(tensors: Tensors) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], list[str]]:
-    """A file's (adapter under official names, backbone, copies of the adapter that disagree).
+    """Splits a file into (adapter under official names, backbone, copies that disagree).
 
-    The adapter is empty if there is none; else it has the heads, which the backbone keeps, too.
+    The adapter is empty if there is none; else it includes the heads, which the backbone has, too.
     """
-    own: dict[str, np.ndarray] = {}
+    adapter: dict[str, np.ndarray] = {}
     first: dict[str, str] = {}
     backbone: dict[str, np.ndarray] = {}
     problems: list[str] = []
@@ -141,34 +141,35 @@ def split(tensors: Tensors) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray
             if not _UNUSED.fullmatch(name):
                 backbone[name] = tensor
             continue
-        kept = own.setdefault(official, tensor)
+        kept = adapter.setdefault(official, tensor)
         origin = first.setdefault(official, name)
         if not (kept is tensor or np.array_equal(kept, tensor, equal_nan=True)):
             problems.append(f"{name} is not {origin}, of which it should be a copy")
-    if own:
+    if adapter:
         heads = (f"{head}.{part}" for head in _HEADS for part in ("weight", "bias"))
-        own |= {name: tensors[name] for name in heads if name in tensors}
-    return own, backbone, problems
+        adapter |= {name: tensors[name] for name in heads if name in tensors}
+    return adapter, backbone, problems
 
 
 def options(official: Tensors) -> dict[str, Any]:
     """The method's options that the tensors tell.
 
-    As released LN_x does not train, so it stays 1 and 0. One that is anything else has trained.
+    LN_x starts as 1 and 0 and the released code does not train it; other values show that it has
+    been trained.
 
     Raises:
-      UserError: the tensor that tells the bottleneck is not there.
+      UserError: the tensor that tells the bottleneck is missing.
     """
     states = any(_OF_STATES.fullmatch(name) for name in official)
     initial = {f"{_CROSS_NORM}.weight": 1.0, f"{_CROSS_NORM}.bias": 0.0}
-    found = {name: initial.get(name.split(".", 2)[-1]) for name in official}
+    starts = {name: initial.get(name.split(".", 2)[-1]) for name in official}
     return {
         "bottleneck": _length(official, "adapters.0.down_proj.bias"),
         "key_value_bottleneck": _length(official, _key("text")) if states else 0,
         "train_heads": True,
         "train_cross_norm": any(
             start is not None and bool(np.any(official[name] != start))
-            for name, start in found.items()
+            for name, start in starts.items()
         ),
     }
 
@@ -180,15 +181,15 @@ def _key(tower: str) -> str:
 def _length(official: Tensors, name: str) -> int:
     tensor = official.get(name)
     if tensor is None or tensor.ndim != 1 or not tensor.size:
-        found = "missing" if tensor is None else f"of shape {tensor.shape}"
-        raise UserError(f"{name} is {found}; it tells the bottleneck")
+        problem = "missing" if tensor is None else f"of shape {tensor.shape}"
+        raise UserError(f"{name} is {problem}; it tells the bottleneck")
     return len(tensor)
 
 
 def misfits(
     official: Tensors, config: BLIPConfig, *, bottleneck: int, key_value_bottleneck: int
 ) -> list[str]:
-    """What does not fit a backbone of that config, one line each."""
+    """The tensors that do not fit a backbone of that config, one line each."""
     vision, text = config.vision, config.text
     if (vision.layers, vision.width) != (text.layers, text.width):
         return [

@@ -1,17 +1,17 @@
-"""Reads what `torch.save` and `torch.jit.save` write, without torch and without trust.
+"""Reads files of `torch.save` and `torch.jit.save`, without torch and without trusting them.
 
 For any file, `read_torch_file` returns plain data or raises `WeightFileError`; it never runs
-anything that the file contains. Three layouts are known:
+anything that the file contains. It knows three layouts:
 
     zip          NAME/data.pkl, NAME/data/KEY per storage, NAME/byteorder       torch >= 1.6
     TorchScript  the same plus NAME/constants.pkl and NAME/code/, never read    OpenAI's CLIP files
     legacy       five pickles in a row, then the storages one after another     torch < 1.6
 
-Arrays are read-only views of the mapped file, so reading costs next to no memory whatever the
-file's size; pages come in when an array is used, and an array need not be aligned. Only storages of
-the other byte order are copied. What a file may claim beyond that is bounded by a multiple of its
-size: `OBJECTS_PER_BYTE` for Python objects, `ARRAYS_PER_BYTE` for the sum of all arrays, were each
-copied (tied weights appear several times, an expanded tensor is larger than its storage).
+Arrays are read-only views of the mapped file, so reading takes hardly any memory whatever the
+file's size; pages are read when an array is used, and an array need not be aligned. Only storages
+of the other byte order are copied. The memory that a file may claim is bounded by a multiple of
+its size: `OBJECTS_PER_BYTE` for Python objects, `ARRAYS_PER_BYTE` for the sum of all arrays if
+each was copied (tied weights appear several times, an expanded tensor is larger than its storage).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net")
 
 
 def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the file holds: nested dicts, lists, tuples, scalars, and read-only arrays for tensors.
+    """Reads a file as nested dicts, lists, tuples and scalars, with read-only arrays for tensors.
 
     A TorchScript archive yields its parameters and buffers by their dotted names, as its
     `state_dict()` would (plus tensors that are plain attributes: only the code, which is not read,
@@ -48,7 +48,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
       WeightFileError: the file is no torch file, is damaged, claims more memory than its size
-        allows, or contains anything beside tensors and plain data.
+        allows, or contains anything but tensors and plain data.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -59,7 +59,7 @@ def read_torch_file(path: str | os.PathLike[str]) -> dict[str, Any]:
         failure = WeightFileError(path, str(refused), refused.name)
     except OSError as error:
         failure = WeightFileError(path, error.strerror or str(error))
-    raise failure  # out here, so that it does not keep what was read so far alive
+    raise failure  # outside `except`, so that it does not keep the data read so far alive
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -70,31 +70,31 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def state_dict(content: Any, path: str | os.PathLike[str] = "weights") -> dict[str, np.ndarray]:
     """Finds a model's tensors in what `read_torch_file` returned.
 
-    Looks through wrapping dicts by the keys `WRAPPERS`, the first that leads to tensors, and drops
-    the `module.` that DistributedDataParallel puts before every name. Values that are not tensors
-    are left out.
+    Looks into wrapping dicts under the keys `WRAPPERS`, takes the first that leads to tensors, and
+    drops the `module.` that DistributedDataParallel puts before every name. Values that are not
+    tensors are left out.
 
     Raises:
-      WeightFileError: no tensors, or tensors without names, at any of these places.
+      WeightFileError: there are no tensors, or they have no names.
     """
-    found = _find_tensors(content, depth=0)
-    if not found:
+    tensors = _find_tensors(content, depth=0)
+    if not tensors:
         raise WeightFileError(
             path, f"holds no state dict, neither at the top nor under {', '.join(WRAPPERS)}"
         )
-    if not all(type(name) is str for name in found):
+    if not all(type(name) is str for name in tensors):
         raise WeightFileError(path, "holds tensors whose names are not strings")
-    if all(name.startswith("module.") for name in found):
-        found = {name.removeprefix("module."): value for name, value in found.items()}
-    return found
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
 
 
 def _find_tensors(content: Any, depth: int) -> dict[Any, np.ndarray]:
     if not isinstance(content, Mapping) or depth > 4:
         return {}
     for key in WRAPPERS:
-        if found := _find_tensors(content.get(key), depth + 1):
-            return found
+        if tensors := _find_tensors(content.get(key), depth + 1):
+            return tensors
     return {key: value for key, value in content.items() if isinstance(value, np.ndarray)}
 
 
@@ -118,7 +118,7 @@ def _read(file: io.BufferedReader) -> dict[str, Any]:
 
 
 class _Builder:
-    """Makes plain data of what a pickle left; shared or cyclic containers become bounded trees."""
+    """Makes plain data of a pickle's value; shared or cyclic containers become bounded trees."""
 
     def __init__(self, storages: Storages, objects: Allowance, arrays: Allowance):
         self.storages, self.objects, self.arrays = storages, objects, arrays

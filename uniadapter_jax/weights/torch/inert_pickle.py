@@ -1,12 +1,12 @@
-"""A pickle interpreter that cannot execute.
+"""A pickle interpreter that cannot run code.
 
 Python's unpickler imports what a file names and calls it, so a weight file is a program. This
-interpreter builds plain data (numbers, strings, lists, tuples, dicts) and hands the places where a
-pickle could reach out to a `World`, which knows a fixed list of names and answers with data.
-Opcodes outside `_OPCODES` are refused by name. There is nothing to escape from: no import, no
-attribute look-up, no call of anything that the file chose.
+interpreter builds plain data (numbers, strings, lists, tuples, dicts) and passes every request for
+a global, a call or an instance to a `World`, which knows a fixed list of names and answers with
+data. Opcodes outside `_OPCODES` are refused by name. There is no import, no attribute look-up, and
+no call of anything that the file chose.
 
-Memory: every value is paid for from an `Allowance` before it is made and never paid back.
+Memory: every value is charged to an `Allowance` before it is made, and never refunded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OPCODES: dict[int, _Handler] = {}
 
 
 def interpret(machine: Machine) -> Any:
-    """Runs a pickle up to STOP and returns its value; `at` is then the first byte behind it.
+    """Runs a pickle up to STOP and returns its value; `machine.at` is then the first byte after it.
 
     Raises:
       Refused: the pickle is broken, uses a forbidden opcode or global, or claims too much memory.
@@ -74,7 +74,7 @@ def _opcode(*names: str) -> Callable[[_Handler], _Handler]:
 
 
 def _makes(name: str, make: Callable[[Machine], Any]) -> None:
-    """An opcode that pushes one new value."""
+    """Registers an opcode that pushes one new value."""
     _OPCODES[_CODES[name]] = lambda machine: machine.push(make(machine))
 
 
@@ -178,7 +178,7 @@ def _put(machine: Machine) -> None:
         place = len(machine.memo)
     else:
         place = machine.number("<B" if code == _CODES["BINPUT"] else "<I")
-    if place != len(machine.memo):  # every pickler counts, and a list costs less than a dict
+    if place != len(machine.memo):  # picklers number in order, and a list costs less than a dict
         raise Refused(f"the pickle writes entry {place} of its memo after {len(machine.memo)}")
     machine.allowance.spend(8)
     machine.memo.append(value)

@@ -1,4 +1,4 @@
-"""The two layouts of torch files: which pickle holds the value, and where each storage lies."""
+"""Reads the two layouts of torch files: finds the value's pickle and each storage's bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEGACY_PROTOCOL = 1001
 
 
 class Storages:
-    """Where storages lie in the file; bytes are handed out in this machine's order."""
+    """The places of storages in the file; bytes are handed out in this machine's order."""
 
     def __init__(self, data: mmap.mmap, swapped: bool):
         self.data = data
@@ -56,7 +56,7 @@ class Storages:
 
 
 class ZipStorages(Storages):
-    """Storages that are entries of an archive, each checked against its checksum once."""
+    """Storages that are entries of an archive; the checksum of each is checked once."""
 
     def __init__(
         self, file: io.BufferedReader, data: mmap.mmap, folder: str, entries: Mapping[str, Entry]
@@ -77,7 +77,7 @@ class ZipStorages(Storages):
         return self.places[storage.key]
 
     def check_sum(self, name: str, entry: Entry) -> None:
-        """Reads instead of touching the map: its pages would count as this process's memory."""
+        """Reads the file, not the map: the map's pages would count as this process's memory."""
         if not entry.crc:  # saved with torch.serialization.set_crc32_options(False)
             return
         self.file.seek(entry.start)
@@ -106,7 +106,7 @@ def _require_stored(name: str, entry: Entry) -> None:
 
 
 def _content(data: mmap.mmap, entries: Mapping[str, Entry], name: str) -> bytes | None:
-    """The bytes of a short entry that may be missing."""
+    """The bytes of a short entry, or None if it is missing."""
     entry = entries.get(name)
     if entry is None:
         return None
@@ -135,7 +135,7 @@ def read_zip(
 
 
 def read_legacy(data: mmap.mmap, objects: Allowance) -> tuple[Any, bool, Storages]:
-    """Five pickles (magic, protocol, system, value, storage keys), then storages behind lengths."""
+    """Reads five pickles (magic, protocol, system, value, storage keys), then sized storages."""
     world, at = TorchWorld(script=False), 0
 
     def next_pickle() -> Any:

@@ -1,7 +1,7 @@
-"""What the names in a torch pickle stand for, as data: storages, tensors, and what rebuilds them.
+"""The globals of a torch pickle as data: storages, tensors, and the calls that rebuild them.
 
-`ALLOWED` below and `__torch__.*` in TorchScript archives are all the globals that are read. A
-tensor stays a recipe (storage, offset, shape, strides) until its storage is found in the file.
+Only the globals in `ALLOWED` below and `__torch__.*` in TorchScript archives are accepted. A tensor
+stays a recipe (storage, offset, shape, strides) until its storage is found in the file.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class TorchWorld:
 
     def new(self, kind: Global, args: tuple[Any, ...]) -> Record | dict[Any, Any]:
         if kind == _NAMESPACE and not args:
-            return {}  # BUILD drops what would fill it: settings of the trainer, no weights
+            return {}  # BUILD drops its contents: settings of the trainer, no weights
         if not is_script_class(kind) or args:
             raise Refused(f"the pickle makes an instance of {printable(kind)}")
         return Record(kind)
@@ -111,16 +111,16 @@ class TorchWorld:
                 raise Refused("a persistent id that does not describe a storage")
         if not 0 <= count <= LARGEST // dtype.itemsize or len(rest) > 1:
             raise Refused(f"storage {printable(key)} claims {count} elements")
-        whole = count * dtype.itemsize
-        known = self.storages.setdefault(key, Storage(key, dtype, 0, whole, whole))
-        if known.dtype != dtype or known.size != whole:
+        total = count * dtype.itemsize
+        known = self.storages.setdefault(key, Storage(key, dtype, 0, total, total))
+        if known.dtype != dtype or known.size != total:
             raise Refused(f"storage {printable(key)} is described in two ways")
         match rest:
             case [] | [None]:
                 return known
             case [(str(), int(first), int(length))] if first >= 0 and 0 <= length <= count - first:
                 start, size = first * dtype.itemsize, length * dtype.itemsize
-                return Storage(key, dtype, start, size, whole)
+                return Storage(key, dtype, start, size, total)
         raise Refused(f"storage {printable(key)} has a view that does not fit into it")
 
 
@@ -153,7 +153,7 @@ def _tensor(
 
 
 def _plain_metadata(metadata: Any) -> None:
-    """Conjugate and negative bits would change the numbers."""
+    """Refuses metadata: conjugate and negative bits would change the numbers."""
     if metadata:
         raise Refused("a tensor with conjugate, negative or backend metadata")
 
@@ -190,14 +190,14 @@ def _rebuild_parameter(args: tuple[Any, ...]) -> Tensor:
 
 
 def _ordered_dict(args: tuple[Any, ...]) -> dict[Any, Any]:
-    """An empty one; its items follow by SETITEMS."""
+    """An empty dict; SETITEMS fills it later."""
     if args:
         raise Refused("an OrderedDict that is made of something")
     return {}
 
 
 def _first(args: tuple[Any, ...]) -> Any:
-    """The argument itself: a size, a device, or a value whose TorchScript type stands behind it."""
+    """The first argument: a size, a device, or a value that its TorchScript type follows."""
     if not args:
         raise Refused("a call without arguments")
     return args[0]

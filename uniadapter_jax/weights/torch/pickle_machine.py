@@ -12,12 +12,12 @@ from uniadapter_jax.weights.errors import Refused
 
 LONGEST_LINE = 512  # bytes of a module's or a global's name, or of a decimal number
 DICT_ITEM_COST = 72  # bytes that CPython spends on one item, growth included
-OBJECT_COST = 128  # bytes, a rebuilt tensor, storage or record
+OBJECT_COST = 128  # bytes of a rebuilt tensor, storage or record
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that a pickle mentions. It is never looked up."""
+    """A global that a pickle names; it is never looked up."""
 
     module: str
     name: str
@@ -49,19 +49,19 @@ class Allowance:
 
 
 class World(Protocol):
-    """What a pickle can reach: three functions from data to data, each raising `Refused`."""
+    """All that a pickle can call: functions from data to data that may raise `Refused`."""
 
     def admit(self, name: Global) -> None:
-        """Lets a global be mentioned, or refuses it."""
+        """Accepts the name of a global, or refuses it."""
 
     def reduce(self, function: Global, args: tuple[Any, ...]) -> Any:
-        """The value of `function(*args)`, by a rule of our own."""
+        """The value of `function(*args)` by our own rule for that function."""
 
     def new(self, kind: Global, args: tuple[Any, ...]) -> Record | dict[Any, Any]:
         """The inert instance, or empty dict, that stands for `kind.__new__(kind, *args)`."""
 
     def persistent(self, identity: Any) -> Any:
-        """The value behind a persistent id."""
+        """The value that a persistent id stands for."""
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class Machine:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def sized(self, layout: str) -> bytes:
-        """Bytes behind their own length; the length is checked before anything is allocated."""
+        """Bytes after their length, which is checked before anything is allocated."""
         count = self.number(layout)
         self.allowance.spend(count)
         return self.take(count)
@@ -108,7 +108,7 @@ class Machine:
         return text(raw)
 
     def push(self, value: Any) -> None:
-        """Pushes a value just made, at the price of its size."""
+        """Pushes a new value and charges its size."""
         self.allowance.spend(sys.getsizeof(value))
         self.stack.append(value)
 
@@ -118,7 +118,7 @@ class Machine:
         return self.stack.pop()
 
     def top(self, kind: type, opcode: str) -> Any:
-        """The value on top of the stack, left there; it must be of exactly this type."""
+        """The value on top of the stack, which stays; it must be of exactly this type."""
         value = self.pop()
         if type(value) is not kind:
             raise Refused(f"pickle opcode {opcode} applied to {type(value).__name__}")

@@ -1,7 +1,7 @@
-"""Where the stored entries of a zip archive lie, with everything about them checked.
+"""Finds the stored entries of a zip archive and checks everything about them.
 
 Torch stores tensors uncompressed, so an entry is a slice of the file and can be mapped. `zipfile`
-would copy, inflate bombs and trust the directory; this reads the directory only.
+would copy, inflate bombs and trust the directory; this module reads the directory only.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read_directory(data: mmap.mmap) -> dict[str, Entry]:
     """All entries by name.
 
     Raises:
-      Refused: no complete directory; names that are doubled, not UTF-8 or leave the archive;
-        entries that overlap, are encrypted, or contradict their local header.
+      Refused: the directory is incomplete; a name is doubled, not UTF-8 or leaves the archive; an
+        entry overlaps another, is encrypted, or contradicts its local header.
     """
     at, end, count = _find_directory(data)
     first_free = at
@@ -58,7 +58,7 @@ def read_directory(data: mmap.mmap) -> dict[str, Entry]:
 
 
 def _unpack(layout: struct.Struct, data: mmap.mmap, at: int, magic: bytes, what: str) -> list[int]:
-    """The fields behind a record's magic bytes."""
+    """The fields after a record's magic bytes."""
     if not 0 <= at <= len(data) - layout.size or data[at : at + 4] != magic:
         raise Refused(f"the zip archive is truncated or damaged: no {what} at byte {at}")
     return list(layout.unpack_from(data, at)[1:])
