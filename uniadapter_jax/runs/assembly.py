@@ -1,4 +1,4 @@
-"""From a config to everything a run needs: backbone, method, task, data, mesh, optimizer."""
+"""Builds everything a run needs from a config: backbone, method, task, data, mesh, optimizer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from uniadapter_jax.weights.families import check_family, check_tokenizer, famil
 
 @dataclasses.dataclass
 class Experiment:
-    """Built once; everything after it is pure functions over `partition`'s arrays."""
+    """All that a run is built from; training is then pure functions over `partition`'s arrays."""
 
     config: ConfigDict
     mesh: Mesh
@@ -72,7 +72,7 @@ class Experiment:
         )
 
     def clip_batches(self, records: Records) -> Iterator[Batch]:
-        """This process' rows of every clip once, in order: `eval_batch` at a time."""
+        """This process' rows of batches of `eval_batch` clips: every clip once, in order."""
         return clip_batches(
             records,
             self.config.data,
@@ -83,17 +83,17 @@ class Experiment:
 
     @property
     def eval_batch(self) -> int:
-        """Clips of an evaluation batch: the config's, rounded up to what the mesh divides."""
+        """Clips of an evaluation batch: the config's, rounded up so that the mesh divides it."""
         return meshes.round_up(self.mesh, self.config.eval.batch_size)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What training depends on, flat; a resumed run must agree in all of it."""
+        """The values that training depends on, flat; a resumed run must agree in all of them."""
         return identities.training(self.config, self._facts)
 
     @property
     def evaluation(self) -> dict[str, Any]:
-        """What the evaluation of the trained run depends on beside it, flat."""
+        """The further values that the evaluation of the trained run depends on, flat."""
         return identities.evaluation(self.config, self._facts)
 
     @functools.cached_property
@@ -113,27 +113,27 @@ class Experiment:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Loads and attaches everything; every misfit is an error before the first step."""
+    """Builds the experiment; settings that do not fit are an error here, before the first step."""
     config = configs.validate(config)
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = open_splits(config, trains=method.trainable is not None)
     preflight.check_evaluation(config, data)
-    with meshes.on_host():  # whole weights need not fit on a device
+    with meshes.on_host():  # unsharded weights need not fit on a device
         backbone = _load_backbone(config, kind)
         preflight.check_lengths(config, backbone.model.config)
-        part = attach_method(backbone.model, config)
+        parameters = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    part.trainable = meshes.put_replicated(part.trainable, mesh)
-    part.weights = Weights.of(config.mesh, mesh, backbone.model.config)
-    part.frozen = part.weights.put(part.frozen)
+    parameters.trainable = meshes.put_replicated(parameters.trainable, mesh)
+    parameters.weights = Weights.of(config.mesh, mesh, backbone.model.config)
+    parameters.frozen = parameters.weights.put(parameters.frozen)
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
         meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
         epoch_steps = count_steps(config, kind, data.train)
         total_steps = config.train.steps or config.train.epochs * epoch_steps
         preflight.check_steps(config, total_steps)
-        optimizer = make_optimizer(config.optimizer, total_steps, part.trainable, epoch_steps)
+        optimizer = make_optimizer(config.optimizer, total_steps, parameters.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
     setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
     task = kind.make(setting)
@@ -143,7 +143,7 @@ def build(config: ConfigDict) -> Experiment:
         mesh=mesh,
         method=method,
         backbone=backbone,
-        partition=part,
+        partition=parameters,
         kind=kind,
         task=task,
         data=data,
@@ -156,13 +156,13 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
-    """Of an epoch; `UserError` where the split cannot be trained on, or fills no batch."""
+    """Steps of an epoch; raises `UserError` if the split is unfit, or too small for a batch."""
     preflight.check_training(config, train)
     return kind.samples.steps_per_epoch(train, config)
 
 
 def attach_method(model: Any, config: ConfigDict) -> Partition:
-    """Attaches the config's method to a backbone, and splits off what it trains."""
+    """Attaches the config's method to a backbone, and splits off the arrays that it trains."""
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))
     return partition(model, method.filter(config.method), config.compute.dtype)
@@ -178,7 +178,7 @@ def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
 
 
 def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:
-    """The named directory's, else the backbone's, else the one trained on the records."""
+    """(tokenizer, its directory): the config's, else the backbone's, else the records' own."""
     family = family_of(backbone.model.config)
     candidates = [config.tokenizer] if config.tokenizer else []
     if not config.tokenizer and not backbone.source.startswith("random:"):

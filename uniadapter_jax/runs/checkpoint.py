@@ -1,6 +1,6 @@
-"""The checkpoints of a run: trainables, optimizer state, step, and what they belong to.
+"""The checkpoints of a run: trainables, optimizer state, step, and the run's identity.
 
-Never the backbone. `stored_checkpoint` says what one looks like on disk.
+The backbone is never saved. `stored_checkpoint` describes one checkpoint on disk.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from uniadapter_jax.runs import stored_checkpoint as stored
 from uniadapter_jax.runs.identity import check_identity
 from uniadapter_jax.runs.stored_checkpoint import Damaged
 
-# Names of what is no checkpoint any more, or not yet: N.orbax-checkpoint-tmp, N.deleted.
+# Suffixes of directories that are not checkpoints yet, or no longer.
 _UNFINISHED, _DELETED, _DAMAGED = ".orbax-checkpoint-tmp", ".deleted", ".damaged"
 
 
 def tree_bytes(tree: PyTree) -> int:
-    """Bytes of all arrays of a tree."""
+    """The bytes of all arrays of a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def last_step(directory: pathlib.Path) -> int | None:
-    """The step of the newest complete checkpoint; looks, and changes nothing."""
+    """The step of the newest complete checkpoint; changes nothing."""
     return max(_steps(directory), default=None)
 
 
@@ -69,13 +69,13 @@ def _steps(directory: pathlib.Path) -> list[int]:
 
 
 class Checkpoints:
-    """The checkpoints of one run, kept by latest and by best.
+    """The checkpoints of one run; the latest `keep` and the best are kept.
 
     A checkpoint is read back before the next is saved. None is deleted until a newer one has been
-    found to hold what was saved, so with `keep` = 1 two of them are there during training.
+    read back and compared, so with `keep` = 1 there are two of them during training.
 
-    identity: what the numbers of the run depend on (backbone, data, method, batch size, ...);
-      a directory that holds another identity is not resumed.
+    identity: the values that the run's numbers depend on (backbone, data, method, batch size, ...);
+      a directory with another identity is not resumed.
     """
 
     def __init__(self, directory: pathlib.Path, *, keep: int, identity: Mapping[str, Any]):
@@ -88,7 +88,7 @@ class Checkpoints:
         steps = launch.exchange(steps)[0]
         self._selections: dict[int, float | None] = dict(steps)
         self._proven: int | None = None  # newest that was read and compared
-        self._unproven: tuple[int, PyTree] | None = None  # saved since, with shapes of its state
+        self._unproven: tuple[int, PyTree] | None = None  # saved later, with its state's shapes
         self._bytes = 0
         self._writer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -99,7 +99,7 @@ class Checkpoints:
         )
 
     def _look(self) -> list[tuple[int, float | None]]:
-        """Removes what a killed process left; (step, selection) of every checkpoint."""
+        """Removes leftovers of a killed process; returns (step, selection) of every checkpoint."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for place in self.directory.iterdir():
             if _UNFINISHED in place.name or place.name.endswith(_DELETED):
@@ -124,7 +124,7 @@ class Checkpoints:
         selection: float | None = None,
         wait: bool = False,
     ) -> None:
-        """Starts writing; a save that is still under way is finished, and read back, first."""
+        """Starts to write, once the save under way is finished and read back."""
         self.wait()
         self._bytes = tree_bytes(state)
         host = jax.tree.map(_on_host, state)
@@ -143,31 +143,31 @@ class Checkpoints:
             self.wait()
 
     def set_selection(self, step: int, selection: float) -> None:
-        """Adds the value to a checkpoint that was saved without one; all processes do the same."""
+        """Adds the value to a checkpoint that was saved without one; all processes call this."""
         if self._first:
             (self._place(step) / "metrics").mkdir(exist_ok=True)
             stored.write_selection(self._place(step), selection)
         multihost_utils.sync_global_devices(f"selection of step {step}")
         self._selections[step] = selection
         if step == self._proven:
-            self._remove_old()  # the best may be another now
+            self._remove_old()  # the best may have changed
 
     @property
     def steps(self) -> list[int]:
-        """Of the checkpoints there are, the newest last."""
+        """The steps of all checkpoints, the newest last."""
         return sorted(self._selections)
 
     def has_selection(self, step: int) -> bool:
-        """Whether the value that selects is known of the checkpoint."""
+        """Whether the checkpoint has a selection value."""
         return self._selections[step] is not None
 
     @property
     def saving(self) -> bool:
-        """Whether a checkpoint is being written; it gets its name when it is whole."""
+        """Whether a checkpoint is being written; it gets its final name when it is complete."""
         return self._unproven is not None and not self._place(self._unproven[0]).exists()
 
     def best(self) -> int | None:
-        """The step with the best selection metric (of equals the last), None without any."""
+        """The step with the best selection metric, None without any; ties go to the last step."""
         values = {step: value for step, value in self._selections.items() if value is not None}
         return max(values, key=lambda step: (values[step], step), default=None)
 
@@ -178,7 +178,7 @@ class Checkpoints:
     def restore_newest(self, abstract: PyTree) -> tuple[int, PyTree] | None:
         """(step, state) of the newest sound checkpoint; None if there is none at all.
 
-        Damaged ones are named on screen and set aside until a newer one is sound.
+        Damaged ones are reported and set aside until a newer one is sound.
 
         Raises:
           UserError: all are damaged, or they belong to another run.
@@ -203,11 +203,11 @@ class Checkpoints:
         return None
 
     def restore(self, step: int, abstract: PyTree) -> PyTree:
-        """The state of `step`, laid out as `abstract` (ShapeDtypeStructs with shardings) says.
+        """The state of `step`, laid out like `abstract` (ShapeDtypeStructs with shardings).
 
         Raises:
-          Damaged: on all processes, if it is not what was saved.
-          UserError: the checkpoint belongs to another run; every difference with both sides.
+          Damaged: on all processes, if the state is not the one that was saved.
+          UserError: the checkpoint belongs to another run; lists every difference.
         """
         meta = self._together(lambda: stored.read_meta(self._place(step)))
         check_identity(self.directory, meta["identity"], self.identity)
@@ -217,7 +217,7 @@ class Checkpoints:
         return jax.tree.map(_put, state, abstract)
 
     def _together(self, read: Callable[[], Any]) -> Any:
-        """What each process reads; `Damaged` on all of them if it is on one."""
+        """Calls `read` on each process; raises `Damaged` on all of them if one does."""
         content, reason = None, None
         try:
             content = read()
@@ -236,7 +236,7 @@ class Checkpoints:
             self._prove(*saved)
 
     def _prove(self, step: int, abstract: PyTree) -> None:
-        """Reads back what was saved; only then older ones may go."""
+        """Reads a checkpoint back; only if it is sound are older ones removed."""
         reason = None
         if self._first:
             try:
@@ -262,7 +262,7 @@ class Checkpoints:
         del self._selections[step]
 
     def _remove_old(self) -> None:
-        """Removes what is older than the newest that is proven, but for the latest and the best."""
+        """Removes checkpoints older than the newest proven one, except the latest and the best."""
         assert self._proven is not None
         kept = {*self.steps[-self._keep :], self.best(), self._proven}
         old = [step for step in self.steps if step < self._proven and step not in kept]
@@ -276,19 +276,19 @@ class Checkpoints:
                     names.append(place.name)
             with disk_errors(self.directory):
                 for name in names:
-                    # Renamed first: half of a checkpoint must not be taken for a whole one.
+                    # Renamed first: a half-deleted checkpoint must not be taken for a complete one.
                     gone = self.directory / f"{name}{_DELETED}"
                     (self.directory / name).rename(gone)
                     shutil.rmtree(gone)
 
     def close(self) -> None:
-        """Waits and closes."""
+        """Waits for the last save and closes the writer."""
         self.wait()
         self._writer.close()
 
 
 def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole array, also where other processes hold parts of it."""
+    """The complete array, even if other processes hold shards of it."""
     if array.is_fully_addressable:
         return np.asarray(array)
     if array.is_fully_replicated:

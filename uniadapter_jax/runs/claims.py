@@ -1,4 +1,4 @@
-"""A run's claim on its workdir: it can write there, and nobody else works or lies there."""
+"""Claims a workdir for a run: it can be written, and no other run works or has worked there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from uniadapter_jax.runs.workdir import holding
 
 
 def claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-    """Makes the workdir, proves that it can be written, and locks it, before hours of work."""
+    """Makes the workdir, checks that it can be written, and locks it, before hours of work."""
     if jax.process_index() != 0:
         return
     try:
@@ -32,10 +32,10 @@ def claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
 
 
 def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Raises if another run lies there that has taken a step; changes nothing."""
+    """Raises if the workdir has another run that has taken a step; changes nothing."""
     try:
         saved = read_json(workdir / "identity.json")
-        check_identity(workdir, saved, experiment.identity, _config_there(workdir))
+        check_identity(workdir, saved, experiment.identity, _stored_config(workdir))
     except FileNotFoundError:
         return
     except FileError as error:
@@ -47,8 +47,8 @@ def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
             raise
 
 
-def _config_there(workdir: pathlib.Path) -> dict[str, Any]:
-    """The config of the run that lies there, {} if it cannot be read."""
+def _stored_config(workdir: pathlib.Path) -> dict[str, Any]:
+    """The config of the run in the workdir, {} if it cannot be read."""
     try:
         return read_json(workdir / "config.json")
     except (FileNotFoundError, FileError):
@@ -60,12 +60,12 @@ def _has_begun(workdir: pathlib.Path) -> bool:
     metrics = workdir / "metrics.jsonl"
     checkpoints = workdir / "checkpoints"
     names = [place.name for place in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    left = any(name[:1].isdigit() for name in names)
-    return left or (metrics.is_file() and metrics.stat().st_size > 0)
+    has_checkpoint = any(name[:1].isdigit() for name in names)
+    return has_checkpoint or (metrics.is_file() and metrics.stat().st_size > 0)
 
 
 def keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Marks the workdir as this run's, and leaves the config for people."""
+    """Writes identity.json, which marks the workdir as this run's, and config.json."""
     if jax.process_index() == 0:
         text = experiment.config.to_json_best_effort(indent=2)
         write_whole(workdir / "config.json", f"{text}\n")

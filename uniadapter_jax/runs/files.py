@@ -1,4 +1,4 @@
-"""What a workdir says about its run: config.json, identity.json and result.json, checked."""
+"""Reads and checks the files of a workdir: config.json, identity.json and result.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS
 
 # {field of the identity: the name that it has in the config}
 IN_CONFIG = {"batch_size": "train.batch_size", "dtype": "compute.dtype"}
-# Fields that say what lies at a path of the config.
+# Fields that hold the fingerprint of the files at a path of the config.
 _FINGERPRINTS = ("backbone", "tokenizer", "data.records", "data.test")
 _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
@@ -26,7 +26,7 @@ _ABSENT = object()
 
 
 class Fields(Mapping[str, Any]):
-    """A JSON object of a file; a field that is not there is an error which names both."""
+    """A JSON object of a file; a missing field is an error that names the field and the file."""
 
     def __init__(self, content: Mapping[str, Any], path: pathlib.Path, prefix: str = ""):
         self._content, self._path, self._prefix = content, path, prefix
@@ -51,7 +51,7 @@ class Fields(Mapping[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that somebody else did; `result` is None if it has none."""
+    """A run read from its workdir; `result` is None if it has none."""
 
     workdir: pathlib.Path
     config: Mapping[str, Any]
@@ -60,20 +60,20 @@ class Run:
 
 
 def read_run(workdir: str | os.PathLike[str]) -> Run:
-    """Reads what a run has left.
+    """Reads the files of a run.
 
     Raises:
-      UserError: no run there, or a file that is damaged or at odds with another; the file and
-        the field are named.
+      UserError: there is no run, or a file is damaged or contradicts another; the message names
+        the file and the field.
     """
     workdir = pathlib.Path(workdir)
-    found = {}
+    contents = {}
     for name in ("config.json", "identity.json"):
         try:
-            found[name] = read_json(workdir / name)
+            contents[name] = read_json(workdir / name)
         except FileNotFoundError:
             raise UserError(f"{workdir} holds no {name}, so it is no workdir of a run") from None
-    config, identity = found["config.json"], found["identity.json"]
+    config, identity = contents["config.json"], contents["identity.json"]
     _check_config(workdir / "config.json", config, identity)
     try:
         path = workdir / "result.json"
@@ -89,16 +89,16 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
 
 
 def write_result(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Writes a result, whole or not at all, with a digest of its content under `sha256`."""
+    """Writes a result atomically, with a digest of its content under `sha256`."""
     write_json(path, sealed(result))
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A result as `write_result` was given it; those of earlier versions have no digest.
+    """Reads a result that `write_result` wrote; those of earlier versions have no digest.
 
     Raises:
-      FileNotFoundError: there is none.
-      FileError: it is damaged, or no result.
+      FileNotFoundError: there is no such file.
+      FileError: the file is damaged, or no result.
     """
     result, _ = unsealed(read_json(path), path)
     for name, kind in _RESULT.items():
@@ -115,7 +115,7 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check_numbers(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
-    """Numbers are where all who show a result read them, in both directions of a search."""
+    """Checks that all numbers that are shown of a result are there, in both search directions."""
     for name in ("metrics", "pessimistic_metrics", "tied_queries"):
         for group, values in result.get(name, {}).items():
             if isinstance(values, dict) == (name == "tied_queries"):
@@ -132,7 +132,7 @@ def _check_numbers(path: str | os.PathLike[str], result: Mapping[str, Any]) -> N
 
 
 def check_same(where: pathlib.Path, identity: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    """Raises where `identity.json` says another value than the checkpoint that it goes with."""
+    """Raises if a field of `identity.json` differs from the checkpoint's identity."""
     for name in sorted(set(identity) & set(other)):
         if identity[name] != other[name]:
             raise FileError(

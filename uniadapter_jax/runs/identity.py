@@ -1,15 +1,15 @@
-"""What a run depends on, field by field: which command is the same run, and which another.
+"""The identity of a run: the fields on which it depends, by which commands are told apart.
 
-Every field of a config is in one of three places.
+Every field of a config belongs to one of three sets.
 
-- training: all that a training step, or the choice of a checkpoint, reads. A workdir is resumed by
-  a command that agrees in all of it.
-- evaluation: what only the measuring of a trained run reads. It may change; the run is measured
-  again, and both results stay. With `selection` val or test the choice of the checkpoint has read
-  it too, so there it belongs to training.
-- `FREE`: neither, and why.
+- training: the fields that a training step, or the choice of a checkpoint, reads. A command resumes
+  a workdir only if it agrees in all of them.
+- evaluation: the fields that only the evaluation of a trained run reads. They may change; the run
+  is evaluated again, and both results stay. With `selection` val or test the choice of the
+  checkpoint reads them too, so then they belong to training.
+- `FREE`: fields in neither set, each with the reason.
 
-A field that nobody has thought about is in training.
+A new field belongs to training unless it is put into another set.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from uniadapter_jax.tasks.registry import TASKS, Kind, get_task
 
 VERSION = 2  # of the names below; 1 had no version, no compute.dropout and .drop_path
 RENAMED = {path: name for name, path in IN_CONFIG.items()}
-_ROUNDING = "the same numbers up to rounding; what changes is time and memory"
+_ROUNDING = "the same numbers up to rounding; only time and memory change"
 FREE: Mapping[str, str] = {
     "name": "names the default workdir",
-    "backbone": "a path; the fingerprint of what lies there counts",
-    "tokenizer": "a path; the fingerprint of what lies there counts",
-    "data.records": "a path; the fingerprint of what lies there counts",
+    "backbone": "a path; the fingerprint of the files there counts",
+    "tokenizer": "a path; the fingerprint of the files there counts",
+    "data.records": "a path; the fingerprint of the files there counts",
     "data.train_split": "the fingerprint of its records counts",
     "data.test_split": "the fingerprint of its records counts",
     "data.workers": "how fast batches come; their content is the same",
@@ -53,9 +53,9 @@ FREE: Mapping[str, str] = {
     "train.accumulation": _ROUNDING,
     "train.epochs": "the number of all steps counts",
     "train.steps": "the number of all steps counts",
-    "train.log_every": "what is shown on the way",
-    "train.checkpoint_every": "what is kept on the way; selection looks after each epoch",
-    "train.keep": "what is kept on the way; the best is kept in any case",
+    "train.log_every": "which progress is shown",
+    "train.checkpoint_every": "which checkpoints are kept; selection measures after each epoch",
+    "train.keep": "which checkpoints are kept; the best is kept in any case",
     "eval.batch_size": _ROUNDING,
     "mesh.data": _ROUNDING,
     "mesh.fsdp": _ROUNDING,
@@ -64,13 +64,13 @@ FREE: Mapping[str, str] = {
     "task.rerank_rows": _ROUNDING,
     "task.answers": "a path; the digest of the list counts",
 }
-# Not in the config: what lies at its paths, and what follows from it.
+# Values that are not in the config: fingerprints of its files, and values that follow from it.
 _TRAINING_FACTS = ("backbone", "tokenizer", "method.version", "data.records", "steps")
 _EVALUATION_FACTS = ("data.test", "answers")
 
 
 def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of all that training depends on; `config` is validated.
+    """{name: value} of everything that training depends on; `config` is validated.
 
     facts: backbone, tokenizer, data.records, data.validation, data.test (fingerprints), answers
       (of the list that rank mode chooses from), method.version, steps.
@@ -81,19 +81,19 @@ def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
         for path, value in leaves(config)
         if path not in FREE and not _is_evaluation(path, kind)
     }
-    found = {"version": VERSION, **{name: facts[name] for name in _TRAINING_FACTS}, **fields}
+    identity = {"version": VERSION, **{name: facts[name] for name in _TRAINING_FACTS}, **fields}
     if config.selection == "val":
-        found["data.validation"] = facts["data.validation"]
+        identity["data.validation"] = facts["data.validation"]
     if config.selection != "last":
         measured = evaluation(config, facts)
         if config.selection == "val":
             del measured["data.test"]
-        found |= measured
-    return _as_read(found)
+        identity |= measured
+    return _as_read(identity)
 
 
 def evaluation(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of what only the measuring of a trained run depends on; see `training`."""
+    """{name: value} of everything that only the evaluation depends on; see `training`."""
     kind = get_task(config.task.name)
     fields = {path: value for path, value in leaves(config) if _is_evaluation(path, kind)}
     return _as_read({**{name: facts[name] for name in _EVALUATION_FACTS}, **fields})
@@ -105,7 +105,7 @@ def _is_evaluation(path: str, kind: Kind) -> bool:
 
 
 def _as_read(value: dict[str, Any]) -> dict[str, Any]:
-    """As it will be read back: tuples become lists."""
+    """The value as it will be read back: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
@@ -114,30 +114,30 @@ def differences(
     mine: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, tuple[Any, Any]]:
-    """{name: (there, here)} of what differs between two identities of training.
+    """{name: (saved, mine)} of the values that differ between two identities of training.
 
-    What `saved` lacks, because it is older than the field, is what the config beside it says, else
-    the field's default. A fact that is in no config, such as a digest, is then taken as equal.
+    A field that `saved` lacks because it is older than the field has the value of `config`, the
+    saved run's, else its default. A fact that is in no config, such as a digest, counts as equal.
     """
     older = saved.get("version") != mine.get("version")
     known = {**mine, **_older_values(mine, config or {})} if older else {}
-    there = {name: saved.get(name, known.get(name)) for name in {*saved, *mine}}
+    theirs = {name: saved.get(name, known.get(name)) for name in {*saved, *mine}}
     ignored = {*FREE, *_EVALUATION_FACTS, *_measured_by(saved)} - set(mine) | {"version"}
     return {
-        name: (there[name], mine.get(name))
-        for name in sorted(there)
-        if name not in ignored and there[name] != mine.get(name)
+        name: (theirs[name], mine.get(name))
+        for name in sorted(theirs)
+        if name not in ignored and theirs[name] != mine.get(name)
     }
 
 
 def _measured_by(identity: Mapping[str, Any]) -> set[str]:
-    """The fields of its task that only evaluation reads."""
+    """The fields of the identity's task that only evaluation reads."""
     kind = TASKS.get(str(identity.get("task.name")))
     return {f"task.{name}" for name in kind.evaluation} if kind else set()
 
 
 def _older_values(mine: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """{name: value} of the fields of `mine` as a config of its time, or the defaults, have them."""
+    """{name: value} of the fields of `mine`, from an older config or else the defaults."""
     if not {"method.name", "task.name"} <= set(mine):
         return {}
     known = {}
@@ -155,16 +155,16 @@ def check_identity(
     mine: Mapping[str, Any],
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raises `UserError` with every field in which what lies in `where` is not this run's.
+    """Raises `UserError` with every field in which the run in `where` differs from this run.
 
-    config: of the run that lies there, for fields that `saved` lacks; see `differences`.
+    config: config of the run in `where`, for fields that `saved` lacks; see `differences`.
     """
-    found = differences(saved, mine, config)
-    if not found:
+    differing = differences(saved, mine, config)
+    if not differing:
         return
-    lines = [f"\n  {name}: there {a!r}, in this run {b!r}" for name, (a, b) in found.items()]
+    lines = [f"\n  {name}: there {a!r}, in this run {b!r}" for name, (a, b) in differing.items()]
     why = ""
-    if set(found) <= {*_EVALUATION_FACTS, *_measured_by(mine)}:
+    if set(differing) <= {*_EVALUATION_FACTS, *_measured_by(mine)}:
         why = (
             "\nOnly the evaluation reads that, but config.selection="
             f"{mine['selection']!r} chose the checkpoint by it"
@@ -176,5 +176,5 @@ def check_identity(
 
 
 def digest(*parts: Mapping[str, Any]) -> str:
-    """SHA-256 of identities."""
+    """The SHA-256 of some identities."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

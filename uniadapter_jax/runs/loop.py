@@ -1,4 +1,4 @@
-"""The training loop: from wherever the workdir stands to the last step."""
+"""The training loop, from the workdir's newest checkpoint to the last step."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation
 
 @dataclasses.dataclass
 class Fit:
-    """What training leaves behind; the numbers count every process that worked on the run."""
+    """The outcome of training; its numbers include those from before a resume."""
 
     trainable: PyTree
-    step: int  # of `trainable`
+    step: int  # the step of `trainable`
     final_loss: float | None
     data_wait_share: float | None
-    seconds: float  # of all steps
-    steps_run: int  # by this process; fewer than all after a resume
+    seconds: float  # time of all steps
+    steps_run: int  # steps since the resume
 
 
 def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> Fit:
-    """Trains to the last step from wherever `workdir` stands; returns what is to be tested.
+    """Trains from the newest checkpoint in `workdir` to the last step; returns what to test.
 
     Raises:
       Preempted: after SIGTERM or SIGINT, once the state is saved.
@@ -88,12 +88,12 @@ class _Loop:
         return step
 
     def _take(self, state: Mapping[str, PyTree]) -> None:
-        """What a checkpoint holds is what training goes on from."""
+        """Sets the state from a checkpoint."""
         self.trainable, self.opt_state = state["trainable"], state["opt_state"]
         self.task_state = state.get("task_state", {})
 
     def _state(self) -> dict[str, PyTree]:
-        """What a checkpoint holds."""
+        """The state that a checkpoint holds."""
         state = {"trainable": self.trainable, "opt_state": self.opt_state}
         return {**state, "task_state": self.task_state} if self.task_state else state
 
@@ -110,7 +110,7 @@ class _Loop:
         if self.start < self.total:
             self._steps()
         self.checkpoints.wait()
-        if self.terminate:  # it came after the last step's look for it
+        if self.terminate:  # the signal came after the check in the last step
             raise Preempted("stopped after the last step; saved")
         chosen = self._choose()
         self.writer.close()
@@ -118,7 +118,7 @@ class _Loop:
         return self._fit(chosen)
 
     def _choose(self) -> int:
-        """The step to be tested, restored."""
+        """Restores the step to be tested, and returns its number."""
         if self.e.config.selection == "last":
             return self.total
         abstract = abstract_like(self._state())
@@ -146,16 +146,16 @@ class _Loop:
         )
 
     def _abandon(self) -> None:
-        """Closes what can be closed; an error on its way says more than one of these would."""
+        """Closes the files; errors here are dropped, as the one being raised says more."""
         if jax.process_count() > 1:  # closing waits for the others
             return
-        for part in (self.writer, self.checkpoints):
+        for files in (self.writer, self.checkpoints):
             with contextlib.suppress(Exception):
-                part.close()
+                files.close()
 
     def _on_signal(self) -> None:
         self.terminate = True
-        if self._nothing_unsaved():  # such as before the first step, which takes minutes to compile
+        if self._nothing_unsaved():  # e.g. before the first step, which takes minutes to compile
             raise Preempted("stopped; no training step is lost")
 
     def _nothing_unsaved(self) -> bool:
@@ -177,8 +177,8 @@ class _Loop:
                 tick = time.monotonic()
                 batch = self._next(batches)
                 waited = time.monotonic() - tick
-                # Fetching the metrics of each step blocks until it is done. That costs one
-                # dispatch a step and makes every rate, wait and loss below the truth about it.
+                # Fetching a step's metrics blocks until the step is done. That costs one dispatch
+                # per step, and makes the rate, wait and loss below belong to this very step.
                 self.trainable, self.opt_state, self.task_state, metrics = step_fn(
                     self.trainable,
                     self.opt_state,
@@ -199,7 +199,7 @@ class _Loop:
             return next(batches)
         except WorkerDied as error:
             kept = self._kept()
-            # Several processes save together or not at all, and the others do not know.
+            # Several processes can only save together, and the others do not know of the error.
             if jax.process_count() == 1 and self.taken > self.saved:
                 self._save(self.taken)
                 self.checkpoints.wait()
@@ -229,7 +229,7 @@ class _Loop:
         scalars["lr"] = float(self.schedule(step - 1))
         scalars["seconds"] = round(took, 6)
         scalars["wait_seconds"] = round(waited, 6)
-        scalars["since_start"] = step - self.start  # of this process; its first steps compile
+        scalars["since_start"] = step - self.start  # the first steps of a process compile
         self.writer.write("train", step, scalars)
         meter.add(step, waited, took)
         first = step == self.start + 1
@@ -241,7 +241,7 @@ class _Loop:
         every = train.checkpoint_every or self.e.epoch_steps
         stop, selects = self._must_stop(), self._selects(step)
         if stop or selects or step % every == 0 or step == self.total:
-            self._save(step)  # first: an evaluation that fails costs no step
+            self._save(step)  # before the evaluation: if that fails, no step is lost
         if selects and not stop:
             stop = not self._selected(step)
         if stop:
@@ -249,7 +249,7 @@ class _Loop:
             raise Preempted(f"stopped at step {step} of {self.total}; saved")
 
     def _selected(self, step: int) -> bool:
-        """Measures the step just saved; False if a signal came, and then it is done later."""
+        """Measures the step just saved; returns False if a signal came, which postpones it."""
         try:
             with leaving_on_signal():
                 selection = self._select(step)
@@ -264,7 +264,7 @@ class _Loop:
         return ends_epoch and self.e.config.selection != "last"
 
     def _select_late(self) -> None:
-        """What a signal kept from being measured when the state was saved."""
+        """Measures checkpoints that a signal left unmeasured, or whose value is damaged."""
         if self.start and self._selects(self.start):
             if not self.checkpoints.has_selection(self.start):
                 with leaving_on_signal():
@@ -273,7 +273,7 @@ class _Loop:
         self._select_again()
 
     def _select_again(self) -> None:
-        """The value of an earlier checkpoint whose own is damaged."""
+        """Measures earlier checkpoints whose selection value is damaged."""
         for step in self.checkpoints.steps:
             known = self.checkpoints.has_selection(step)
             if step >= self.start or known or not self._selects(step):
@@ -294,17 +294,17 @@ class _Loop:
         which = self.e.config.selection
         records = self.e.data.val if which == "val" else self.e.data.test
         assert records is not None
-        found = self.evaluate(trainable, records)
-        value = selection_value(found, self.e.config.selection_metric)
-        flat = {f"{w}/{k}": v for w, ms in found["metrics"].items() for k, v in ms.items()}
+        measured = self.evaluate(trainable, records)
+        value = selection_value(measured, self.e.config.selection_metric)
+        flat = {f"{w}/{k}": v for w, ms in measured["metrics"].items() for k, v in ms.items()}
         if not any(line["step"] == step for line in self.writer.read(which)):
             self.writer.write(which, step, {"selection": value, **flat})
         say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
         return value
 
     def _save(self, step: int) -> None:
-        # A copy: on a CPU the writer's thread would see the very memory that the next step is
-        # given to write into.
+        # A copy: on a CPU the writer's thread would read memory that the next step, which is given
+        # the state's buffers, writes into.
         state = _copy(self._state())
         self.writer.flush()
         self.checkpoints.save(step, state)
@@ -328,7 +328,7 @@ class _Meter:
         self.steps, self.waited, self.took = 0, 0.0, 0.0
 
     def add(self, step: int, waited: float, took: float) -> None:
-        if step == self.start + 1:  # its time is the compilation's
+        if step == self.start + 1:  # it includes the compilation
             return
         self.steps += 1
         self.waited += waited

@@ -1,7 +1,7 @@
-"""metrics.jsonl: lines that prove themselves, and what becomes of those that do not.
+"""metrics.jsonl: writes lines with a checksum, and reads them back.
 
-A line ends with the CRC-32 of what stands before it, so that a changed digit is told from a loss.
-Lines of earlier versions have none and are taken as they are.
+A line ends with the CRC-32 of the text before it, which shows a changed digit. Lines of earlier
+versions have none and are not checked.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from uniadapter_jax.common.files import FileError, parse_json
 
-LONGEST = 1 << 20  # bytes of a line of ours are a few hundred
-_TRAIN = {"loss", "seconds", "wait_seconds", "since_start"}  # of which a result is made
+LONGEST = 1 << 20  # bytes of a line; ours have a few hundred
+_TRAIN = {"loss", "seconds", "wait_seconds", "since_start"}  # a result is made of these
 _CHECKED = re.compile(rb'(.*), "crc": "([0-9a-f]{8})"\}', re.DOTALL)
 
 
@@ -33,7 +33,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes, dict[str, Any] 
     """
     if not path.is_file():
         return
-    checked = False  # from the first line with a CRC on, all have one
+    checked = False  # after the first line with a CRC, all have one
     with path.open("rb") as file:
         number = 0
         while line := file.readline(LONGEST):
@@ -46,9 +46,9 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes, dict[str, Any] 
 
 
 def _parse(line: bytes, path: pathlib.Path) -> tuple[dict[str, Any] | None, bool]:
-    found = _CHECKED.fullmatch(line)
-    body = found[1] + b"}" if found else line
-    if found and zlib.crc32(body) != int(found[2], 16):
+    match = _CHECKED.fullmatch(line)
+    body = match[1] + b"}" if match else line
+    if match and zlib.crc32(body) != int(match[2], 16):
         return None, True
     try:
         values = parse_json(body, path)
@@ -58,4 +58,4 @@ def _parse(line: bytes, path: pathlib.Path) -> tuple[dict[str, Any] | None, bool
     numbers = all(isinstance(v, int | float) for name, v in values.items() if name != "kind")
     good = isinstance(kind, str) and type(step) is int and step >= 0 and numbers
     good = good and (kind != "train" or values.keys() >= _TRAIN)
-    return (values if good else None), bool(found)
+    return (values if good else None), bool(match)

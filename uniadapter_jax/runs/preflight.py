@@ -1,7 +1,7 @@
-"""What would stop a run after hours of work, or make its numbers nothing: found before it begins.
+"""Checks before a run for errors that would stop it after hours, or make its numbers worthless.
 
-Each error names the field of the config, and a way out. What depends on the samples of a task is
-checked by them, see `tasks.base.Samples`.
+Each error names the field of the config, and a way out. Checks that depend on the samples of a task
+are made by `tasks.base.Samples`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from uniadapter_jax.tasks.registry import get_task
 
 
 def check_lengths(config: ConfigDict, model_config: Any) -> None:
-    """Raises `UserError` for texts or answers that are longer than what the backbone reads.
+    """Raises `UserError` for texts or answers that are longer than the backbone can read.
 
-    model_config: of the backbone; its `positions` are what its text transformer has.
+    model_config: the backbone's config; `positions` is the most tokens that it can read.
     """
     data, positions = config.data, model_config.positions
     if data.words > positions:
@@ -52,7 +52,7 @@ def check_evaluation(config: ConfigDict, data: Splits) -> None:
 
 
 def check_steps(config: ConfigDict, total: int) -> None:
-    """Raises `UserError` for more steps than a step's number can count."""
+    """Raises `UserError` for more steps than an int32 can count."""
     if total > INT32:
         raise UserError(
             f"config.train.epochs={config.train.epochs}: that is {total:,} steps, and at most "

@@ -1,4 +1,4 @@
-"""What prepare.json says of texts that a run would cut."""
+"""Counts the texts that a run would cut, and writes the counts into prepare.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.directory import backbone_family
 from uniadapter_jax.weights.families import FAMILIES, Family
 
-NONE = "none"  # no tokenizer is there: a word counts as one token, the least that it can be
+NONE = "none"  # without a tokenizer a word counts as one token, the least that it can be
 
 
 def keep_cut(
@@ -28,12 +28,12 @@ def keep_cut(
     config: ConfigDict,
     alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> None:
-    """Counts, for every tokenizer that is there, and writes `cut` into prepare.json; says it.
+    """Counts cut texts for every tokenizer at hand, writes `cut` into prepare.json, and prints it.
 
-    `alone` keeps other commands out while prepare.json is written, which is only where it changes.
+    `alone` keeps other commands out while prepare.json is written (only if it changes).
 
     prepare.json gets {tokenizer: {"fingerprint", the limits, "splits": {split: {"captions",
-    "questions", "answers": {"texts", "cut", "longest"}}}}}. A tokenizer goes by its place:
+    "questions", "answers": {"texts", "cut", "longest"}}}}}. A tokenizer is named after its place:
     `config.tokenizer`, `config.backbone`, or `tokenizer` and `wordpiece` of the records.
     """
     content, limits = read_prepared(directory), Limits.from_config(config.data)
@@ -42,11 +42,11 @@ def keep_cut(
         return
     splits = [name for name, counts in content["coverage"].items() if counts["found"]]
     records = {name: open_records(directory, name) for name in splits}
-    found: dict[str, Any] = {}
+    cut: dict[str, Any] = {}
     lines: list[str] = []
     for place, tokenizer in _tokenizers(directory, config):
-        counts = {name: count_cut(part, tokenizer, limits) for name, part in records.items()}
-        found[place] = {
+        counts = {name: count_cut(split, tokenizer, limits) for name, split in records.items()}
+        cut[place] = {
             "fingerprint": tokenizer.fingerprint if tokenizer else None,
             **dataclasses.asdict(limits),
             "splits": {name: _plain(of_split) for name, of_split in counts.items()},
@@ -54,9 +54,9 @@ def keep_cut(
         where = " (at least: no tokenizer is there)" if tokenizer is None else f" ({place})"
         for name, of_split in counts.items():
             lines += [line + where for line in cut_lines(name, of_split, limits)]
-    if content.get("cut") != found:
+    if content.get("cut") != cut:
         with alone():
-            write_prepared(directory, {**content, "cut": found})
+            write_prepared(directory, {**content, "cut": cut})
     for line in lines:
         print(line)
 
@@ -76,15 +76,15 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
     for family in (family for family in FAMILIES.values() if family.records_tokenizer):
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))
-    there = [place for place in places if place[1] and _has_tokenizer(place[1], place[2])]
-    for place, path, family in there:
+    present = [place for place in places if place[1] and _has_tokenizer(place[1], place[2])]
+    for place, path, family in present:
         yield place, family.load_tokenizer(path)
-    if not there:
+    if not present:
         yield NONE, None
 
 
 def _family(backbone: str, fitting: Sequence[str]) -> Family:
-    """The backbone's, where it can be read already; else the first that fits the task."""
+    """The backbone's family, if its config can be read; else the first that fits the task."""
     try:
         return backbone_family(backbone)
     except UserError:

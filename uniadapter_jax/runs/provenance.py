@@ -1,4 +1,4 @@
-"""Which code and which settings a run is of, and whether all its processes have the same."""
+"""The code and settings of a run, and the check that all its processes have the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uniadapter_jax
 from uniadapter_jax.common.errors import UserError
 
 _ROOT = pathlib.Path(uniadapter_jax.__file__).parent
-# What may differ between processes: where things lie, and how much of a machine is used.
+# Fields that may differ between processes: paths, and how much of a machine is used.
 _OWN_FIELDS = (
     *("name", "backbone", "tokenizer", "data.records", "data.workers", "data.threads"),
     *("data.prefetch_mb", "train.log_every"),
@@ -24,7 +24,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a run computes."""
+    """{package: version} of the packages that decide what a run computes."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "uniadapter_jax": uniadapter_jax.__version__,
@@ -44,7 +44,7 @@ def revision() -> str | None:
 
 
 def code_digest() -> str:
-    """SHA-256 of this package's source files; tells what no revision does, such as local edits."""
+    """SHA-256 of this package's source files; unlike a revision, it also shows local edits."""
     digest = hashlib.sha256()
     for path in sorted(_ROOT.rglob("*.py")):
         digest.update(f"{path.relative_to(_ROOT)}\n".encode())
@@ -65,7 +65,7 @@ def flat_fields(config: ConfigDict, prefix: str = "") -> dict[str, str]:
 
 
 def check_agreement(sides: list[dict[str, Any]]) -> None:
-    """Raises unless all processes have the same values; every difference with all sides."""
+    """Raises unless all processes have the same values; lists every difference."""
     failed = [f"process {i}: {s['error']}" for i, s in enumerate(sides) if "error" in s]
     if failed:
         raise UserError("; ".join(failed))

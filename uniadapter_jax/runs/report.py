@@ -1,4 +1,4 @@
-"""What a run says of itself: before it begins, in result.json, and in a few lines at its end."""
+"""The reports of a run: on screen at its start and its end, and in result.json."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from uniadapter_jax.runs.provenance import revision, versions
 from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.families import family_of
 
-SCHEMA = 1  # of result.json, see docs/results.md
+SCHEMA = 1  # version of result.json, see docs/results.md
 
 
 def announce(experiment: Experiment) -> None:
-    """Says what trains, on what, and which texts are cut."""
+    """Reports the parameters that train, the data, the devices, and the texts that are cut."""
     counts = experiment.partition.counts()
     data = experiment.data
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -39,7 +39,7 @@ def announce(experiment: Experiment) -> None:
 
 
 def announce_cut(experiment: Experiment) -> None:
-    """Says which texts of this run are cut. The test's answers are compared, not read."""
+    """Reports the texts of this run that are cut. The test's answers are never encoded."""
     limits, samples = Limits.from_config(experiment.config.data), experiment.kind.samples
     assert limits is not None  # a run's config has all fields
     for name, records in experiment.data.named().items():
@@ -50,7 +50,7 @@ def announce_cut(experiment: Experiment) -> None:
 
 
 def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The content of result.json, but for the seconds; `metrics` is what the evaluator gave."""
+    """The content of result.json without the seconds; `metrics` is the evaluator's result."""
     config = experiment.config
     test = experiment.data.test
     return {

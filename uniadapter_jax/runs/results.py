@@ -1,7 +1,7 @@
 """Results of one run by several evaluations: the newest in `result.json`, the others beside it.
 
-`results/<digest>/` holds a result with the files that it names; the digest is of all that the
-result depends on.
+`results/<digest>/` holds a result with the files that it names; the digest is that of the training
+and evaluation identities.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESULT, OTHERS = "result.json", "results"
 def set_aside(
     workdir: pathlib.Path, training: Mapping[str, Any], evaluation: Mapping[str, Any]
 ) -> None:
-    """Keeps a result of another evaluation before this one writes over what belongs to it."""
+    """Moves a result of another evaluation aside before this one overwrites its files."""
     try:
         result = read_result(workdir / RESULT)
     except FileNotFoundError:
@@ -35,23 +35,23 @@ def set_aside(
     trained_alike = not differences(result.get("identity", {}), training, result.get("config"))
     if trained_alike and evaluation == {**evaluation, **_common(saved, evaluation)}:
         return
-    place = workdir / OTHERS / digest(result.get("identity", {}), saved)[:8]
-    scratch = place.with_name(f".{place.name}")
-    with disk_errors(place):
+    target = workdir / OTHERS / digest(result.get("identity", {}), saved)[:8]
+    scratch = target.with_name(f".{target.name}")
+    with disk_errors(target):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         for name in _files(workdir, result):
             shutil.copy2(workdir / name, scratch / name)
-        shutil.rmtree(place, ignore_errors=True)
-        scratch.rename(place)
-        sync_directory(place.parent)
-        if not trained_alike:  # nobody may take it for this run's
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        sync_directory(target.parent)
+        if not trained_alike:  # it must not be taken for this run's
             (workdir / RESULT).unlink()
-    say(f"the result of another evaluation is kept in {place}")
+    say(f"the result of another evaluation is kept in {target}")
 
 
 def keep_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
-    """Writes `result.json`; an earlier result of the same evaluation goes."""
+    """Writes `result.json`; removes an earlier result of the same evaluation."""
     write_result(workdir / RESULT, result)
     place = workdir / OTHERS / digest(result["identity"], result["evaluation"])[:8]
     if place.is_dir():
@@ -60,7 +60,7 @@ def keep_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
 
 
 def _evaluation_of(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result was measured by; earlier versions said it in its config."""
+    """The evaluation identity of a result; earlier versions had it in the config only."""
     if "evaluation" in result:
         return dict(result["evaluation"])
     task = result.get("config", {}).get("task", {})
@@ -73,7 +73,7 @@ def _common(saved: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str
 
 
 def _files(workdir: pathlib.Path, result: Mapping[str, Any]) -> list[str]:
-    """Names of the files of a result; answers come with those for the server."""
+    """Names of the files of a result, with its answers and their form for the server."""
     names = [RESULT]
     answers = result.get("predictions")
     if isinstance(answers, str):

@@ -1,7 +1,7 @@
-"""Which runs are seeds of one row of a table, and what a row is called.
+"""Groups runs into the rows of a table, and names the rows.
 
-Runs are seeds of one row where all that they depend on is equal but the seed. Rows of one method
-are told apart by the fields in which they differ.
+Runs form one row if everything that they depend on except the seed is equal. Rows of one method are
+named by the fields in which they differ.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.runs.files import IN_CONFIG
 
 Result = Mapping[str, Any]
-ABSENT = object()  # of a field that is younger than the result
+ABSENT = object()  # value of a field that is younger than the result
 _NOT_COMPARED = ("seed", "version")
-# Of the identity, not of the config at the same path, which has the path of what lies there.
+# Read from the identity only: the config has a path of files under the same name.
 _FACTS = ("backbone", "tokenizer", "data.records", "data.test", "data.validation", "answers")
-_TRAINED = "trained parameters"  # all that tells apart results without an identity
-_SHOWN = 4  # fields in a name; more where that is not enough to tell rows apart
+_TRAINED = "trained parameters"  # the only field that tells apart results without an identity
+_SHOWN = 4  # fields in a name, unless rows need more to differ
 
 
 @dataclasses.dataclass
@@ -27,8 +27,9 @@ class Row:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-      name: the method, and in what the row differs from others of the method.
-      differs: {field: value} of that.
+      fields: {field: value} of all fields that any result states.
+      name: the method, and the fields in which the row differs from others of the method.
+      differs: {field: value} of those fields.
     """
 
     runs: list[Result]
@@ -47,10 +48,10 @@ class Row:
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
-    """The rows in order of appearance, named.
+    """The named rows in order of appearance.
 
     Raises:
-      UserError: a seed comes twice in a row.
+      UserError: a row has a seed twice.
     """
     names = sorted({name for result in results for name in _stated(result)}, key=_order)
     rows: list[Row] = []
@@ -88,36 +89,36 @@ def find_row(rows: Iterable[Row], name: str) -> Row | None:
 
 
 def _order(name: str) -> tuple[bool, bool, str]:
-    """What people change comes first, and digests of what they do not see last."""
+    """Sorts fields that people often change first, and digests last."""
     return not name.startswith(("task.name", "method.", "optimizer.")), name in _FACTS, name
 
 
 def _stated(result: Result) -> dict[str, Any]:
-    """All that a result says it depends on, flat, and how many parameters trained."""
+    """Everything that a result says it depends on, flat, and the number of trained parameters."""
     protocol = {f"task.{name}": value for name, value in result.get("protocol", {}).items()}
     stated = {**protocol, **result.get("identity", {}), **result.get("evaluation", {})}
     return {**stated, _TRAINED: result["parameters"]["trained"]}
 
 
 def _value(result: Result, name: str) -> Any:
-    """Of a field of the identity; an older result may have it in its config only."""
+    """The value of a field of the identity; an older result may have it in its config only."""
     stated = _stated(result)
     if name in stated or name in _FACTS:
         return stated.get(name, ABSENT)
     node: Any = result.get("config", {})
-    for part in IN_CONFIG.get(name, name).split("."):
-        node = node.get(part, ABSENT) if isinstance(node, Mapping) else ABSENT
+    for key in IN_CONFIG.get(name, name).split("."):
+        node = node.get(key, ABSENT) if isinstance(node, Mapping) else ABSENT
     return node
 
 
 def _differences(several: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fields with more than one value; what is absent is equal to anything."""
-    found = []
+    """The fields with more than one value; an absent value equals any other."""
+    differing = []
     for name in several[0]:
         values = [fields[name] for fields in several if fields[name] is not ABSENT]
         if name not in _NOT_COMPARED and any(value != values[0] for value in values[1:]):
-            found.append(name)
-    return found
+            differing.append(name)
+    return differing
 
 
 def _check_seeds(row: Row) -> None:
@@ -156,12 +157,12 @@ def _short(value: Any) -> str:
     if isinstance(value, float):
         return _float(value)
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
-        return value[:8]  # of a digest
+        return value[:8]  # a digest
     return "none" if value is None else str(value).replace(" ", "")
 
 
 def _float(value: float) -> str:
-    """Short, as people write it: 1e-4, not 0.0001 or 1e-04; 0.05 stays."""
+    """A short form as people write it: 1e-4, not 0.0001 or 1e-04; 0.05 stays."""
     text = f"{value:g}"
     if value and abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:e}".partition("e")

@@ -36,14 +36,14 @@ from uniadapter_jax.weights.directory import save_backbone
 def run(
     config: ConfigDict, workdir: str | os.PathLike, save_backbone_to: str | None = None
 ) -> dict[str, Any]:
-    """Builds, trains (or resumes), tests, and writes `workdir/result.json`, which it returns.
+    """Builds, trains (or resumes) and tests a run; writes and returns `workdir/result.json`.
 
     The schema of the result is in docs/results.md.
 
     Raises:
-      UserError: something does not fit, or cannot be written; with several processes on all of
-        them, whichever found it.
-      Preempted: after SIGTERM or SIGINT; the same call goes on where it was.
+      UserError: settings do not fit, or a file cannot be written; if it happens on one process, it
+        is raised on all.
+      Preempted: after SIGTERM or SIGINT; the same call resumes the run.
     """
     with leaving_on_signal(), contextlib.ExitStack() as stack:
         return _run(config, pathlib.Path(workdir), save_backbone_to, stack)
@@ -55,7 +55,7 @@ def _run(
     save_backbone_to: str | None,
     stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """`stack` keeps the lock on the workdir."""
+    """Does the work of `run`; `stack` keeps the lock on the workdir."""
     began = time.time()
     experiment = _build_together(config, workdir, save_backbone_to, stack)
     keep_identity(workdir, experiment)
@@ -69,9 +69,9 @@ def _run(
     if jax.process_index() == 0:
         keep_result(workdir, result)
         if save_backbone_to:
-            part = experiment.partition
-            model = part.merge(trained.trainable, part.frozen)
-            with disk_errors(pathlib.Path(save_backbone_to), 4 * part.counts()["total"]):
+            partition = experiment.partition
+            model = partition.merge(trained.trainable, partition.frozen)
+            with disk_errors(pathlib.Path(save_backbone_to), 4 * partition.counts()["total"]):
                 save_backbone(model, save_backbone_to, experiment.tokenizer_directory)
     for line in summary(result):
         say(line)
@@ -84,7 +84,7 @@ def _build_together(
     save_backbone_to: str | None,
     stack: contextlib.ExitStack,
 ) -> Experiment:
-    """Builds; raises on all processes if one could not or if their settings differ."""
+    """Builds the experiment; raises on all processes if one fails or if their settings differ."""
     experiment, mine = None, {}
     try:
         if save_backbone_to:

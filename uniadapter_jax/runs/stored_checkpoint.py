@@ -1,6 +1,6 @@
-"""One checkpoint on disk: its arrays and what it says of itself, both proven by digests.
+"""One checkpoint on disk: its arrays and its metadata, both checked by digests.
 
-Nothing here waits for other processes: each reads, and compares, for itself.
+Nothing here waits for other processes: each reads and compares by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WITHOUT_DIGESTS = {"step", "identity"}
 
 
 class Damaged(Exception):
-    """A checkpoint that is not what was saved; the message says what is wrong, and where."""
+    """A checkpoint differs from what was saved; the message says what is wrong, and where."""
 
 
 def digests(state: PyTree) -> dict[str, str]:
@@ -31,14 +31,14 @@ def digests(state: PyTree) -> dict[str, str]:
 
 
 def make_meta(step: int, identity: Mapping[str, Any], state: PyTree) -> dict[str, Any]:
-    """What a checkpoint says of itself; `state` holds host arrays."""
+    """The metadata of a checkpoint; `state` holds host arrays."""
     return sealed({"step": step, "identity": dict(identity), "digests": digests(state)})
 
 
 def read_meta(place: pathlib.Path) -> dict[str, Any]:
-    """{"step", "identity", "digests"} of the checkpoint in `place`, proven.
+    """{"step", "identity", "digests"} of the checkpoint in `place`, checked.
 
-    A checkpoint made before there were digests has {} for them. Raises `Damaged`.
+    The digests are {} in a checkpoint made before there were any. Raises `Damaged`.
     """
     path = place / "meta" / "metadata"
     content, seal = _read_object(path)
@@ -54,7 +54,7 @@ def read_meta(place: pathlib.Path) -> dict[str, Any]:
 
 
 def read_state(place: pathlib.Path, meta: Mapping[str, Any], like: PyTree) -> PyTree:
-    """The arrays of `like`, a part of the state or all of it, as host arrays, proven.
+    """The state, or the subtree that `like` has, as host arrays, checked.
 
     `like` has their structure, shapes and dtypes. Raises `Damaged`.
     """
@@ -66,14 +66,14 @@ def read_state(place: pathlib.Path, meta: Mapping[str, Any], like: PyTree) -> Py
     )
     try:
         state = ocp.PyTreeCheckpointHandler().restore((place / "state").absolute(), args=arguments)
-    except Exception as error:  # orbax, tensorstore, json, zstd: each has types of its own
+    except Exception as error:  # orbax, tensorstore, json and zstd each raise their own types
         raise Damaged(f"{place / 'state'} cannot be read: {_first_line(error)}") from error
     _compare(place, meta, state, wanted)
     return state
 
 
 def write_selection(place: pathlib.Path, selection: float) -> None:
-    """Adds the value that selects to a checkpoint that was saved without one."""
+    """Adds the selection value to a checkpoint that was saved without one."""
     write_json(place / "metrics" / "metrics", make_selection(int(place.name), selection))
 
 
@@ -85,7 +85,7 @@ def make_selection(step: int, selection: float | None) -> dict[str, Any]:
 
 
 def read_selection(place: pathlib.Path) -> float | None:
-    """The value that selects, None where it was not measured. Raises `Damaged`."""
+    """The selection value, None where it was not measured. Raises `Damaged`."""
     path = place / "metrics" / "metrics"
     try:
         content = read_json(path)

@@ -1,19 +1,19 @@
-"""One command at a time works in a directory: its lock, and who holds it.
+"""A lock on a directory, so that one command at a time works in it.
 
-The file `lock` in the directory is there while a command works in it, and says which: host,
-process, since when. Two things make it hold.
+The file `lock` exists while a command works in the directory, and names the command, its host, its
+process and its start. Two mechanisms enforce it.
 
-- flock: the kernel of a machine, and a network file system that knows locks, lets one process have
-  it, and takes it away when that process dies, by kill -9 too.
+- flock: the kernel of a machine, or a network file system with locks, gives it to one process, and
+  releases it when that process dies, even by kill -9.
 - a lease, for hosts whose file system does not share flock: the holder touches the file every
   `BEAT` seconds. Another host waits until it sees a beat, and refuses, or until `STALE` seconds
-  have gone without one, and takes over. Neither host's clock counts, only whether the file changes.
+  have passed without one, and takes over. It only looks whether the file changes, not at clocks.
 
-A holder that finds its file replaced, because it was suspended for so long, ends at once. Two hosts
-that start within a second on a file system that neither shares flock nor creates a file for one
-host only may both get in; NFS since version 3 does the latter.
+A holder that was suspended for so long that its file has been replaced ends at once. On a file
+system without shared flock and without exclusive creation of files (NFS has it since version 3),
+two hosts that start within a second may both get the lock.
 
-Of a run of several processes the first holds the lock for all.
+In a run of several processes the first holds the lock for all.
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ from uniadapter_jax.common.errors import UserError
 LOCK = "lock"
 BEAT, STALE = 5.0, 45.0  # seconds
 _LARGEST = 16 * 1024  # bytes of a lock file
-_BOOT = pathlib.Path(
-    "/proc/sys/kernel/random/boot_id"
-)  # Linux; elsewhere the host's name has to do
+_BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")  # Linux only
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class Holder(NamedTuple):
-    """Who works in a directory, as its lock file says."""
+    """The process that works in a directory, as its lock file says."""
 
     command: str
     host: str
@@ -61,13 +59,13 @@ class Holder(NamedTuple):
 
     @classmethod
     def this_process(cls, command: str) -> Holder:
-        """This process, now."""
+        """This process as a holder since now."""
         now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
         return cls(command, socket.gethostname(), os.getpid(), now, _boot(), uuid.uuid4().hex)
 
 
 def _boot() -> str:
-    """What tells this start of this machine from all others."""
+    """An id of this boot of this machine; without `/proc` the host's name."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -76,14 +74,14 @@ def _boot() -> str:
 
 @contextlib.contextmanager
 def holding(directory: str | os.PathLike[str], command: str) -> Iterator[None]:
-    """Within it no other process works in the directory, which is made if need be.
+    """Keeps other processes out of the directory, which is made if need be.
 
     Args:
-      command: what works there, for people, such as "training".
+      command: name of the work, shown to people, such as "training".
 
     Raises:
-      UserError: another process works there (who, where, since when), or nothing can be written
-        there. Nothing was changed then.
+      UserError: another process works there, which the message names, or the directory cannot be
+        written. Nothing has been changed.
     """
     path, me = pathlib.Path(directory) / LOCK, Holder.this_process(command)
     descriptor = _acquire(path, me)
@@ -94,7 +92,7 @@ def holding(directory: str | os.PathLike[str], command: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.getpid() == me.pid:  # a child that was forked within has nothing to give back
+        if os.getpid() == me.pid:  # a child forked inside does not hold the lock
             ended.set()
             beat.join()
             if _is_at(path, descriptor):
@@ -119,7 +117,7 @@ def check_free(directory: str | os.PathLike[str]) -> None:
 
 
 def _acquire(path: pathlib.Path, me: Holder) -> int:
-    """An open lock file that is this process'."""
+    """Opens the lock file and makes it this process' own."""
     while True:
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +135,7 @@ def _acquire(path: pathlib.Path, me: Holder) -> int:
 
 
 def _open(path: pathlib.Path) -> int:
-    """Only of a file in the directory itself: one that a link leads to would be written over."""
+    """Opens the lock file; refuses a link, whose target would be overwritten."""
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
         descriptor = os.open(path, flags, 0o644)
@@ -152,7 +150,7 @@ def _open(path: pathlib.Path) -> int:
 
 
 def _claim(path: pathlib.Path, descriptor: int, me: Holder) -> bool:
-    """Whether the open lock file is this process' now; False if its holder has just removed it."""
+    """Claims the open lock file; returns False if its holder has just removed it."""
     taken = _take(descriptor, fcntl.LOCK_EX)
     holder = _read(descriptor)
     if taken is not False and not _is_at(path, descriptor):
@@ -162,7 +160,7 @@ def _claim(path: pathlib.Path, descriptor: int, me: Holder) -> bool:
     with disk_errors(path):
         _write(descriptor, me)
     if holder is not None and holder.boot != me.boot:
-        time.sleep(min(1.0, BEAT))  # two hosts may have found the same dead one
+        time.sleep(min(1.0, BEAT))  # two hosts may have found the same dead holder
         if (now := _read(descriptor)) is None or now.token != me.token:
             raise _held(path, now)
     return True
@@ -177,8 +175,8 @@ def _held(path: pathlib.Path, holder: Holder | None) -> UserError:
 
 
 def _take(descriptor: int, how: int) -> bool | None:
-    """Whether this process has the lock now; None where the file system knows no locks."""
-    for wait in (0.1, 0.2, 0.0):  # a command that only looks has it for a moment
+    """Tries to lock; returns whether it worked, None where the file system has no locks."""
+    for wait in (0.1, 0.2, 0.0):  # `check_free` holds it for a moment
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return True
@@ -192,8 +190,8 @@ def _take(descriptor: int, how: int) -> bool | None:
 
 
 def _lives_elsewhere(path: pathlib.Path, holder: Holder | None, taken: bool | None) -> bool:
-    """Whether a holder that flock does not know of is at work; waits for a sign of life."""
-    if holder is None or (taken and holder.boot == _boot()):  # of this machine: it has died
+    """Whether a holder on another host is at work; waits for a beat of its lease."""
+    if holder is None or (taken and holder.boot == _boot()):  # it was on this machine and has died
         return False
     last, began = _beats(path), time.monotonic()
     if last is None or _now(path) - last > STALE:
@@ -214,7 +212,7 @@ def _lives_elsewhere(path: pathlib.Path, holder: Holder | None, taken: bool | No
 
 
 def _beats(path: pathlib.Path) -> float | None:
-    """When the file was touched last; opened anew, because network file systems cache the rest."""
+    """The time of the last beat; opens the file, because network file systems cache its status."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -232,14 +230,14 @@ def _now(path: pathlib.Path) -> float:
         with probe.open("w") as file:
             file.write("now")
         return probe.stat().st_mtime
-    except OSError:  # nothing can be written: for a reader its own clock has to do
+    except OSError:  # not writable: a reader uses its own clock
         return time.time()
     finally:
         probe.unlink(missing_ok=True)
 
 
 def _is_at(path: pathlib.Path, descriptor: int) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the open file is still the one at `path`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -247,11 +245,11 @@ def _is_at(path: pathlib.Path, descriptor: int) -> bool:
 
 
 def _read(descriptor: int) -> Holder | None:
-    """Who the file says holds it; None for an empty or unreadable one."""
+    """The holder that the file names; None if it is empty or unreadable."""
     try:
-        said: Any = json.loads(os.pread(descriptor, _LARGEST, 0))
-        texts = {name: str(said[name])[:200] for name in ("command", "host", "since", "boot")}
-        return Holder(**texts, pid=int(said["pid"]), token=str(said.get("token")))
+        fields: Any = json.loads(os.pread(descriptor, _LARGEST, 0))
+        texts = {name: str(fields[name])[:200] for name in ("command", "host", "since", "boot")}
+        return Holder(**texts, pid=int(fields["pid"]), token=str(fields.get("token")))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
         return None
 
@@ -263,9 +261,9 @@ def _write(descriptor: int, me: Holder) -> None:
 
 
 def _beat(path: pathlib.Path, descriptor: int, ended: threading.Event) -> None:
-    """Says every few seconds that the holder lives, until it ends or has lost the lock."""
+    """Touches the file every few seconds until the holder ends or has lost the lock."""
     while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):  # a file system that is away for a while
+        with contextlib.suppress(OSError):  # a file system may be unreachable for a while
             os.utime(descriptor)
             if path.exists() and not _is_at(path, descriptor):
                 print(
@@ -281,7 +279,7 @@ _HELD: set[int] = set()  # open lock files of this process
 
 
 def _close_in_child() -> None:
-    """A child that is forked must not hold a lock longer than this process."""
+    """Closes the lock files, so that a forked child does not hold them after this process ends."""
     while _HELD:
         os.close(_HELD.pop())
 

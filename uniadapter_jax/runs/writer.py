@@ -1,7 +1,7 @@
-"""Metrics of a run, to metrics.jsonl and to TensorBoard.
+"""Writes the metrics of a run to metrics.jsonl and to TensorBoard.
 
-`clu.metric_writers` would import TensorFlow; tensorboardX does not. Of it only the event file is
-used: its SummaryWriter writes in a thread, where a full disk ends in a process that waits forever.
+`clu.metric_writers` would import TensorFlow; tensorboardX does not. Only its EventsWriter is used:
+its SummaryWriter writes in a thread, where a full disk makes the process wait forever.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _NAMED = 5  # damaged lines and missing steps that a warning names
 
 
 class Writer:
-    """Writes on the first process only; a resumed run drops what it will write again.
+    """Writes on the first process only; a resumed run drops the lines that it will write again.
 
-    A damaged line is named, and moved to metrics.damaged.jsonl; the run goes on without it.
+    Damaged lines are reported and moved to metrics.damaged.jsonl; the run goes on without them.
     """
 
     def __init__(self, workdir: pathlib.Path, resumed_step: int):
@@ -40,14 +40,14 @@ class Writer:
             self._lines = self._path.open("a")
             board = workdir / "tensorboard"
             board.mkdir(exist_ok=True)
-            # The process number: two starts within a second would share a file.
+            # With the process number, as two starts within a second would share a file.
             self._events = EventsWriter(str(board / "events"), f".{os.getpid()}")
             start = SessionLog(status=SessionLog.START)  # drops later steps of earlier files
             self._events.write_event(Event(step=resumed_step + 1, session_log=start))
             self._events.flush()
 
     def _take_up(self, resumed_step: int) -> None:
-        """Keeps the lines up to a step."""
+        """Keeps the sound lines up to a step."""
         kept, damaged, steps = [], {}, set()
         for number, line, values in read_lines(self._path):
             if values is None:
@@ -69,7 +69,7 @@ class Writer:
         write_whole(self._path, b"".join(kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line {kind, step, ...}; numbers go to TensorBoard too, under kind/name."""
+        """Writes a line {kind, step, ...}; numbers go to TensorBoard too, under kind/name."""
         if not self._on:
             return
         line = make_line({"kind": kind, "step": step, **values})
@@ -83,18 +83,18 @@ class Writer:
                     self._events.write_event(event)
 
     def flush(self) -> None:
-        """Puts what TensorBoard reads on disk."""
+        """Flushes the events of TensorBoard to disk."""
         if self._on:
             with disk_errors(self._path):
                 self._events.flush()
 
     def read(self, kind: str) -> list[dict[str, Any]]:
-        """All lines of a kind, of earlier processes of this run too; none on other processes."""
+        """All lines of a kind, including those from before a resume; [] on other processes."""
         lines = [values for _, _, values in read_lines(self._path)] if self._on else []
         return [line for line in lines if line is not None and line["kind"] == kind]
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes both files."""
         if self._on:
             with disk_errors(self._path):
                 self._lines.close()
@@ -102,7 +102,7 @@ class Writer:
 
 
 def _some(numbers: Any) -> str:
-    """The first of some numbers, in words."""
+    """The first of some numbers, as text."""
     numbers = list(numbers)
     more = len(numbers) - _NAMED
     return ", ".join(map(str, numbers[:_NAMED])) + (f" and {more} more" if more > 0 else "")
