@@ -12,8 +12,9 @@ from uniadapter_jax.adapters.base import slot_of_layer
 from uniadapter_jax.adapters.partition import count, flat_names
 from uniadapter_jax.adapters.registry import METHODS, AdapterParam, get_method
 from uniadapter_jax.adapters.targets import WITHOUT_GRADIENT
-from uniadapter_jax.backbones import layers, scan
+from uniadapter_jax.backbones import scan
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.backbones.linear import Linear
 from uniadapter_jax.common.errors import UserError
 
 TRAINING = sorted(set(METHODS) - {"zero_shot"})
@@ -177,9 +178,7 @@ def test_lora_equals_the_updated_matrix():
 
 def test_lora_targets_match_whole_segments_and_must_match():
     model = tiny.clip("lora", options={"targets": ("text.blocks.mlp.fc1", "projection")})
-    placed = [
-        p for p, m in nnx.iter_graph(model) if isinstance(m, layers.Linear) and m.delta is not None
-    ]
+    placed = [p for p, m in nnx.iter_graph(model) if isinstance(m, Linear) and m.delta is not None]
     assert sorted(".".join(p) for p in placed) == [
         "text.blocks.mlp.fc1",
         "text.projection",

@@ -10,7 +10,8 @@ import tiny
 from flax import nnx
 
 from uniadapter_jax.backbones import functions, scan
-from uniadapter_jax.backbones.memory import Memory, attend
+from uniadapter_jax.backbones.attention import attend
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
 
 WIDTH, ATTENDED, HEADS = 32, 24, 4
@@ -184,11 +185,11 @@ def layer_by_layer(model, ids, states, text=None, fusion=None):
     x = model.text.ln_embed(x)
     for i in range(2):
         block = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], state))
-        none = scan.NO_INPUTS
-        h = block.attn(x, *block.attn.keys_and_values(x, none), none, bias=None)
+        none, bare = scan.NO_INPUTS, {"bias": None, "after": None, "beside": None}
+        h = block.attn.add(x, block.attn.keys_and_values(x, none), none, **bare)
         c = h
         if states is not None:
-            c = block.cross(h, *block.cross.keys_and_values(states, none), none, bias=None)
+            c = block.cross.add(h, block.cross.keys_and_values(states, none), none, **bare)
         x = block.ln_out(c + block.fc2(functions.gelu(block.fc1(c))))
         x = x + (0 if text is None else h @ text.kernel[...][i])
         x = x + (0 if fusion is None or states is None else c @ fusion.kernel[...][i])

@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones.attention import mask_bias
+from uniadapter_jax.backbones.huggingface_config import TowerConfig
 
 
 def plain_layer_norm(x, scale, bias, eps):
@@ -54,16 +56,15 @@ def test_activations_equal_their_formulas(name):
 
 
 def blocks(count=3, activation="quick_gelu"):
-    return layers.Block(
-        16, 32, 4, count, activation=activation, eps=1e-5, rng=np.random.default_rng(0)
-    )
+    config = TowerConfig(16, 32, count, 4, activation=activation)
+    return layers.Block(config, rng=np.random.default_rng(0))
 
 
 def one_by_one(stacked, x, mask, count):
     graphdef, state = nnx.split(stacked)
     for i in range(count):
         block = nnx.merge(graphdef, jax.tree.map(lambda p, i=i: p[i], state))
-        x = block(x, mask, scan.LayerInputs())
+        x = block(x, mask_bias(mask), scan.LayerInputs())
     return x
 
 

@@ -12,6 +12,8 @@ from jax.sharding import PartitionSpec as P
 from test_similarity import data, f32, naive, naive_gradient
 
 from uniadapter_jax.tasks.retrieval.losses import (
+    Comparison,
+    Pairs,
     contrastive_loss,
     in_batch_accuracy,
     retrieval_loss,
@@ -71,9 +73,11 @@ def mesh_of(data_axis, fsdp_axis):
 
 
 def value_and_gradients(mesh, similarity, duplicates, arrays):
-    loss = functools.partial(
-        retrieval_loss, similarity=similarity, temperature=5.0, duplicates=duplicates, mesh=mesh
-    )
+    how = Comparison(similarity, 5.0, duplicates, mesh)
+
+    def loss(text, frames, mask, item, scale):
+        return retrieval_loss(Pairs(text, frames, mask, item), scale, how)
+
     rows, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
     placed = [jax.device_put(x, rows if x.ndim else whole) for x in arrays]
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 4), has_aux=True))
@@ -114,9 +118,8 @@ def test_clips_stay_and_texts_are_gathered_once():
 
 
 def test_logit_scale_is_capped_at_a_hundred():
-    arrays = batch()[:4]
-    options = {"similarity": "mean_pool", "temperature": 5.0}
-    loss = functools.partial(retrieval_loss, *arrays, **options)
+    pairs, how = Pairs(*batch()[:4]), Comparison("mean_pool", 5.0)
+    loss = functools.partial(retrieval_loss, pairs, how=how)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (at_cap, metrics), _ = step(jnp.asarray(np.log(100.0), jnp.float32))
     (beyond, _), gradient = step(jnp.asarray(9.0, jnp.float32))

@@ -1,7 +1,5 @@
 """The ring loss against the dense one, on every kind of mesh, and what it holds in memory."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +17,7 @@ from uniadapter_jax.planning.traffic import collectives
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval import ring_loss
-from uniadapter_jax.tasks.retrieval.losses import retrieval_loss
+from uniadapter_jax.tasks.retrieval.losses import Comparison, Pairs, retrieval_loss
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss
 
 MB = 10**6
@@ -42,9 +40,12 @@ def batch(n=24, f=3, c=8):
 
 def gradients(loss, similarity, mesh=None, duplicates="negative"):
     """Compiled: ((loss, metrics), gradients of text, frames and logit_scale)."""
-    options = {"similarity": similarity, "temperature": 5.0, "duplicates": duplicates}
-    loss = functools.partial(loss, mesh=mesh, **options)
-    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 4), has_aux=True))
+    how = Comparison(similarity, 5.0, duplicates, mesh)
+
+    def value(text, frames, mask, item, scale):
+        return loss(Pairs(text, frames, mask, item), scale, how)
+
+    return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 4), has_aux=True))
 
 
 def assert_equal(found, wanted, tolerance=2e-6):

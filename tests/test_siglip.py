@@ -32,7 +32,7 @@ from uniadapter_jax.planning.flops import forward_flops
 from uniadapter_jax.tasks.base import Setting
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval import ring_loss
-from uniadapter_jax.tasks.retrieval.losses import sigmoid_loss
+from uniadapter_jax.tasks.retrieval.losses import Comparison, Pairs, sigmoid_loss
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_sigmoid_loss
 from uniadapter_jax.training.step import make_step
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
@@ -84,16 +84,9 @@ def test_the_sigmoid_loss_is_its_formula():
     ):
         z = np.where(same, 1.0, -1.0)
         wanted = -np.log(1 / (1 + np.exp(-z * (t * text @ image.T + b)))).sum() / 6
-        found, _ = sigmoid_loss(
-            *f32(text, image[:, None]),
-            jnp.ones((6, 1), bool),
-            jnp.asarray(item),
-            jnp.log(jnp.float32(t)),
-            jnp.float32(b),
-            similarity="mean_pool",
-            temperature=5.0,
-            duplicates=duplicates,
-        )
+        pairs = Pairs(*f32(text, image[:, None]), jnp.ones((6, 1), bool), jnp.asarray(item))
+        how = Comparison("mean_pool", 5.0, duplicates)
+        found, _ = sigmoid_loss(pairs, jnp.log(jnp.float32(t)), jnp.float32(b), how)
         np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
@@ -109,9 +102,12 @@ def test_the_ring_equals_the_dense_loss(similarity, duplicates, mesh, most, monk
     arrays = (*f32(text, frames), jnp.asarray(mask), item, *line)
 
     def gradients(loss, mesh):
-        options = {"similarity": similarity, "temperature": 5.0, "duplicates": duplicates}
-        loss = functools.partial(loss, mesh=mesh, **options)
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 4, 5), has_aux=True))
+        how = Comparison(similarity, 5.0, duplicates, mesh)
+
+        def value(text, frames, mask, item, scale, bias):
+            return loss(Pairs(text, frames, mask, item), scale, bias, how)
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1, 4, 5), has_aux=True))
 
     found = gradients(ring_sigmoid_loss, mesh_of(*mesh))(*arrays)
     assert_equal(found, gradients(sigmoid_loss, None)(*arrays), 5e-6)

@@ -9,7 +9,7 @@ from references import apart
 from siglip_case import CONFIG
 from transformers import SiglipConfig, SiglipModel
 
-from uniadapter_jax.tasks.retrieval.losses import sigmoid_loss
+from uniadapter_jax.tasks.retrieval.losses import Comparison, Pairs, sigmoid_loss
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_sigmoid_loss
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
 
@@ -53,16 +53,9 @@ def test_features_and_the_sigmoid_loss(reference, tmp_path):
     assert apart(image, wanted[0]) < 1e-5
     assert apart(text, wanted[1]) < 1e-5
     for loss in (sigmoid_loss, ring_sigmoid_loss):
-        found, _ = loss(
-            text,
-            image[:, None],
-            jnp.ones((3, 1), bool),
-            jnp.arange(3),
-            ours.logit_scale[...],
-            ours.logit_bias[...],
-            similarity="mean_pool",
-            temperature=5.0,
-        )
+        pairs = Pairs(text, image[:, None], jnp.ones((3, 1), bool), jnp.arange(3))
+        line = ours.logit_scale[...], ours.logit_bias[...]
+        found, _ = loss(pairs, *line, Comparison("mean_pool", 5.0))
         np.testing.assert_allclose(found, theirs(model, pixels, ids).loss.numpy(), rtol=1e-5)
 
     save_backbone(ours, tmp_path / "saved", None)

@@ -8,7 +8,9 @@ import numpy as np
 from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones import functions, scan
+from uniadapter_jax.backbones.layers import Tower
+from uniadapter_jax.backbones.linear import Linear
 from uniadapter_jax.common.randomness import normal, uniform
 from uniadapter_jax.common.types import Array, Float
 
@@ -41,7 +43,7 @@ def linear(
     return y + functions.along_last(bias.astype(y.dtype), y)
 
 
-def train_linear(layer: layers.Linear) -> None:
+def train_linear(layer: Linear) -> None:
     """Makes a linear layer of the backbone one that trains with the method."""
     layer.kernel = AdapterParam(layer.kernel[...])
     if layer.bias is not None:
@@ -58,7 +60,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(
         self,
-        tower: layers.Tower,
+        tower: Tower,
         bottleneck: int,
         *,
         name: str,

@@ -23,7 +23,8 @@ from flax import nnx
 
 from uniadapter_jax.adapters.base import AdapterParam, Method, fill_place, slot_of_layer
 from uniadapter_jax.adapters.bottleneck import constant, random_normal
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones import functions, scan
+from uniadapter_jax.backbones.linear import Rng
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import BELOW_ONE, at_least
 from uniadapter_jax.common.types import Array, Float
@@ -34,7 +35,7 @@ SITES = ("attn", "mlp")
 class Shared(nnx.Module):
     """The slice of the up-projections that both towers use: kernels "z r i", biases "z i"."""
 
-    def __init__(self, slots: int, bottleneck: int, width: int, std: float, rng: layers.Rng):
+    def __init__(self, slots: int, bottleneck: int, width: int, std: float, rng: Rng):
         self.attn_kernel = random_normal(rng, std, slots, bottleneck, width)
         self.attn_bias = constant(0.0, slots, width)
         self.mlp_kernel = random_normal(rng, std, slots, bottleneck, width)
@@ -68,7 +69,7 @@ class Adapter(nnx.Module):
         shared_dim: int,
         std: float,
         dropout: float,
-        rng: layers.Rng,
+        rng: Rng,
     ):
         unique = width - shared_dim
         self.down_kernel = random_normal(rng, std, count, width, bottleneck)
@@ -99,7 +100,7 @@ class Adapter(nnx.Module):
         return z + (up + functions.along_last(jnp.concatenate(biases).astype(up.dtype), up))
 
 
-def attach(backbone: Any, options: Any, rng: layers.Rng) -> None:
+def attach(backbone: Any, options: Any, rng: Rng) -> None:
     """Puts an adapter after attention and after the MLP of every layer of both towers."""
     config = backbone.config
     r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std

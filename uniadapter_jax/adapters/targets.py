@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.linear import Linear
 from uniadapter_jax.common.errors import UserError
 
 # Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys.
@@ -17,16 +17,14 @@ WITHOUT_GRADIENT = re.compile(r".*\.(attn|cross)\.k\.bias")
 Filter = Callable[[tuple[Any, ...], Any], bool]
 
 
-def linear_layers(module: nnx.Module) -> Iterator[tuple[str, layers.Linear]]:
+def linear_layers(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
     """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
     for path, node in nnx.iter_graph(module):
-        if isinstance(node, layers.Linear):
+        if isinstance(node, Linear):
             yield ".".join(map(str, path)), node
 
 
-def linear_layers_named(
-    backbone: nnx.Module, target: str, field: str
-) -> list[tuple[str, layers.Linear]]:
+def linear_layers_named(backbone: nnx.Module, target: str, field: str) -> list[tuple[str, Linear]]:
     """The linear layers whose path ends in `target`, in whole segments: `q`, `mlp.fc1`.
 
     Raises:

@@ -27,16 +27,59 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones import functions, scan
+from uniadapter_jax.backbones.attention import Attention, KeysValues
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
-from uniadapter_jax.backbones.memory import Attended, Attention, KeysValues, Memory, Seen
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
+from uniadapter_jax.backbones.memory import Attended, Memory, Seen
+from uniadapter_jax.backbones.text_transformer import check_length
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import fold_name, normal
+from uniadapter_jax.common.randomness import fold_name
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 
 # What is added to the scores of padding: BERT's numbers, not minus infinity, so that a row of
 # nothing but padding stays finite.
 _UNSEEN, _UNSEEN_CROSS = -1e4, -1e9
+
+
+class AttentionLayer(Attention):
+    """ln(x + out(attention)), with dropout of the weights and of what is added."""
+
+    def __init__(
+        self,
+        config: TowerConfig,
+        name: str,
+        attended: int,
+        dropout: float,
+        std: float,
+        *,
+        rng: Rng,
+    ):
+        stack = (config.layers,)
+        super().__init__(
+            config.width, config.heads, attended=attended, stack=stack, std=std, rng=rng
+        )
+        self.ln = LayerNorm(config.width, eps=config.eps, stack=stack)
+        self.name = name
+        self.dropout = dropout
+
+    def add(
+        self,
+        x: Float[Array, "b l d"],
+        seen: KeysValues,
+        layer: scan.LayerInputs,
+        *,
+        bias: Float[Array, "..."] | None,
+        factor: Float[Array, "q p t"] | None = None,
+        after: Any,
+        beside: Any,
+    ) -> Float[Array, "b l d"]:
+        """The sub-layer; after, beside: the modules at its places, before and after dropout."""
+        key = layer.key_of(f"{self.name}.weights")
+        z = self(x, seen, layer, bias=bias, factor=factor, rate=self.dropout, key=key)
+        z = at_place(after, z, x, layer)
+        z = functions.dropout(z, self.dropout, layer.key_of(f"{self.name}.out"))
+        return self.ln(x + at_place(beside, z, x, layer))
 
 
 class BertLayer(scan.Stack):
@@ -53,15 +96,13 @@ class BertLayer(scan.Stack):
     beside_text: Any
     beside_fusion: Any
 
-    def __init__(
-        self, config: TowerConfig, attended: int, dropout: float, std: float, *, rng: layers.Rng
-    ):
+    def __init__(self, config: TowerConfig, attended: int, dropout: float, std: float, *, rng: Rng):
         stack, width = (config.layers,), config.width
-        self.attn = Attention(config, width, "attn", dropout, std, rng)
-        self.cross = Attention(config, attended, "cross", dropout, std, rng)
-        self.fc1 = layers.Linear(width, config.hidden, stack=stack, std=std, rng=rng)
-        self.fc2 = layers.Linear(config.hidden, width, stack=stack, std=std, rng=rng)
-        self.ln_out = layers.LayerNorm(width, eps=config.eps, stack=stack)
+        self.attn = AttentionLayer(config, "attn", width, dropout, std, rng=rng)
+        self.cross = AttentionLayer(config, "cross", attended, dropout, std, rng=rng)
+        self.fc1 = Linear(width, config.hidden, stack=stack, std=std, rng=rng)
+        self.fc2 = Linear(config.hidden, width, stack=stack, std=std, rng=rng)
+        self.ln_out = LayerNorm(width, eps=config.eps, stack=stack)
         for place in (
             *("prompts", "after_attn", "beside_attn", "after_cross", "beside_cross"),
             *("after_mlp", "beside_mlp", "beside_text", "beside_fusion"),
@@ -80,7 +121,7 @@ class BertLayer(scan.Stack):
     ) -> Float[Array, "b l d"]:
         """`made` are the keys and values of what is seen, where there are any already."""
         if seen is not None and made is None:
-            made = self.cross.keys_and_values(seen.memory.states, layer, seen)
+            made = self.cross.keys_and_values(seen.memory.states, layer, seen.added)
         return self.combine(x, self.attn.keys_and_values(x, layer), made, bias, seen, layer)
 
     def combine(
@@ -93,40 +134,22 @@ class BertLayer(scan.Stack):
         layer: scan.LayerInputs,
     ) -> Float[Array, "b l d"]:
         """The layer with given keys and values: of the texts themselves, and of what they see."""
-        own, bias = self._prompted(own, bias, layer)
+        if self.prompts is not None:
+            own, bias = self.attn.with_prompts(self.prompts(layer), own, bias, layer)
         places = {"after": self.after_attn, "beside": self.beside_attn}
-        h = self.attn(x, *own, layer, bias=bias, **places)
+        h = self.attn.add(x, own, layer, bias=bias, **places)
         c = h
         if seen is not None and made is not None:
-            k, v = (seen.memory.of_groups(y) for y in made)
+            made = KeysValues(*(seen.memory.of_groups(y) for y in made))
             places = {"after": self.after_cross, "beside": self.beside_cross}
             factor = seen.memory.factor
-            c = self.cross(h, k, v, layer, bias=seen.bias, factor=factor, **places)
+            c = self.cross.add(h, made, layer, bias=seen.bias, factor=factor, **places)
         z = self.fc2(functions.ACTIVATIONS[self.activation](self.fc1(c, layer)), layer)
-        z = layers.at_place(self.after_mlp, z, c, layer)
+        z = at_place(self.after_mlp, z, c, layer)
         z = functions.dropout(z, self.dropout, layer.key_of("mlp.out"))
-        y = self.ln_out(c + layers.at_place(self.beside_mlp, z, c, layer))
-        y = layers.at_place(self.beside_text, y, h, layer)
-        return y if seen is None else layers.at_place(self.beside_fusion, y, c, layer)
-
-    def _prompted(
-        self, own: KeysValues, bias: Float[Array, "..."] | None, layer: scan.LayerInputs
-    ) -> tuple[KeysValues, Float[Array, "..."] | None]:
-        """The keys and values of texts with those of prompts ahead, which everything sees."""
-        if self.prompts is None:
-            return own, bias
-        tokens = self.prompts(layer).astype(own.keys.dtype)
-        made = self.attn.keys_and_values(tokens[None], layer)
-        rows = own.keys.shape[0]
-        own = KeysValues(
-            *(
-                jnp.concatenate([jnp.broadcast_to(new, (rows, *new.shape[1:])), old], axis=2)
-                for new, old in zip(made, own, strict=True)
-            )
-        )
-        if bias is not None:
-            bias = jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(len(tokens), 0)])
-        return own, bias
+        y = self.ln_out(c + at_place(self.beside_mlp, z, c, layer))
+        y = at_place(self.beside_text, y, h, layer)
+        return y if seen is None else at_place(self.beside_fusion, y, c, layer)
 
 
 class Bert(nnx.Module):
@@ -148,11 +171,11 @@ class Bert(nnx.Module):
         remat: str,
         dropout: float,
         std: float,
-        rng: layers.Rng,
+        rng: Rng,
     ):
-        self.token_embedding = nnx.Param(normal(rng, std, vocab_size, config.width))
-        self.position_embedding = nnx.Param(normal(rng, std, positions, config.width))
-        self.ln_embed = layers.LayerNorm(config.width, eps=config.eps)
+        self.token_embedding = random(rng, std, vocab_size, config.width)
+        self.position_embedding = random(rng, std, positions, config.width)
+        self.ln_embed = LayerNorm(config.width, eps=config.eps)
         self.blocks = BertLayer(config, attended, dropout, std, rng=rng)
         self.cross_key = nnx.data(None)
         self.cross_value = nnx.data(None)
@@ -184,7 +207,7 @@ class Bert(nnx.Module):
           UserError: texts are longer than there are positions, or do not fill the groups.
         """
         length = ids.shape[1]
-        self._check_length(length)
+        check_length(length, self.position_embedding.shape[0])
         made, seen = memory if isinstance(memory, Attended) else (None, self._seen(memory))
         _check_groups(seen, ids.shape[0])
         bias = _self_bias(mask, length, causal)
@@ -216,7 +239,7 @@ class Bert(nnx.Module):
         def call(
             block: BertLayer, x: Array, layer: scan.LayerInputs, own: None
         ) -> tuple[Array, KeysValues]:
-            return x, block.cross.keys_and_values(memory.states, layer, seen)
+            return x, block.cross.keys_and_values(memory.states, layer, seen.added)
 
         start = jnp.zeros((), jnp.float32)
         _, made = scan.collect_layers(
@@ -230,7 +253,7 @@ class Bert(nnx.Module):
         Raises:
           UserError: there are fewer positions.
         """
-        self._check_length(length)
+        check_length(length, self.position_embedding.shape[0])
         config = self.config
         width = config.width // config.heads
         empty = jnp.zeros((config.layers, rows, config.heads, length, width), dtype)
@@ -277,13 +300,6 @@ class Bert(nnx.Module):
         x = self.token_embedding[...][ids].astype(dtype)
         return self.ln_embed(x + positions.astype(dtype)[None])
 
-    def _check_length(self, length: int) -> None:
-        positions = self.position_embedding.shape[0]
-        if length > positions:
-            raise UserError(
-                f"texts of {length} tokens, but this backbone has {positions} positions"
-            )
-
     def _seen(self, memory: Memory | None) -> Seen | None:
         if memory is None:
             return None
@@ -292,7 +308,7 @@ class Bert(nnx.Module):
         bias = None
         if memory.mask is not None:
             bias = jnp.where(memory.of_groups(memory.mask), 0.0, _UNSEEN_CROSS)[:, None, None]
-        return Seen(memory, keys, values, bias)
+        return Seen(memory, (keys, values), bias)
 
 
 def _check_groups(seen: Seen | None, rows: int) -> None:
@@ -318,9 +334,9 @@ def _self_bias(
 class LanguageHead(nnx.Module):
     """States to scores of the next word; the last product is with the word embeddings."""
 
-    def __init__(self, config: TowerConfig, vocab_size: int, *, std: float, rng: layers.Rng):
-        self.dense = layers.Linear(config.width, config.width, std=std, rng=rng)
-        self.ln_head = layers.LayerNorm(config.width, eps=config.eps)
+    def __init__(self, config: TowerConfig, vocab_size: int, *, std: float, rng: Rng):
+        self.dense = Linear(config.width, config.width, std=std, rng=rng)
+        self.ln_head = LayerNorm(config.width, eps=config.eps)
         self.bias = nnx.Param(jnp.zeros(vocab_size))
         self.activation = config.activation
 

@@ -19,68 +19,35 @@ from flax import nnx
 from jax import lax
 
 from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.attention import KeysValues
 from uniadapter_jax.backbones.bert import Bert, LanguageHead
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, TEMPERATURE, BLIPConfig
-from uniadapter_jax.backbones.memory import Attended, KeysValues, Memory
-from uniadapter_jax.backbones.pixels import picture_patches
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng
+from uniadapter_jax.backbones.memory import Attended, Memory
+from uniadapter_jax.backbones.vit import ViT
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import fold_name, normal
-from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.common.randomness import fold_name
+from uniadapter_jax.common.types import Array, Bool, Float, Int
 
 _STD = 0.02
 
 
-class VisionTower(nnx.Module):
+class VisionTower(ViT):
     """Pictures to the states of all tokens, CLS first: ln_post(blocks(patches + positions))."""
 
-    def __init__(self, config: BLIPConfig, remat: str, drop_path: float, *, rng: layers.Rng):
-        vision, patch = config.vision, config.patch_size
-        self.patch_embedding = layers.Linear(3 * patch * patch, vision.width, std=_STD, rng=rng)
-        self.class_embedding = nnx.Param(normal(rng, _STD, vision.width))
-        self.position_embedding = nnx.Param(normal(rng, _STD, 1 + config.patches, vision.width))
-        self.blocks = layers.Block(
-            vision.width,
-            vision.hidden,
-            vision.heads,
-            vision.layers,
-            activation=vision.activation,
-            eps=vision.eps,
-            rng=rng,
-        )
-        self.ln_post = layers.LayerNorm(vision.width, eps=vision.eps)
-        self.config = config
-        self.remat = remat
-        self.drop_path = drop_path
+    def __init__(self, config: BLIPConfig, remat: str, drop_path: float, *, rng: Rng):
+        super().__init__(config, remat, std=_STD, drop_path=drop_path, rng=rng)
+        self.ln_post = LayerNorm(config.vision.width, eps=config.vision.eps)
 
-    def __call__(
-        self,
-        pixels: Array,
-        *,
-        dtype: jnp.dtype,
-        shared: PyTree | None = None,
-        key: Array | None = None,
-    ) -> Float[Array, "b s d"]:
-        x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
-        cls = self.class_embedding[...].astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
-        x = layers.run_stack(
-            self.blocks,
-            x + self.position_embedding[...].astype(x.dtype)[None],
-            layers=self.config.vision.layers,
-            remat=self.remat,
-            shared=shared,
-            key=key,
-            drop_path=self.drop_path,
-        )
+    def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b s d"]:
         return self.ln_post(x)
 
 
-class BLIP(nnx.Module):
+class BLIP(layers.Backbone):
     """The vision tower, the text transformer, heads, and the home of what a method shares.
 
-    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
-    lead with the axis of layers; `tower` is "vision", "text" (fusion, too) or "decoder". Further
-    places: those of `layers.Block` in `vision.blocks`, those of `bert` in `text` and `decoder`.
+    Its towers are "vision", "text" (fusion, too) and "decoder". Beside `adapters` there are the
+    places of `layers.Block` in `vision.blocks`, those of `bert` in `text` and `decoder`.
 
     States have the compute dtype; features, logits and scores are float32.
 
@@ -93,12 +60,14 @@ class BLIP(nnx.Module):
         self,
         config: BLIPConfig,
         *,
-        rng: layers.Rng,
+        rng: Rng,
         dtype: str = "float32",
         remat: str = "none",
         dropout: float = 0.1,
         drop_path: float = 0.0,
     ):
+        super().__init__(config, dtype)
+
         def bert(attended: int) -> Bert:
             return Bert(
                 config.text,
@@ -111,11 +80,10 @@ class BLIP(nnx.Module):
                 rng=rng,
             )
 
-        def head(width: int, out: int) -> layers.Linear:
-            return layers.Linear(width, out, std=_STD, rng=rng)
+        def head(width: int, out: int) -> Linear:
+            return Linear(width, out, std=_STD, rng=rng)
 
         has, vision, text = config.matching, config.vision.width, config.text.width
-        self.adapters = nnx.data(None)
         self.vision = VisionTower(config, remat, drop_path, rng=rng)
         self.text = bert(attended=vision)
         self.temp = nnx.data(nnx.Param(jnp.asarray(TEMPERATURE, jnp.float32)) if has else None)
@@ -129,8 +97,6 @@ class BLIP(nnx.Module):
             if config.decoder
             else None
         )
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
 
     def towers(self) -> tuple[layers.Tower, ...]:
         """Vision, text (in fusion, too) and, if there is one, the decoder, as methods find them."""
@@ -145,19 +111,16 @@ class BLIP(nnx.Module):
             ),
         )
 
-    def _shared(self, tower: str, count: int) -> PyTree | None:
-        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
-
     def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b s d"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to all states."""
-        shared = self._shared("vision", self.config.vision.layers)
+        shared = self.shared("vision", self.config.vision.layers)
         return self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
 
     def encode_text(
         self, ids: Int[Array, "b l"], mask: Bool[Array, "b l"] | None, *, key: Array | None = None
     ) -> Float[Array, "b l d"]:
         """Texts alone to all states; `mask` is False where there is padding."""
-        shared = self._shared("text", self.config.text.layers)
+        shared = self.shared("text", self.config.text.layers)
         key = _fold(key, "alone")
         return self.text(ids, mask, dtype=self.dtype, shared=shared, key=key)
 
@@ -173,7 +136,7 @@ class BLIP(nnx.Module):
         """Logits (no match, match) of the states of fused texts' first tokens."""
         return self._heads()[2](first.astype(jnp.float32))
 
-    def _heads(self) -> tuple[layers.Linear, layers.Linear, layers.Linear]:
+    def _heads(self) -> tuple[Linear, Linear, Linear]:
         if self.vision_proj is None or self.text_proj is None or self.itm_head is None:
             raise UserError(f"this BLIP has no heads for matching, being no {MATCHING}")
         return self.vision_proj, self.text_proj, self.itm_head
@@ -195,7 +158,7 @@ class BLIP(nnx.Module):
         A picture's keys and values are made once in each layer, whatever p.
         """
         rows, row_mask = _rows(ids, mask)
-        shared, key = self._shared("text", self.config.text.layers), _fold(key, "fusion")
+        shared, key = self.shared("text", self.config.text.layers), _fold(key, "fusion")
         states = self.text(rows, row_mask, dtype=self.dtype, memory=memory, shared=shared, key=key)
         return states.reshape(*ids.shape, -1)
 
@@ -223,7 +186,7 @@ class BLIP(nnx.Module):
             dtype=self.dtype,
             memory=memory,
             causal=True,
-            shared=self._shared("decoder", self.config.text.layers),
+            shared=self.shared("decoder", self.config.text.layers),
             key=_fold(key, "decoder"),
         )
         scores = head(states, decoder.token_embedding[...])
@@ -231,7 +194,7 @@ class BLIP(nnx.Module):
 
     def attend_to_questions(self, memory: Memory) -> Attended:
         """The decoder's keys and values of questions, for many answers one after the other."""
-        shared = self._shared("decoder", self.config.text.layers)
+        shared = self.shared("decoder", self.config.text.layers)
         return self._decoder()[0].attend_to(memory, shared=shared)
 
     def no_answers(self, rows: int, length: int) -> KeysValues:
@@ -254,7 +217,7 @@ class BLIP(nnx.Module):
         `past` has the words before; what is returned has these, too.
         """
         decoder, head = self._decoder()
-        shared = self._shared("decoder", self.config.text.layers)
+        shared = self.shared("decoder", self.config.text.layers)
         states, past = decoder.step(
             ids.reshape(-1), at, past, attended, dtype=self.dtype, shared=shared
         )

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-import numpy as np
-
 from uniadapter_jax.backbones.huggingface_config import (
-    TowerConfig,
-    check_known,
+    HF_TOWER,
+    VisionLanguageConfig,
     check_pictures,
-    check_size,
     checked,
     section,
 )
@@ -23,11 +20,10 @@ MATCHING, ANSWERING = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
 
 
 @dataclasses.dataclass(frozen=True)
-class BLIPConfig:
+class BLIPConfig(VisionLanguageConfig):
     """The function a BLIP computes, apart from its weights.
 
     Attributes:
-      embed: width of the joint embedding.
       dec_id, enc_id: what starts an answer, and what stands first in a text that is fused.
       sep_id, pad_id: what ends a text, and what fills it.
       matching: whether there are projections, the matching head and the temperature.
@@ -36,13 +32,6 @@ class BLIPConfig:
     """
 
     pixels: ClassVar[PixelStatistics] = CLIP_PIXELS
-    vision: TowerConfig
-    text: TowerConfig
-    image_size: int
-    patch_size: int
-    vocab_size: int
-    positions: int
-    embed: int
     dec_id: int
     enc_id: int
     sep_id: int
@@ -53,21 +42,9 @@ class BLIPConfig:
 
     def __post_init__(self) -> None:
         check_pictures(self.image_size, self.patch_size)
-        check_size("vocab_size", self.vocab_size)
-        check_size("max_position_embeddings", self.positions)
-        check_size("image_text_hidden_size", self.embed)
-        for name in ("dec_id", "enc_id", "sep_id", "pad_id"):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value < self.vocab_size:
-                raise UserError(
-                    f"text_config.{_HF_IDS[name]}={value!r:.80}: expected an id below "
-                    f"vocab_size={self.vocab_size}"
-                )
-
-    @property
-    def patches(self) -> int:
-        """Patches of one picture."""
-        return (self.image_size // self.patch_size) ** 2
+        self.check_sizes("image_text_hidden_size")
+        for name, theirs in _HF_IDS.items():
+            self.check_id(theirs, getattr(self, name))
 
     def function(self) -> dict[str, Any]:
         """What of the config the fingerprint covers."""
@@ -76,10 +53,6 @@ class BLIPConfig:
         if not self.matching:  # nothing has that width
             del fields["embed"]
         return fields
-
-    def check_ids(self, ids: np.ndarray) -> None:
-        """Raises `UserError` unless all host ids "n l" are in the vocabulary."""
-        check_known(ids, self.vocab_size)
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:
@@ -100,12 +73,7 @@ class BLIPConfig:
             raise UserError(f"architectures={parts!r:.80}: expected {MATCHING} or {ANSWERING}")
         dec_id = text["bos_token_id"]
         return cls(
-            vision=TowerConfig.from_section(vision),
-            text=TowerConfig.from_section(text),
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            vocab_size=text["vocab_size"],
-            positions=text["max_position_embeddings"],
+            **cls.sizes(vision, text),
             embed=checked("image_text_hidden_size", config.get("image_text_hidden_size", 256), int),
             dec_id=dec_id,
             enc_id=text.get("enc_token_id", dec_id + 1),
@@ -119,27 +87,17 @@ class BLIPConfig:
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers' BLIP models read."""
         text = {
-            **self.text.to_section(),
             "model_type": "blip_text_model",
             "encoder_hidden_size": self.vision.width,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.positions,
             "initializer_range": self.text_std,
             **{theirs: getattr(self, ours) for ours, theirs in _HF_IDS.items()},
-        }
-        vision = {
-            **self.vision.to_section(),
-            "model_type": "blip_vision_model",
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
         }
         parts = {MATCHING: self.matching, ANSWERING: self.decoder}
         return {
             "architectures": [name for name, there in parts.items() if there],
             "model_type": "blip",
             "image_text_hidden_size": self.embed,
-            "text_config": text,
-            "vision_config": vision,
+            **self.to_sections(vision={"model_type": "blip_vision_model"}, text=text),
         }
 
 
@@ -151,19 +109,14 @@ _HF_IDS = {
 }
 # What transformers assumes for a field that a config.json leaves out.
 _HF_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
+    **HF_TOWER,
     "image_size": 384,
     "patch_size": 16,
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-5,
 }
 _HF_TEXT = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
+    **HF_TOWER,
     "num_attention_heads": 8,
     "vocab_size": 30524,
     "max_position_embeddings": 512,

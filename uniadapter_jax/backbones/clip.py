@@ -13,55 +13,37 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from uniadapter_jax.backbones import functions, layers
 from uniadapter_jax.backbones.huggingface_config import (
-    TowerConfig,
-    check_known,
+    HF_TOWER,
+    VisionLanguageConfig,
     check_pictures,
-    check_size,
     checked,
     section,
 )
-from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics, picture_patches
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng
+from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics
+from uniadapter_jax.backbones.text_transformer import TextTransformer
 from uniadapter_jax.backbones.two_towers import TwoTowers
+from uniadapter_jax.backbones.vit import ViT
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.randomness import normal
-from uniadapter_jax.common.types import Array, Float, Int, PyTree
+from uniadapter_jax.common.types import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
-class CLIPConfig:
+class CLIPConfig(VisionLanguageConfig):
     """The function a CLIP computes, apart from its weights."""
 
     pixels: ClassVar[PixelStatistics] = CLIP_PIXELS
     has_logit_bias: ClassVar[bool] = False
     pooling_reads: ClassVar[tuple[str, ...]] = ()
-    vision: TowerConfig
-    text: TowerConfig
-    image_size: int
-    patch_size: int
-    vocab_size: int
-    positions: int
-    embed: int
     eos_id: int
 
     def __post_init__(self) -> None:
         check_pictures(self.image_size, self.patch_size)
-        check_size("vocab_size", self.vocab_size)
-        check_size("max_position_embeddings", self.positions)
-        check_size("projection_dim", self.embed)
-        if self.eos_id != LARGEST_ID and not 0 <= self.eos_id < self.vocab_size:
-            raise UserError(
-                f"text_config.eos_token_id={self.eos_id}: expected an id below "
-                f"vocab_size={self.vocab_size}, or {LARGEST_ID} for the largest in a text"
-            )
-
-    @property
-    def patches(self) -> int:
-        """Patches of one picture."""
-        return (self.image_size // self.patch_size) ** 2
+        self.check_sizes("projection_dim")
+        largest = f", or {LARGEST_ID} for the largest in a text"
+        self.check_id("eos_token_id", self.eos_id, (LARGEST_ID,), largest)
 
     def tokens(self, tower: str, words: int) -> int:
         """Of a picture, the CLS among them, or of a text."""
@@ -81,7 +63,7 @@ class CLIPConfig:
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Raises `UserError` unless all host ids "n l" are known and every text has an EOS."""
-        check_known(ids, self.vocab_size)
+        super().check_ids(ids)
         if self.eos_id != LARGEST_ID:
             bad = np.flatnonzero(~(ids == self.eos_id).any(1))
             if bad.size:
@@ -99,49 +81,25 @@ class CLIPConfig:
         vision = section(config, "vision_config", _HF_VISION)
         text = section(config, "text_config", _HF_TEXT)
         embed = checked("projection_dim", config.get("projection_dim", 512), int)
-        return cls(
-            vision=TowerConfig.from_section(vision),
-            text=TowerConfig.from_section(text),
-            image_size=vision["image_size"],
-            patch_size=vision["patch_size"],
-            vocab_size=text["vocab_size"],
-            positions=text["max_position_embeddings"],
-            embed=embed,
-            eos_id=text["eos_token_id"],
-        )
+        return cls(**cls.sizes(vision, text), embed=embed, eos_id=text["eos_token_id"])
 
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers' `CLIPModel` reads."""
-        text = {
-            **self.text.to_section(),
-            "projection_dim": self.embed,
-            "model_type": "clip_text_model",
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.positions,
-            "eos_token_id": self.eos_id,
-        }
-        vision = {
-            **self.vision.to_section(),
-            "projection_dim": self.embed,
-            "model_type": "clip_vision_model",
-            "image_size": self.image_size,
-            "patch_size": self.patch_size,
-        }
+        width = {"projection_dim": self.embed}
         return {
             "architectures": ["CLIPModel"],
             "model_type": "clip",
-            "projection_dim": self.embed,
-            "text_config": text,
-            "vision_config": vision,
+            **width,
+            **self.to_sections(
+                vision={**width, "model_type": "clip_vision_model"},
+                text={**width, "model_type": "clip_text_model", "eos_token_id": self.eos_id},
+            ),
         }
 
 
 # What transformers assumes for a field that a config.json leaves out.
 _HF_VISION = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
+    **HF_TOWER,
     "num_channels": 3,
     "image_size": 224,
     "patch_size": 32,
@@ -163,110 +121,37 @@ _HF_TEXT = {
 LARGEST_ID = 2
 
 
-def _blocks(config: TowerConfig, rng: layers.Rng) -> layers.Block:
-    return layers.Block(
-        config.width,
-        config.hidden,
-        config.heads,
-        config.layers,
-        activation=config.activation,
-        eps=config.eps,
-        rng=rng,
-    )
-
-
-def _normal(rng: layers.Rng, std: float, *shape: int) -> nnx.Param:
-    return nnx.Param(normal(rng, std, *shape))
-
-
-class VisionTower(nnx.Module):
+class VisionTower(ViT):
     """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS]."""
 
-    def __init__(self, config: CLIPConfig, remat: str, *, rng: layers.Rng):
-        width, patch = config.vision.width, config.patch_size
-        self.patch_embedding = layers.Linear(
-            3 * patch * patch, width, use_bias=False, std=0.02, rng=rng
-        )
-        self.class_embedding = _normal(rng, width**-0.5, width)
-        self.position_embedding = _normal(rng, width**-0.5, 1 + config.patches, width)
-        self.ln_pre = layers.LayerNorm(width, eps=config.vision.eps)
-        self.blocks = _blocks(config.vision, rng)
-        self.ln_post = layers.LayerNorm(width, eps=config.vision.eps)
-        self.projection = layers.Linear(
-            width, config.embed, use_bias=False, std=width**-0.5, rng=rng
-        )
-        self.config = config
-        self.remat = remat
+    def __init__(self, config: CLIPConfig, remat: str, *, rng: Rng):
+        width = config.vision.width
+        std = width**-0.5
+        super().__init__(config, remat, std=std, patch_bias=False, ln_pre=True, rng=rng)
+        self.ln_post = LayerNorm(width, eps=config.vision.eps)
+        self.projection = Linear(width, config.embed, use_bias=False, std=std, rng=rng)
 
-    def __call__(
-        self,
-        pixels: Array,
-        *,
-        dtype: jnp.dtype,
-        shared: PyTree | None = None,
-        key: Array | None = None,
-    ) -> Float[Array, "b c"]:
-        x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
-        cls = self.class_embedding[...].astype(x.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
-        x = self.ln_pre(x + self.position_embedding[...].astype(x.dtype)[None])
-        x = layers.run_stack(
-            self.blocks,
-            x,
-            layers=self.config.vision.layers,
-            remat=self.remat,
-            shared=shared,
-            key=key,
-        )
+    def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b c"]:
         return self.projection(self.ln_post(x[:, 0]))
 
 
-class TextTower(nnx.Module):
+class TextTower(TextTransformer):
     """Token ids to joint embeddings: (ln_final(tokens) @ projection)[EOS].
 
     The mask is causal only: padding stands behind the EOS, so nothing that counts sees it.
     """
 
-    def __init__(self, config: CLIPConfig, remat: str, *, rng: layers.Rng):
-        width = config.text.width
-        self.token_embedding = _normal(rng, 0.02, config.vocab_size, width)
-        self.position_embedding = _normal(rng, 0.01, config.positions, width)
-        self.blocks = _blocks(config.text, rng)
-        self.ln_final = layers.LayerNorm(width, eps=config.text.eps)
-        self.projection = layers.Linear(
-            width, config.embed, use_bias=False, std=width**-0.5, rng=rng
-        )
-        self.config = config
-        self.remat = remat
+    CAUSAL = True
 
-    def __call__(
-        self,
-        ids: Int[Array, "b l"],
-        *,
-        dtype: jnp.dtype,
-        shared: PyTree | None = None,
-        key: Array | None = None,
-    ) -> Float[Array, "b c"]:
-        length = ids.shape[1]
-        if length > self.config.positions:
-            raise UserError(
-                f"texts of {length} tokens, but this backbone has {self.config.positions} positions"
-            )
-        x = self.token_embedding[...][ids].astype(dtype)
-        x = x + self.position_embedding[...][:length].astype(dtype)[None]
-        x = layers.run_stack(
-            self.blocks,
-            x,
-            layers=self.config.text.layers,
-            remat=self.remat,
-            mask=functions.causal_mask(length),
-            shared=shared,
-            key=key,
-        )
+    def __init__(self, config: CLIPConfig, remat: str, *, rng: Rng):
+        super().__init__(config, remat, projection_bias=False, rng=rng)
+
+    def state_of_text(
+        self, x: Float[Array, "b l d"], ids: Int[Array, "b l"]
+    ) -> Float[Array, "b d"]:
         # Row by row: an index into rows and words at once would sum over all devices of a batch.
         eos = eos_position(ids, self.config.eos_id)
-        at_eos = jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
-        return self.projection(self.ln_final(at_eos))
+        return jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
 
 
 def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
@@ -283,17 +168,5 @@ def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
 class CLIP(TwoTowers):
     """Both towers and the temperature."""
 
-    def __init__(
-        self,
-        config: CLIPConfig,
-        *,
-        rng: layers.Rng,
-        dtype: str = "float32",
-        remat: str = "none",
-        frame_chunks: int = 0,
-    ):
-        super().__init__(config, dtype=dtype, frame_chunks=frame_chunks)
-        temperature = 0.07  # CLIP, section 2.5
-        self.logit_scale = nnx.Param(jnp.asarray(-math.log(temperature), jnp.float32))
-        self.text = TextTower(config, remat, rng=rng)
-        self.vision = VisionTower(config, remat, rng=rng)
+    VISION, TEXT = VisionTower, TextTower
+    INITIAL_SCALE = -math.log(0.07)  # CLIP, section 2.5

@@ -77,6 +77,85 @@ class TowerConfig:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class VisionLanguageConfig:
+    """What the configs of all families have; a family adds its own fields.
+
+    Attributes:
+      positions: the most tokens that a text may have.
+      embed: width of the joint embedding.
+    """
+
+    vision: TowerConfig
+    text: TowerConfig
+    image_size: int
+    patch_size: int
+    vocab_size: int
+    positions: int
+    embed: int
+
+    @property
+    def patches(self) -> int:
+        """Whole patches of one picture."""
+        return (self.image_size // self.patch_size) ** 2
+
+    def check_sizes(self, embed: str) -> None:
+        """Raises `UserError` unless every size is possible; `embed` is the foreign name of one."""
+        check_size("image_size", self.image_size)
+        check_size("patch_size", self.patch_size)
+        check_size("vocab_size", self.vocab_size)
+        check_size("max_position_embeddings", self.positions)
+        check_size(embed, self.embed)
+
+    def check_id(
+        self, field: str, value: Any, also: tuple[int, ...] = (), or_else: str = ""
+    ) -> None:
+        """Raises `UserError` unless `value` is in the vocabulary or one of `also`."""
+        if value not in also and (type(value) is not int or not 0 <= value < self.vocab_size):
+            raise UserError(
+                f"text_config.{field}={value!r:.80}: expected an id below "
+                f"vocab_size={self.vocab_size}{or_else}"
+            )
+
+    def check_ids(self, ids: np.ndarray) -> None:
+        """Raises `UserError` unless all host ids "n l" are known; the text is named."""
+        bad = np.flatnonzero(((ids < 0) | (ids >= self.vocab_size)).any(1))
+        if bad.size:
+            raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
+
+    @staticmethod
+    def sizes(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields but for `embed`, from the sections of both towers."""
+        return {
+            "vision": TowerConfig.from_section(vision),
+            "text": TowerConfig.from_section(text),
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "vocab_size": text["vocab_size"],
+            "positions": text["max_position_embeddings"],
+        }
+
+    def to_sections(
+        self, vision: Mapping[str, Any], text: Mapping[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """The sections that transformers reads, with what the family adds to each."""
+        words = {"vocab_size": self.vocab_size, "max_position_embeddings": self.positions}
+        pictures = {"image_size": self.image_size, "patch_size": self.patch_size}
+        return {
+            "text_config": {**self.text.to_section(), **words, **text},
+            "vision_config": {**self.vision.to_section(), **pictures, **vision},
+        }
+
+
+# Of transformers' configs: a base-sized tower, where a config.json leaves its fields out.
+HF_TOWER = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+}
+
+
 def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A tower's fields, by transformers' rule: what early files call `NAME_dict` wins, whole."""
     found = dict(defaults)
@@ -102,13 +181,6 @@ def checked(name: str, value: Any, kind: type) -> Any:
     elif type(value) is not kind:
         raise UserError(f"{name}={value!r:.80}: expected a name")
     return value
-
-
-def check_known(ids: np.ndarray, vocab_size: int) -> None:
-    """Raises `UserError` unless all host ids "n l" are in the vocabulary; the text is named."""
-    bad = np.flatnonzero(((ids < 0) | (ids >= vocab_size)).any(1))
-    if bad.size:
-        raise UserError(f"text {bad[0]}: ids outside 0..{vocab_size - 1}")
 
 
 def check_size(name: str, value: Any) -> None:

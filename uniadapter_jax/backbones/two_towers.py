@@ -11,8 +11,9 @@ from flax import nnx
 
 from uniadapter_jax.backbones import layers
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
+from uniadapter_jax.backbones.linear import Rng
 from uniadapter_jax.common.randomness import frame_keys, row_keys
-from uniadapter_jax.common.types import Array, Float, Int, PyTree
+from uniadapter_jax.common.types import Array, Float, Int
 
 
 class TwoTowersConfig(Protocol):
@@ -41,11 +42,10 @@ class TwoTowersConfig(Protocol):
         """Of a picture, or of a text whose row has so many words, in that tower."""
 
 
-class TwoTowers(nnx.Module):
+class TwoTowers(layers.Backbone):
     """Pictures and texts to raw features, each by a tower of its own.
 
-    `adapters` is the place for a module with `layer_slices(tower, layers) -> tree`, whose leaves
-    lead with the axis of layers.
+    A family says how both are made, and where its temperature and bias start.
 
     Attributes:
       logit_scale: the logarithm of the temperature's inverse.
@@ -54,14 +54,28 @@ class TwoTowers(nnx.Module):
 
     logit_scale: nnx.Param
     logit_bias: Any
-    text: Any
-    vision: Any
+    VISION: ClassVar[Any]
+    TEXT: ClassVar[Any]
+    INITIAL_SCALE: ClassVar[float]
+    INITIAL_BIAS: ClassVar[float | None] = None
 
-    def __init__(self, config: Any, *, dtype: str, frame_chunks: int):
-        self.adapters = nnx.data(None)
-        self.logit_bias = nnx.data(None)
-        self.config = config
-        self.dtype = jnp.dtype(dtype)
+    def __init__(
+        self,
+        config: Any,
+        *,
+        rng: Rng,
+        dtype: str = "float32",
+        remat: str = "none",
+        frame_chunks: int = 0,
+    ):
+        super().__init__(config, dtype)
+        bias = self.INITIAL_BIAS
+        self.logit_scale = nnx.Param(jnp.asarray(self.INITIAL_SCALE, jnp.float32))
+        self.logit_bias = nnx.data(
+            None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
+        )
+        self.text = self.TEXT(config, remat, rng=rng)
+        self.vision = self.VISION(config, remat, rng=rng)
         self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
 
     def towers(self) -> tuple[layers.Tower, ...]:
@@ -72,12 +86,9 @@ class TwoTowers(nnx.Module):
             layers.Tower("text", self.text.blocks, text.layers, text.width),
         )
 
-    def _shared(self, tower: str, count: int) -> PyTree | None:
-        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
-
     def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
-        shared = self._shared("vision", self.config.vision.layers)
+        shared = self.shared("vision", self.config.vision.layers)
         features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
         return features.astype(jnp.float32)
 
@@ -106,7 +117,7 @@ class TwoTowers(nnx.Module):
         self, ids: Int[Array, "b l"], *, key: Array | None = None
     ) -> Float[Array, "b c"]:
         """Token ids to raw features."""
-        shared = self._shared("text", self.config.text.layers)
+        shared = self.shared("text", self.config.text.layers)
         features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
         return features.astype(jnp.float32)
 

@@ -89,14 +89,7 @@ class Stateless:
         """Of nothing."""
         return {}
 
-    def begin(
-        self,
-        state: PyTree,
-        trainable: PyTree,
-        merge: Callable[[PyTree], Any],
-        batch: Batch,
-        step: Array,
-    ) -> tuple[Any, PyTree]:
+    def begin(self, state: PyTree, *of_step: Any) -> tuple[Any, PyTree]:
         """Nothing to do."""
         return None, state
 

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
+from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig
+from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.backbones.pixels import CLIP_PIXELS, PixelStatistics
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,25 @@ from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 Duplicates = Literal["negative", "positive", "avoid"]
 
 LARGEST_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
+Loss = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]  # the value, and metrics
+
+
+class Pairs(NamedTuple):
+    """Raw features of a global batch of pairs; `item` names the clip of a row."""
+
+    text: Float[Array, "n c"]
+    frames: Float[Array, "n f c"]
+    mask: Bool[Array, "n f"]
+    item: Int[Array, " n"]
+
+
+class Comparison(NamedTuple):
+    """How pairs are compared: by a similarity, on a mesh (None means a single device)."""
+
+    similarity: str
+    temperature: float
+    duplicates: Duplicates = "negative"
+    mesh: Mesh | None = None
 
 
 def contrastive_loss(
@@ -58,54 +77,34 @@ def check_duplicates(duplicates: str) -> None:
         raise ValueError(f"duplicates={duplicates!r}; choose one of {', '.join(known)}")
 
 
-def retrieval_loss(
-    text: Float[Array, "n c"],
-    frames: Float[Array, "n f c"],
-    mask: Bool[Array, "n f"],
-    item: Int[Array, " n"],
-    logit_scale: Float[Array, ""],
-    *,
-    similarity: str,
-    temperature: float,
-    duplicates: Duplicates = "negative",
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def retrieval_loss(pairs: Pairs, logit_scale: Float[Array, ""], how: Comparison) -> Loss:
     """Loss of a global batch of pairs, and metrics: accuracy both ways, the scale in use.
 
-    `logit_scale` is CLIP's, a logarithm, capped at ln 100. With a `mesh` the clips stay sharded
-    over its batch axes, and the texts are gathered once.
+    `logit_scale` is CLIP's, a logarithm, capped at ln 100. On a mesh the clips stay sharded over
+    its batch axes, and the texts are gathered once.
     """
     scale = capped_scale(logit_scale)
-    logits = scale * _cosines(text, frames, mask, similarity, temperature, mesh)
-    logits = constrain(logits.T, mesh, BATCH_AXES).T  # a column lies where its clip does
-    loss = contrastive_loss(logits, item, duplicates)
-    return loss, {**in_batch_accuracy(logits, item), "logit_scale": scale}
+    logits = scale * _cosines(pairs, how)
+    logits = constrain(logits.T, how.mesh, BATCH_AXES).T  # a column lies where its clip does
+    loss = contrastive_loss(logits, pairs.item, how.duplicates)
+    return loss, {**in_batch_accuracy(logits, pairs.item), "logit_scale": scale}
 
 
 def sigmoid_loss(
-    text: Float[Array, "n c"],
-    frames: Float[Array, "n f c"],
-    mask: Bool[Array, "n f"],
-    item: Int[Array, " n"],
-    logit_scale: Float[Array, ""],
-    logit_bias: Float[Array, ""],
-    *,
-    similarity: str,
-    temperature: float,
-    duplicates: Duplicates = "negative",
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    pairs: Pairs, logit_scale: Float[Array, ""], logit_bias: Float[Array, ""], how: Comparison
+) -> Loss:
     """SigLIP's loss of a global batch of pairs (equation 1), and metrics as of `retrieval_loss`.
 
     -1/n sum_ij log sigmoid(z_ij (t x_i.y_j + b)), with z = 1 for pairs that belong together, else
     -1. `logit_scale` is the logarithm of t, which has no cap here. With duplicates='positive' a
     text belongs to all rows of its clip.
     """
-    check_duplicates(duplicates)
+    check_duplicates(how.duplicates)
+    item = pairs.item
     scale, bias = jnp.exp(logit_scale.astype(jnp.float32)), logit_bias.astype(jnp.float32)
-    logits = scale * _cosines(text, frames, mask, similarity, temperature, mesh) + bias
-    logits = constrain(logits.T, mesh, BATCH_AXES).T
-    names = item if duplicates == "positive" else jnp.arange(len(item))
+    logits = scale * _cosines(pairs, how) + bias
+    logits = constrain(logits.T, how.mesh, BATCH_AXES).T
+    names = item if how.duplicates == "positive" else jnp.arange(len(item))
     same = names[:, None] == names[None, :]
     loss = jnp.sum(jax.nn.softplus(jnp.where(same, -logits, logits))) / len(item)
     metrics = {"logit_scale": scale, "logit_bias": bias}
@@ -117,23 +116,16 @@ def capped_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
 
 
-def _cosines(
-    text: Float[Array, "n c"],
-    frames: Float[Array, "n f c"],
-    mask: Bool[Array, "n f"],
-    similarity: str,
-    temperature: float,
-    mesh: Mesh | None,
-) -> Float[Array, "n n"]:
-    chosen = SIMILARITIES[similarity]
-    text = constrain(text, mesh, BATCH_AXES)
-    clips = constrain(chosen.summarise(frames, mask), mesh, BATCH_AXES)
+def _cosines(pairs: Pairs, how: Comparison) -> Float[Array, "n n"]:
+    mesh, chosen = how.mesh, SIMILARITIES[how.similarity]
+    text = constrain(pairs.text, mesh, BATCH_AXES)
+    clips = constrain(chosen.summarise(pairs.frames, pairs.mask), mesh, BATCH_AXES)
     if mesh is not None and mesh.size > 1:
         # A TPU's compiler would hide the gather behind the vision tower, in fusions that cannot
         # write in place: a quarter more memory (ViT-B/32) for the time of a small array.
         text, clips = jax.lax.optimization_barrier((text, clips))
         text = _everywhere(text, mesh)
-    return chosen.compare(text, clips, temperature)
+    return chosen.compare(text, clips, how.temperature)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -24,7 +24,14 @@ from jax.sharding import Mesh
 
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 from uniadapter_jax.parallel.ring import Cut, Ring, cut_rows
-from uniadapter_jax.tasks.retrieval.losses import Duplicates, capped_scale, check_duplicates
+from uniadapter_jax.tasks.retrieval.losses import (
+    Comparison,
+    Duplicates,
+    Loss,
+    Pairs,
+    capped_scale,
+    check_duplicates,
+)
 from uniadapter_jax.tasks.retrieval.ring_objectives import (
     SIGMOID,
     SOFTMAX,
@@ -54,6 +61,12 @@ class _Form:
     duplicates: Duplicates
     mesh: Mesh | None
 
+    @classmethod
+    def of(cls, objective: Objective, how: Comparison) -> _Form:
+        """Raises `ValueError` for an unknown rule for duplicates."""
+        check_duplicates(how.duplicates)
+        return cls(objective, *how._replace(temperature=float(how.temperature)))
+
     @property
     def chosen(self) -> Similarity:
         return SIMILARITIES[self.similarity]
@@ -74,48 +87,23 @@ def _digest_cut(frames: Array) -> Cut:
     return cut_rows(len(frames), BLOCK // math.prod(frames.shape[1:]))
 
 
-def ring_retrieval_loss(
-    text: Float[Array, "n c"],
-    frames: Float[Array, "n f c"],
-    mask: Bool[Array, "n f"],
-    item: Int[Array, " n"],
-    logit_scale: Float[Array, ""],
-    *,
-    similarity: str,
-    temperature: float,
-    duplicates: Duplicates = "negative",
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def ring_retrieval_loss(pairs: Pairs, logit_scale: Float[Array, ""], how: Comparison) -> Loss:
     """`losses.retrieval_loss`, argument by argument, equal to it up to float32 rounding.
 
     The batch must divide over the mesh's batch axes. With duplicates='positive' the number of a
     row's targets is counted on the way. Has first derivatives only.
     """
-    check_duplicates(duplicates)
-    form = _Form(SOFTMAX, similarity, float(temperature), duplicates, mesh)
     scale = capped_scale(logit_scale)
-    loss, accuracy = _loss(form, text, frames, mask, item, (scale, jnp.zeros_like(scale)))
+    loss, accuracy = _loss(_Form.of(SOFTMAX, how), *pairs, (scale, jnp.zeros_like(scale)))
     return loss, {**accuracy, "logit_scale": scale}
 
 
 def ring_sigmoid_loss(
-    text: Float[Array, "n c"],
-    frames: Float[Array, "n f c"],
-    mask: Bool[Array, "n f"],
-    item: Int[Array, " n"],
-    logit_scale: Float[Array, ""],
-    logit_bias: Float[Array, ""],
-    *,
-    similarity: str,
-    temperature: float,
-    duplicates: Duplicates = "negative",
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    pairs: Pairs, logit_scale: Float[Array, ""], logit_bias: Float[Array, ""], how: Comparison
+) -> Loss:
     """`losses.sigmoid_loss`, argument by argument, as `ring_retrieval_loss` is of its like."""
-    check_duplicates(duplicates)
-    form = _Form(SIGMOID, similarity, float(temperature), duplicates, mesh)
     scale, bias = jnp.exp(logit_scale.astype(jnp.float32)), logit_bias.astype(jnp.float32)
-    loss, accuracy = _loss(form, text, frames, mask, item, (scale, bias))
+    loss, accuracy = _loss(_Form.of(SIGMOID, how), *pairs, (scale, bias))
     return loss, {**accuracy, "logit_scale": scale, "logit_bias": bias}
 
 

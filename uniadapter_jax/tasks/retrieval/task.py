@@ -79,18 +79,12 @@ class Retrieval(Stateless):
         """The loss of a global batch whose features are known; nothing more is drawn."""
         form = LOSSES[self.options.loss]
         bias = (model.logit_bias[...],) if form.biased else ()
-        return form.function(
-            features.text,
-            features.frames,
-            batch["frame_mask"],
-            batch["item"],
-            model.logit_scale[...],
-            *bias,
-            similarity=self.options.similarity,
-            temperature=self.options.temperature,
-            duplicates=self.options.duplicates,
-            mesh=self.mesh,
+        pairs = losses.Pairs(*features, batch["frame_mask"], batch["item"])
+        options = self.options
+        how = losses.Comparison(
+            options.similarity, options.temperature, options.duplicates, self.mesh
         )
+        return form.function(pairs, model.logit_scale[...], *bias, how)
 
     def encode_clips(self, model: TwoTowers, batch: Batch) -> Float[Array, "b f c"]:
         """Raw features of every frame."""

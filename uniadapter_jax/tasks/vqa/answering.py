@@ -13,8 +13,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from uniadapter_jax.backbones.attention import KeysValues
 from uniadapter_jax.backbones.blip import BLIP
-from uniadapter_jax.backbones.memory import Attended, KeysValues, Memory
+from uniadapter_jax.backbones.memory import Attended, Memory
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Float, Int
 from uniadapter_jax.tasks.clip_states import ClipStates, frame_features

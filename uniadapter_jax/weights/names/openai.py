@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig, TowerConfig
+from uniadapter_jax.backbones.clip import LARGEST_ID, CLIPConfig
+from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.weights.names.rules import Rule
 

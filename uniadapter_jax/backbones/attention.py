@@ -1,0 +1,132 @@
+"""Multi-head attention: of tokens to themselves, to a medium, or of one query to all tokens.
+
+Keys and values are made apart from their use, so that they may come from elsewhere: from a medium
+that several texts look at, from words that were decoded before, or in part from prompts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uniadapter_jax.backbones import functions, linear, scan
+from uniadapter_jax.common.types import Array, Bool, Float
+
+
+class KeysValues(NamedTuple):
+    """What there is to attend to; of one layer, or of all with a leading axis "z"."""
+
+    keys: Float[Array, "*z m h t k"]
+    values: Float[Array, "*z m h t k"]
+
+
+def attend(
+    q: Float[Array, "q h p l k"],
+    k: Float[Array, "q h t k"],
+    v: Float[Array, "q h t k"],
+    *,
+    bias: Float[Array, "..."] | None = None,
+    factor: Float[Array, "q p t"] | None = None,
+    rate: float = 0.0,
+    key: Array | None = None,
+) -> Float[Array, "q h p l k"]:
+    """softmax(factor * q k^T / sqrt(width of a head) + bias) v for p rows of queries each.
+
+    Scores and softmax are float32. `bias` has the shape "q p l t", each of its axes either whole
+    or of size one; `rate` is the dropout of attention's weights where there is a `key`.
+    """
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.einsum("qhplk,qhtk->qhplt", q, k, preferred_element_type=jnp.float32)
+    if factor is not None:
+        scores = scores * factor.astype(jnp.float32)[:, None, :, None]
+    if bias is not None:
+        scores = scores + bias[:, None]
+    weights = functions.dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(v.dtype)
+    z = jnp.einsum("qhplt,qhtk->qhplk", weights, v, preferred_element_type=jnp.float32)
+    return z.astype(v.dtype)
+
+
+def mask_bias(mask: Bool[Array, "s t"] | None) -> Float[Array, "1 1 s t"] | None:
+    """What hides the keys where `mask` is False, as `attend` takes it."""
+    if mask is None:
+        return None
+    return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[None, None]
+
+
+class Attention(nnx.Module):
+    """Four linear layers by the reference's names; `stack` as in `linear.Linear`.
+
+    Args:
+      attended: width of the states that keys and values are made of; by default `width`.
+      std, std_out: of the initial weights of q, k and v, and of out; by default equal.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        attended: int | None = None,
+        stack: tuple[int, ...] = (),
+        std: float,
+        std_out: float | None = None,
+        rng: linear.Rng,
+    ):
+        seen = width if attended is None else attended
+        self.q = linear.Linear(width, width, stack=stack, std=std, rng=rng)
+        self.k = linear.Linear(seen, width, stack=stack, std=std, rng=rng)
+        self.v = linear.Linear(seen, width, stack=stack, std=std, rng=rng)
+        self.out = linear.Linear(width, width, stack=stack, std=std_out or std, rng=rng)
+        self.heads = heads
+
+    def keys_and_values(
+        self,
+        states: Float[Array, "m t e"],
+        layer: scan.LayerInputs,
+        added: tuple[Array | None, Array | None] = (None, None),
+    ) -> KeysValues:
+        """What there is to attend to; `added` is added to keys, respectively values, "m t d"."""
+        made = []
+        for project, more in zip((self.k, self.v), added, strict=True):
+            y = project(states, layer)
+            y = y if more is None else y + more
+            made.append(y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2))
+        return KeysValues(*made)
+
+    def with_prompts(
+        self,
+        prompts: Float[Array, "p d"],
+        seen: KeysValues,
+        bias: Float[Array, "..."] | None,
+        layer: scan.LayerInputs,
+    ) -> tuple[KeysValues, Float[Array, "..."] | None]:
+        """Keys and values with those of prompts ahead, which are seen from everywhere."""
+        made = self.keys_and_values(prompts.astype(seen.keys.dtype)[None], layer)
+        rows = len(seen.keys)
+        together = (
+            jnp.concatenate([jnp.broadcast_to(new, (rows, *new.shape[1:])), old], axis=2)
+            for new, old in zip(made, seen, strict=True)
+        )
+        if bias is not None:
+            bias = jnp.pad(bias, [(0, 0)] * (bias.ndim - 1) + [(len(prompts), 0)])
+        return KeysValues(*together), bias
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        seen: KeysValues,
+        layer: scan.LayerInputs,
+        *,
+        bias: Float[Array, "..."] | None = None,
+        factor: Float[Array, "q p t"] | None = None,
+        rate: float = 0.0,
+        key: Array | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Rows of `x` are grouped: the first b / m of them attend to the first row of `seen`."""
+        grouped = (len(seen.keys), -1, x.shape[1], self.heads, seen.keys.shape[-1])
+        q = self.q(x, layer).reshape(grouped).transpose(0, 3, 1, 2, 4)
+        z = attend(q, *seen, bias=bias, factor=factor, rate=rate, key=key)
+        return self.out(z.transpose(0, 2, 3, 1, 4).reshape(x.shape), layer)

@@ -1,0 +1,76 @@
+"""The text transformer of the two-tower families: words, positions, pre-LayerNorm layers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+
+from uniadapter_jax.backbones import functions, layers
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, random
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.types import Array, Float, Int, PyTree
+
+
+class TextTransformer(nnx.Module):
+    """Token ids to joint embeddings: projection(ln_final(the state of one position)).
+
+    Which position that is, and whether it sees what follows, differs by family.
+
+    Args:
+      config: with `vocab_size`, `positions`, `embed`, and `text`, a `TowerConfig`.
+    """
+
+    CAUSAL: ClassVar[bool]
+
+    def __init__(self, config: Any, remat: str, *, projection_bias: bool, rng: Rng):
+        width = config.text.width
+        self.token_embedding = random(rng, 0.02, config.vocab_size, width)
+        self.position_embedding = random(rng, 0.01, config.positions, width)
+        self.blocks = layers.Block(config.text, rng=rng)
+        self.ln_final = LayerNorm(width, eps=config.text.eps)
+        self.projection = Linear(
+            width, config.embed, use_bias=projection_bias, std=width**-0.5, rng=rng
+        )
+        self.config = config
+        self.remat = remat
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        *,
+        dtype: jnp.dtype,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "b c"]:
+        check_length(ids.shape[1], self.config.positions)
+        ids = self.padded(ids)
+        length = ids.shape[1]
+        x = self.token_embedding[...][ids].astype(dtype)
+        x = layers.run_stack(
+            self.blocks,
+            x + self.position_embedding[...][:length].astype(dtype)[None],
+            layers=self.config.text.layers,
+            remat=self.remat,
+            mask=functions.causal_mask(length) if self.CAUSAL else None,
+            shared=shared,
+            key=key,
+        )
+        return self.projection(self.ln_final(self.state_of_text(x, ids)))
+
+    def padded(self, ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
+        """Rows as the family reads them; as they are, unless it says otherwise."""
+        return ids
+
+    def state_of_text(
+        self, x: Float[Array, "b l d"], ids: Int[Array, "b l"]
+    ) -> Float[Array, "b d"]:
+        """Of the states of all positions, the one that stands for the text."""
+        raise NotImplementedError
+
+
+def check_length(length: int, positions: int) -> None:
+    """Raises `UserError` if texts have more tokens than the backbone has positions."""
+    if length > positions:
+        raise UserError(f"texts of {length} tokens, but this backbone has {positions} positions")

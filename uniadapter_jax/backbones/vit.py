@@ -1,0 +1,76 @@
+"""The vision transformer of all families: patches, positions, pre-LayerNorm layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, random
+from uniadapter_jax.backbones.pixels import picture_patches
+from uniadapter_jax.common.types import Array, Float, PyTree
+
+
+class ViT(nnx.Module):
+    """Pictures to what the family's `head` makes of the states of all tokens.
+
+    Args:
+      config: with sizes and normalisation of pictures, and `vision`, a `TowerConfig`.
+      std: of the initial class token and positions.
+      class_token: whether a token that belongs to no patch stands first.
+      ln_pre: whether there is a LayerNorm ahead of the layers.
+      drop_path: stochastic depth of the last layer; it rises linearly from 0.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        remat: str,
+        *,
+        std: float,
+        class_token: bool = True,
+        patch_bias: bool = True,
+        ln_pre: bool = False,
+        drop_path: float = 0.0,
+        rng: Rng,
+    ):
+        width, pixels = config.vision.width, 3 * config.patch_size**2
+        self.patch_embedding = Linear(pixels, width, use_bias=patch_bias, std=0.02, rng=rng)
+        self.class_embedding = nnx.data(random(rng, std, width) if class_token else None)
+        self.position_embedding = random(rng, std, class_token + config.patches, width)
+        self.ln_pre = nnx.data(LayerNorm(width, eps=config.vision.eps) if ln_pre else None)
+        self.blocks = layers.Block(config.vision, rng=rng)
+        self.config = config
+        self.remat = remat
+        self.drop_path = drop_path
+
+    def __call__(
+        self,
+        pixels: Array,
+        *,
+        dtype: jnp.dtype,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+    ) -> Float[Array, "b ..."]:
+        """Pictures "b H W 3", uint8 or normalised floats; a class token stands first."""
+        x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
+        if self.class_embedding is not None:
+            cls = self.class_embedding[...].astype(x.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
+        x = x + self.position_embedding[...].astype(x.dtype)[None]
+        x = layers.run_stack(
+            self.blocks,
+            x if self.ln_pre is None else self.ln_pre(x),
+            layers=self.config.vision.layers,
+            remat=self.remat,
+            shared=shared,
+            key=key,
+            drop_path=self.drop_path,
+        )
+        return self.head(x, key)
+
+    def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
+        """What the family returns of the states after the last layer."""
+        raise NotImplementedError
