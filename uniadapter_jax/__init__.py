@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from uniadapter_jax.inference.blip_model import AdaptedBLIP
-    from uniadapter_jax.inference.model import AdaptedModel, load_model
+    from uniadapter_jax.inference.load import load_model
+    from uniadapter_jax.inference.model import AdaptedModel
 
 __version__ = "0.1.0"
 __all__ = ["AdaptedBLIP", "AdaptedModel", "__version__", "load_model"]
@@ -25,7 +26,7 @@ if sys.argv[:1] == ["-m"]:  # Python's own word while it looks for one of our co
 def __getattr__(name: str) -> Any:
     """Imports JAX only when something needs it: `import uniadapter_jax` takes milliseconds."""
     if name in ("AdaptedBLIP", "AdaptedModel", "load_model"):
-        from uniadapter_jax.inference import model
+        from uniadapter_jax.inference import load
 
-        return getattr(model, name)
+        return getattr(load, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

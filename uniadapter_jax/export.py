@@ -34,7 +34,7 @@ from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.common.ranges import check_range, check_type
 from uniadapter_jax.config import base_config
 from uniadapter_jax.config.rules import MULTIPLIERS, leaves, ranges_of
-from uniadapter_jax.inference.model import put_adapter, trainable_shapes
+from uniadapter_jax.inference.load import put_adapter, trainable_shapes
 from uniadapter_jax.inference.model_card import SELECTIONS, UNKNOWN_LICENSE, model_card
 from uniadapter_jax.runs.checkpoint import last_step, restore_trainable
 from uniadapter_jax.runs.files import Run, check_same, read_run

@@ -20,7 +20,7 @@ from uniadapter_jax.adapters.registry import AdapterParam, get_method
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.inference.model import put_adapter
+from uniadapter_jax.inference.load import put_adapter
 from uniadapter_jax.testing import official_names
 from uniadapter_jax.weights.adapter_directory import read_adapter
 from uniadapter_jax.weights.directory import huggingface_tensors, load_backbone

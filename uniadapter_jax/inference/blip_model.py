@@ -9,7 +9,7 @@ best = model.answer(pixels, ["what is it?", ...])           # of a BLIP with a d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters.partition import Partition
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
 from uniadapter_jax.backbones.memory import Memory
@@ -28,10 +27,8 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
 from uniadapter_jax.data.answers import check_answers
 from uniadapter_jax.data.loading.frames import RESIZES
-from uniadapter_jax.data.tokenizers.caption_text import TextRule
-from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.inference import arguments
-from uniadapter_jax.inference.options import Options
+from uniadapter_jax.inference.adapted import AdaptedBackbone, Texts
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.tasks.clip_states import clip_features, encode_clips, frame_features
 from uniadapter_jax.tasks.frame_weights import frame_factor
@@ -39,7 +36,6 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval import scoring
 from uniadapter_jax.tasks.vqa.task import Vqa
 
-Texts = str | Sequence[str] | Int[np.ndarray, "n l"]
 Pixels = Shaped[np.ndarray, "..."]
 
 _WORDS = 35  # tokens of a text, as released
@@ -51,48 +47,21 @@ _MOST_BEAMS = 256
 _DEFAULTS = {"preprocess": "blip", "max_words": 0, "resize": "squash"}
 
 
-class AdaptedBLIP:
-    """A BLIP and the adapter in it, compiled, on one device.
+class AdaptedBLIP(AdaptedBackbone):
+    """A BLIP, adapted or not.
 
     Pixels are [N, H, W, 3], or [N, f, H, W, 3] with a mask that is False where a clip has ended:
     uint8 of any size, resized as in training, or normalised floats of the size that the model
-    sees. Texts are strings, or rows of ids with [CLS] and [SEP].
-
-    Attributes:
-      partition: the arrays, apart as trainable and frozen.
-      config: the backbone's.
-      method: name of the method, `zero_shot` without an adapter.
-      fingerprint: the backbone's.
-      task: what the adapter remembers of its training: options of `config.task` such as
-        frame_weights, and words and answer_words (tokens of a text, of an answer), preprocess,
-        max_words and resize of `config.data`. What is set counts from the next call on.
+    sees. Texts are strings, or rows of ids with [CLS] and [SEP]. `task` has options such as
+    frame_weights, and words and answer_words (tokens of a text, of an answer).
     """
 
-    def __init__(
-        self,
-        part: Partition,
-        config: BLIPConfig,
-        tokenizer: Tokenizer,
-        *,
-        method: str,
-        fingerprint: str,
-        task: Mapping[str, Any],
-        batch_size: int,
-    ):
-        self.partition = part
-        self.config = config
-        self.tokenizer = tokenizer
-        self.method = method
-        self.fingerprint = fingerprint
-        kind = get_task("vqa")
-        usual = {
-            **_DEFAULTS,
-            **{name: value for name, value in kind.options.items() if name not in _OF_RUNS},
-            "words": min(_WORDS, config.positions),
-            "answer_words": base_config(task="vqa").data.answer_words,
-        }
-        self.task: MutableMapping[str, Any] = Options(usual, kind, task, config.positions)
-        self.batch_size = arguments.whole(batch_size, "batch_size", 1)
+    families = ("blip",)
+    kind = "vqa"
+    bos = "[CLS]"
+
+    def __init__(self, part: Any, *args: Any, **options: Any):
+        super().__init__(part, *args, **options)
 
         def compiled(function: Callable[..., Array]) -> Callable[..., Array]:
             return jax.jit(lambda t, f, *given: function(part.merge(t, f), *given))
@@ -105,22 +74,29 @@ class AdaptedBLIP:
         )
         self._answers = jax.jit(self._find_answers, static_argnums=(6, 7, 8))
 
-    @property
-    def texts(self) -> TextRule:
-        """What is done to strings before they are cut into tokens."""
-        return TextRule(self.task["preprocess"], self.task["max_words"])
+    def usual_options(self) -> dict[str, Any]:
+        options = get_task(self.kind).options
+        return {
+            **_DEFAULTS,
+            **{name: value for name, value in options.items() if name not in _OF_RUNS},
+            "words": min(_WORDS, self.config.positions),
+            "answer_words": base_config(task="vqa").data.answer_words,
+        }
+
+    def read_ids(self, value: Any) -> Int[np.ndarray, "n l"]:
+        return blip_ids(value, "texts", "n l", self.config)
 
     def encode_clips(
         self, pixels: Pixels, mask: Bool[np.ndarray, "N f"] | None = None
     ) -> Float[np.ndarray, "N c"]:
         """Unit vectors of clips or pictures."""
         self._needs_heads("encode_clips")
-        return self._batched(self._clips, *self._frames(pixels, mask))
+        return self.batched(self._clips, *self._frames(pixels, mask))
 
     def encode_text(self, texts: Texts) -> Float[np.ndarray, "n c"]:
         """Unit vectors of texts; `UserError` for strings without a tokenizer."""
         self._needs_heads("encode_text")
-        return self._batched(self._text, self._ids(texts))
+        return self.batched(self._text, self.ids_of(texts))
 
     def similarity(
         self, text: Float[np.ndarray, "n c"], clips: Float[np.ndarray, "m c"]
@@ -136,7 +112,7 @@ class AdaptedBLIP:
         """Logits (no match, match) of all texts with all clips, clip by clip."""
         self._needs_heads("match")
         frames, present = self._frames(pixels, mask)
-        ids = self._ids(texts)
+        ids = self.ids_of(texts)
         same = distinct_rows(ids)
         ids = same.take(ids)
         logits = np.empty((len(ids), len(frames), 2), np.float32)
@@ -178,7 +154,7 @@ class AdaptedBLIP:
             if not asked or not answers:
                 return [[] for _ in asked]
             listed = check_answers(self.tokenizer, answers, length)
-        ids = self._encode(self.texts.questions(asked))
+        ids = self.encoded(self.texts.questions(asked))
         part = self.partition
         found: list[list[tuple[str, float]]] = []
         for row in range(len(ids)):
@@ -250,37 +226,6 @@ class AdaptedBLIP:
             flat = images.resized(flat, side, RESIZES[self.task["resize"]])
             found = flat.reshape(*found.shape[:2], *flat.shape[1:])
         return found, present
-
-    def _ids(self, texts: Texts) -> np.ndarray:
-        if not arguments.are_strings(texts):
-            ids = blip_ids(texts, "texts", "n l", self.config)
-            if self.tokenizer.bos_id >= 0:
-                every = np.ones(len(ids), bool)
-                arguments.check_begin(ids, every, "texts", self.tokenizer.bos_id, "[CLS]")
-            return ids
-        strings = arguments.strings(texts, "texts")
-        return self._encode(self.texts.captions(strings))
-
-    def _encode(self, strings: Sequence[str]) -> np.ndarray:
-        if not strings:
-            return np.empty((0, self.task["words"]), np.int32)
-        return np.asarray(self.tokenizer.encode(strings, self.task["words"]), np.int32)
-
-    def _batched(self, function: Any, *rows: np.ndarray) -> np.ndarray:
-        """A last batch that is not full repeats rows, so that one program serves all.
-
-        Equal rows have equal results, to the bit.
-        """
-        same = distinct_rows(*rows)
-        rows = tuple(same.take(x) for x in rows)
-        count = len(rows[0])
-        size, found = min(self.batch_size, max(count, 1)), []
-        for start in range(0, count, size):
-            part = [np.resize(x[start : start + size], (size, *x.shape[1:])) for x in rows]
-            found.append(function(self.partition.trainable, self.partition.frozen, *part))
-        if not found:
-            return np.empty((0, self.config.embed), np.float32)
-        return same.spread(np.concatenate([np.asarray(x) for x in found])[:count])
 
 
 def blip_ids(value: Any, name: str, axes: str, config: BLIPConfig) -> Int[np.ndarray, "... l"]:

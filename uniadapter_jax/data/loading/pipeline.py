@@ -7,8 +7,8 @@ worker processes and threads; a host builds only the rows that it supplies.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int
@@ -36,37 +36,65 @@ def train_batches(
     tokenizer: Any,
     data_config: Any,
     *,
-    image_size: int,
     global_batch: int,
     seed: int,
-    start_step: int = 0,
     avoid_duplicates: bool = False,
-    rows: Int[np.ndarray, " b"] | None = None,
+    **placing: Any,
 ) -> Iterator[Batch]:
-    """These rows of global batch start_step, start_step + 1, ... without end.
+    """Pairs of a clip and a caption, without end; `placing` are options of `sample_batches`.
 
     Args:
       tokenizer: has `encode(texts, length) -> int32 [n length]`.
       data_config: `config.data` (frames, words, captions, augment, ...).
       avoid_duplicates: no clip comes twice in a global batch.
-      rows: of each global batch those to make, in this order; None: all.
+
+    Yields:
+      What `sample_batches` does, and "text" int32 [b l].
+    """
+    captions = data_config.captions
+    order = SampleOrder(_counts(records), captions, global_batch, seed, avoid_duplicates)
+    texts = Texts.from_config(tokenizer, data_config)
+    return sample_batches(Captions(order, records, texts), data_config, **placing)
+
+
+class Samples(Protocol):
+    """What a training run draws: texts, each about a clip. Picklable."""
+
+    @property
+    def order(self) -> SampleOrder: ...
+
+    @property
+    def records(self) -> Records: ...
+
+    @property
+    def clips(self) -> Int[np.ndarray, " n"]:
+        """The clip of each sample."""
+
+    def columns(self, samples: Int[np.ndarray, " b"], rngs: Sequence[np.random.Generator]) -> Batch:
+        """The arrays of a batch that are made of texts; the rows' generators come first here."""
+
+
+def sample_batches(
+    samples: Samples,
+    data_config: Any,
+    *,
+    image_size: int,
+    start_step: int = 0,
+    rows: Int[np.ndarray, " b"] | None = None,
+) -> Iterator[Batch]:
+    """These rows of global batch start_step, start_step + 1, ... without end.
+
+    `rows` are those of each global batch to make, in this order; None: all.
 
     Yields:
       "frames" uint8 [b f H W 3], "frame_mask" bool [b f] (frames beyond the clip's are zeros),
-      "text" int32 [b l], "item" int32 [b] (clip index in `records`).
+      "item" int32 [b] (clip index in the records), and the columns of the samples.
     """
-    order = SampleOrder(
-        _counts(records), data_config.captions, global_batch, seed, avoid_duplicates
-    )
+    threads = decoding_threads(data_config)
     loader = TrainLoader(
-        reader=FrameReader.from_config(
-            records, data_config, image_size, decoding_threads(data_config)
-        ),
-        rows=chosen_rows(global_batch, rows),
-        order=order,
-        tokenizer=tokenizer,
-        words=data_config.words,
-        rule=TextRule(data_config.preprocess, data_config.max_words),
+        reader=FrameReader.from_config(samples.records, data_config, image_size, threads),
+        rows=chosen_rows(samples.order.batch, rows),
+        samples=samples,
     )
     return endless(loader, data_config, start_step)
 
@@ -95,33 +123,65 @@ def clip_batches(
     return finite(loader, data_config, -(-len(records) // global_batch))
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """How texts become tokens."""
+
+    tokenizer: Any
+    words: int
+    rule: TextRule
+
+    @classmethod
+    def from_config(cls, tokenizer: Any, data_config: Any) -> Texts:
+        """As `config.data` says."""
+        rule = TextRule(data_config.preprocess, data_config.max_words)
+        return cls(tokenizer, data_config.words, rule)
+
+    def encode(self, cleaned: list[str]) -> Int[np.ndarray, "n l"]:
+        """Token ids of texts that went through `rule`."""
+        return np.asarray(self.tokenizer.encode(cleaned, self.words), np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Samples that are captions."""
+
+    order: SampleOrder
+    records: Records
+    texts: Texts
+
+    @property
+    def clips(self) -> Int[np.ndarray, " n"]:
+        return self.order.clips
+
+    def columns(self, samples: Int[np.ndarray, " b"], rngs: Sequence[np.random.Generator]) -> Batch:
+        """{"text": int32 [b l]}."""
+        chosen: list[str] = []
+        for rng, sample in zip(rngs, samples.tolist(), strict=True):
+            captions = self.records.captions[self.clips[sample]]
+            drawn = int(rng.integers(len(captions)))
+            fixed = int(self.order.caption[sample])
+            chosen.append(captions[drawn if fixed < 0 else fixed])
+        return {"text": self.texts.encode(self.texts.rule.captions(chosen))}
+
+
 @dataclasses.dataclass
 class TrainLoader:
     """Step -> the rows of the training batch."""
 
     reader: FrameReader
     rows: Int[np.ndarray, " b"]
-    order: SampleOrder
-    tokenizer: Any
-    words: int
-    rule: TextRule
+    samples: Samples
 
     def __call__(self, step: int) -> Batch:
-        samples = self.order.rows(int(step))[self.rows]
-        items = self.order.clips[samples]
-        captions = self.reader.records.captions
-        rngs = [self.order.row_rng(int(step), row) for row in self.rows.tolist()]
-        texts: list[str] = []
-        for rng, sample, item in zip(rngs, samples, items, strict=True):
-            drawn = int(rng.integers(len(captions[item])))
-            fixed = int(self.order.caption[sample])
-            texts.append(captions[item][drawn if fixed < 0 else fixed])
+        order = self.samples.order
+        samples = order.rows(int(step))[self.rows]
+        items = self.samples.clips[samples]
+        rngs = [order.row_rng(int(step), row) for row in self.rows.tolist()]
+        columns = self.samples.columns(samples, rngs)
         batch = self.reader.empty(len(self.rows))
         self.reader.fill(batch, items.tolist(), rngs)
-        texts = self.rule.captions(texts)
-        batch["text"] = np.asarray(self.tokenizer.encode(texts, self.words), np.int32)
-        batch["item"] = items.astype(np.int32)
-        return batch
+        return {**batch, **columns, "item": items.astype(np.int32)}
 
 
 @dataclasses.dataclass

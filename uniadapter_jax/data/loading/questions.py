@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ from jaxtyping import Int
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.answers import training_targets
-from uniadapter_jax.data.loading.batches import Batch, chosen_rows, decoding_threads, endless
-from uniadapter_jax.data.loading.frames import FrameReader
+from uniadapter_jax.data.loading.batches import Batch
 from uniadapter_jax.data.loading.order import SampleOrder
+from uniadapter_jax.data.loading.pipeline import Texts, sample_batches
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.sources.question import Question
-from uniadapter_jax.data.tokenizers.caption_text import TextRule
 
 
 def question_steps_per_epoch(records: Records, global_batch: int) -> int:
@@ -29,103 +27,64 @@ def question_train_batches(
     tokenizer: Any,
     data_config: Any,
     *,
-    image_size: int,
-    global_batch: int,
     seed: int,
-    start_step: int = 0,
-    rows: Int[np.ndarray, " b"] | None = None,
+    global_batch: int,
+    **placing: Any,
 ) -> Iterator[Batch]:
-    """These rows of global batch start_step, start_step + 1, ... without end.
+    """Questions about clips, without end; `placing` are options of `sample_batches`.
 
     Args:
       tokenizer: a `WordPieceTokenizer`.
       data_config: `config.data` (frames, words, answers, answer_words, augment, ...).
-      rows: of each global batch those to make, in this order; None: all.
 
     Yields:
-      "frames" uint8 [b f H W 3], "frame_mask" bool [b f], "question" int32 [b l],
-      "answer" int32 [b p a] and "answer_weight" float32 [b p] as `training_targets` has them,
-      "item" int32 [b] (clip index in `records`).
+      What `sample_batches` does, and "question" int32 [b l], "answer" int32 [b p a] and
+      "answer_weight" float32 [b p] as `training_targets` has them.
 
     Raises:
       UserError: the questions do not fill a batch, or one has no answer; it is named.
     """
     order = _order(records, global_batch, seed)
     check_answered(records)
-    loader = QuestionTrainLoader(
-        reader=FrameReader.from_config(
-            records, data_config, image_size, decoding_threads(data_config)
-        ),
-        rows=chosen_rows(global_batch, rows),
-        asked=AskedQuestions(records),
-        texts=_Texts.from_config(tokenizer, data_config),
-        order=order,
-        answers=data_config.answers,
-        answer_words=data_config.answer_words,
-    )
-    return endless(loader, data_config, start_step)
+    texts = Texts.from_config(tokenizer, data_config)
+    asked = AskedQuestions(order, records, texts, data_config.answers, data_config.answer_words)
+    return sample_batches(asked, data_config, **placing)
 
 
 class AskedQuestions:
-    """The questions about all clips, by number, clip by clip; read from the records when needed."""
+    """Samples that are the questions about all clips, by number, clip by clip.
 
-    def __init__(self, records: Records):
-        self._records = records
+    They are read from the records when needed.
+
+    Args:
+      answers, answer_words: places for the answers to a question, and tokens of each.
+    """
+
+    def __init__(
+        self, order: SampleOrder, records: Records, texts: Texts, answers: int, answer_words: int
+    ):
+        self.order, self.records, self.texts = order, records, texts
+        self.answers, self.answer_words = answers, answer_words
         counts = np.asarray(records.question_counts, np.int64)
-        self.clips = np.repeat(np.arange(len(counts)), counts)  # of each question
+        self.clips = np.repeat(np.arange(len(counts)), counts)
         self._first = np.cumsum(counts) - counts
 
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, number: int) -> Question:
-        clip = int(self.clips[number])
-        return self._records.questions[clip][number - int(self._first[clip])]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Texts:
-    """How questions become tokens."""
-
-    tokenizer: Any
-    words: int
-    rule: TextRule
-
-    @classmethod
-    def from_config(cls, tokenizer: Any, data_config: Any) -> _Texts:
-        rule = TextRule(data_config.preprocess, data_config.max_words)
-        return cls(tokenizer, data_config.words, rule)
-
-    def encode(self, texts: list[str]) -> np.ndarray:
-        cleaned = self.rule.questions(texts)
-        return np.asarray(self.tokenizer.encode(cleaned, self.words), np.int32)
-
-
-@dataclasses.dataclass
-class QuestionTrainLoader:
-    """Step -> the rows of the training batch."""
-
-    reader: FrameReader
-    rows: Int[np.ndarray, " b"]
-    asked: AskedQuestions
-    texts: _Texts
-    order: SampleOrder
-    answers: int
-    answer_words: int
-
-    def __call__(self, step: int) -> Batch:
-        numbers = self.order.rows(int(step))[self.rows]
-        items = self.asked.clips[numbers]
-        questions = [self.asked[number] for number in numbers.tolist()]
-        batch = self.reader.empty(len(self.rows))
-        rngs = [self.order.row_rng(int(step), row) for row in self.rows.tolist()]
-        self.reader.fill(batch, items.tolist(), rngs)
-        batch["question"] = self.texts.encode([question.text for question in questions])
-        batch["answer"], batch["answer_weight"] = training_targets(
+    def columns(self, samples: Int[np.ndarray, " b"], rngs: Sequence[np.random.Generator]) -> Batch:
+        """{"question", "answer", "answer_weight"}; nothing is drawn."""
+        questions = [self._question(number) for number in samples.tolist()]
+        cleaned = self.texts.rule.questions([question.text for question in questions])
+        answer, weight = training_targets(
             self.texts.tokenizer, questions, self.answers, self.answer_words
         )
-        batch["item"] = items.astype(np.int32)
-        return batch
+        return {
+            "question": self.texts.encode(cleaned),
+            "answer": answer,
+            "answer_weight": weight,
+        }
+
+    def _question(self, number: int) -> Question:
+        clip = int(self.clips[number])
+        return self.records.questions[clip][number - int(self._first[clip])]
 
 
 def _order(records: Records, global_batch: int, seed: int) -> SampleOrder:

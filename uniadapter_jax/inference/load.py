@@ -1,0 +1,161 @@
+"""From directories to a model for inference."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from uniadapter_jax.adapters.partition import Partition, flat_names, partition
+from uniadapter_jax.adapters.registry import Method, get_method
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
+from uniadapter_jax.common.types import PyTree
+from uniadapter_jax.data.tokenizers.clip import Tokenizer
+from uniadapter_jax.inference import arguments
+from uniadapter_jax.inference.blip_model import AdaptedBLIP
+from uniadapter_jax.inference.model import AdaptedModel
+from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
+from uniadapter_jax.weights.directory import Backbone, load_backbone
+from uniadapter_jax.weights.errors import printable
+from uniadapter_jax.weights.families import FAMILIES, check_tokenizer, family_of
+
+DTYPES = ("float32", "bfloat16")
+MODELS = (AdaptedModel, AdaptedBLIP)
+
+
+def load_model(
+    backbone: str | os.PathLike[str],
+    adapter: str | os.PathLike[str] | None = None,
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    similarity: str | None = None,
+    dtype: str = "float32",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> AdaptedModel | AdaptedBLIP:
+    """A model for inference, of the family that the backbone's config names.
+
+    Args:
+      backbone: a directory in HuggingFace's layout, or `random:<config.json>` with `seed`.
+      adapter: a directory that `export` (or `convert`) wrote; None is the backbone alone.
+      tokenizer: a directory of tokenizer files; by default the adapter's, else the backbone's.
+        Without any, ids work and strings raise.
+      similarity: of CLIP, q_score, mean_pool or mean_pool_unit; by default what the adapter was
+        trained with.
+      dtype: of frozen weights and activations, float32 or bfloat16.
+      batch_size: frames or texts that are encoded at once.
+
+    Raises:
+      UserError: files are missing or damaged; the adapter belongs to another backbone, another
+        tokenizer or another version of its method, or its tensors are not exactly the method's.
+        Both sides are said.
+    """
+    for name, path in (("backbone", backbone), ("adapter", adapter), ("tokenizer", tokenizer)):
+        optional = name != "backbone" and path is None
+        if not optional and (not isinstance(path, str | os.PathLike) or not os.fspath(path)):
+            raise UserError(f"{name}={path!r}: a path is meant")
+    arguments.whole(batch_size, "batch_size", 1)
+    arguments.whole(seed, "seed", 0)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
+    base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
+    found = None if adapter is None else read_adapter(pathlib.Path(adapter))
+    if found is None:
+        part = partition(base.model, None, dtype)
+    else:
+        part = put_adapter(base, found, dtype, adapter)
+    family = family_of(base.model.config)
+    chosen = next(m for m in MODELS if any(family is FAMILIES[name] for name in m.families))
+    if similarity is not None and "similarity" not in get_task(chosen.kind).options:
+        raise UserError(
+            f"similarity={similarity!r} is CLIP's; {family.title} compares by cosine, then matches"
+        )
+    task = _task(found, similarity)
+    return chosen(
+        part,
+        base.model.config,
+        _tokenizer(base, adapter, tokenizer, found.tokenizer if found else ""),
+        method=found.method if found else "zero_shot",
+        fingerprint=base.fingerprint,
+        task=task,
+        batch_size=batch_size,
+    )
+
+
+def put_adapter(
+    base: Backbone, adapter: AdapterFiles, dtype: str = "float32", where: object = "the adapter"
+) -> Partition:
+    """Puts an adapter, which `where` holds, into a backbone; strict, see `load_model`."""
+    if adapter.fingerprint != base.fingerprint:
+        raise UserError(
+            f"{where} was trained on another backbone: it names the fingerprint "
+            f"{printable(adapter.fingerprint)} ({printable(adapter.backbone) or 'no path'}), "
+            f"{base.source} has "
+            f"{base.fingerprint}"
+        )
+    method = get_method(adapter.method)
+    try:  # shapes first: options that ask for more than there is allocate nothing
+        expected = trainable_shapes(base, method, adapter.options)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    check_tensors(where, adapter.tensors, flat_names(expected))
+    options = ConfigDict(dict(adapter.options))
+    method.attach(base.model, options, generator(0, "adapters"))
+    part = partition(base.model, method.filter(options), dtype)
+    part.trainable = jax.tree.map_with_path(
+        lambda path, _: jnp.asarray(adapter.tensors[".".join(entry.key for entry in path)]),
+        part.trainable,
+    )
+    return part
+
+
+def trainable_shapes(base: Backbone, method: Method, options: Mapping[str, Any]) -> PyTree:
+    """Shapes of what the method trains in such a backbone; raises `UserError` for bad options."""
+
+    def attached() -> Any:
+        model, chosen = type(base.model)(base.model.config, rng=None), ConfigDict(dict(options))
+        method.attach(model, chosen, None)
+        return partition(model, method.filter(chosen)).trainable
+
+    return nnx.eval_shape(attached)
+
+
+def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
+    task = dict(found.task) if found else {}
+    if similarity is not None:
+        if similarity not in SIMILARITIES:
+            raise UserError(f"similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
+        task["similarity"] = similarity
+    return task
+
+
+def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Tokenizer:
+    own = base.source.removeprefix("random:")
+    family = family_of(base.model.config)
+    files = family.tokenizer_files
+    if given and not _has_any(given, files):
+        raise UserError(f"tokenizer={os.fspath(given)!r} holds none of {', '.join(files)}")
+    directory = given or next((d for d in (adapter, own) if d and _has_any(d, files)), own)
+    tokenizer = family.load_tokenizer(directory)
+    if expected and tokenizer.fingerprint and tokenizer.fingerprint != expected:
+        raise UserError(
+            f"the tokenizer in {directory} has the fingerprint {tokenizer.fingerprint}, the "
+            f"adapter was trained with {expected}; pass tokenizer=DIR with that one"
+        )
+    if tokenizer.vocab_size:
+        where = f"the tokenizer in {directory}"
+        check_tokenizer(tokenizer, base.model.config, where, base.source)
+    return tokenizer
+
+
+def _has_any(directory: str | os.PathLike[str], files: Sequence[str]) -> bool:
+    return any((pathlib.Path(directory) / name).is_file() for name in files)
