@@ -6,7 +6,7 @@ scores tie to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import jax
@@ -19,6 +19,7 @@ from uniadapter_jax.common.types import Array, PyTree
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.calls import fetched
 from uniadapter_jax.parallel.preemption import pass_by
 from uniadapter_jax.parallel.progress import Progress
 from uniadapter_jax.tasks.base import Batch, Subject
@@ -60,9 +61,9 @@ class Encoder:
         task = cast(TwoTower, subject.task)
         self._frames, self._text = make_encoders(task, subject.partition, subject.mesh)
 
-    def _run(self, function: Callable[..., Any], trainable: PyTree, host: Any, size: int) -> Any:
+    def _call(self, function: Callable[..., Any], trainable: PyTree, host: Any, size: int) -> Any:
         batch = meshes.put_batch(host, self.subject.mesh, size)
-        return meshes.fetch(function(trainable, self.subject.partition.frozen, batch))
+        return function(trainable, self.subject.partition.frozen, batch)
 
     def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
         """What the task keeps of every clip, such as frame features "m f c", and mask "m f"."""
@@ -72,19 +73,21 @@ class Encoder:
         return features, mask
 
     def _distinct_clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
-        e = self.subject
-        size = e.eval_batch
-        progress = Progress("embedding clips", len(records), "clips")
-        parts, masks = [], []
-        for host in e.clip_batches(records):
-            batch = {name: host[name] for name in ("frames", "frame_mask")}
-            parts.append(self._run(self._frames, trainable, batch, size))
-            masks.append(meshes.fetch(meshes.put_everywhere(batch["frame_mask"], e.mesh, size)))
+        e, size, count = self.subject, self.subject.eval_batch, len(records)
+
+        def calls() -> Iterator[tuple[None, PyTree]]:
+            for host in e.clip_batches(records):
+                batch = {name: host[name] for name in ("frames", "frame_mask")}
+                mask = meshes.put_everywhere(batch["frame_mask"], e.mesh, size)
+                yield None, (self._call(self._frames, trainable, batch, size), mask)
+
+        progress, parts = Progress("embedding clips", count, "clips"), []
+        for _, features_and_mask in fetched(calls()):
+            parts.append(features_and_mask)
             pass_by()
             progress.advance(size)
-        count = len(records)  # rows beyond it pad the last batch
-        features = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
-        return features, np.concatenate(masks)[:count]
+        # Rows beyond the count pad the last batch.
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
 
     def text_ids(self, captions: list[str]) -> np.ndarray:
         """Ids "n l" of every caption."""
@@ -105,9 +108,12 @@ class Encoder:
         return same.spread(self._distinct_ids(trainable, same.take(ids)))
 
     def _distinct_ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
-        size, parts = self.subject.eval_batch * TEXTS_PER_CLIP, []
+        size = self.subject.eval_batch * TEXTS_PER_CLIP
         rows = meshes.rows_of_process(self.subject.mesh, size)
-        for start in range(0, len(ids), size):
-            chosen = np.minimum(start + rows, len(ids) - 1)  # the last row fills up the last batch
-            parts.append(self._run(self._text, trainable, {"text": ids[chosen]}, size))
-        return np.concatenate(parts)[: len(ids)]
+
+        def calls() -> Iterator[tuple[None, Array]]:
+            for start in range(0, len(ids), size):
+                chosen = np.minimum(start + rows, len(ids) - 1)  # the last row fills the last batch
+                yield None, self._call(self._text, trainable, {"text": ids[chosen]}, size)
+
+        return np.concatenate([part for _, part in fetched(calls())])[: len(ids)]

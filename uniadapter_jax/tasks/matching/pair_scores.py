@@ -7,7 +7,6 @@ group, and no layer keeps them. So memory is bounded by the batch and by the pai
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -19,11 +18,10 @@ from uniadapter_jax.adapters.partition import Partition
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.types import Array, Bool, Float, Float32, Int, Int32, PyTree
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.calls import fetched
 from uniadapter_jax.tasks.clip_states import ClipStates, encode_clips, frame_features
 from uniadapter_jax.tasks.frame_weights import frame_factor
 from uniadapter_jax.tasks.matching import reranking_plan as plan
-
-AHEAD = 2  # calls that wait on the devices while the host prepares the next
 
 
 class Texts(NamedTuple):
@@ -107,19 +105,13 @@ class PairScorer:
         self, trainable: PyTree, texts: Texts, media: Media, calls: Iterator[plan.Call]
     ) -> Iterator[tuple[Int32[np.ndarray, " w"], Float32[np.ndarray, " w"]]]:
         """(places in `Pairs`, their logits) of each call, on every process."""
-        under_way: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
 
-        def settle() -> tuple[np.ndarray, np.ndarray]:
-            pair, found = under_way.popleft()
-            return pair[pair >= 0], meshes.fetch(found)[pair >= 0]
+        def made() -> Iterator[tuple[np.ndarray, Array]]:
+            for call in calls:
+                size = len(call.place)
+                rows = meshes.rows_of_process(self.mesh, size)
+                group = meshes.put_batch(self.group(texts, call, rows), self.mesh, size)
+                yield call.pair, self.score_program(trainable, self.part.frozen, media, group)
 
-        for call in calls:
-            size = len(call.place)
-            own = self.group(texts, call, meshes.rows_of_process(self.mesh, size))
-            group = meshes.put_batch(own, self.mesh, size)
-            found = self.score_program(trainable, self.part.frozen, media, group)
-            under_way.append((call.pair, found))
-            if len(under_way) > AHEAD:
-                yield settle()
-        while under_way:
-            yield settle()
+        for pair, logits in fetched(made()):
+            yield pair[pair >= 0], logits[pair >= 0]

@@ -26,6 +26,7 @@ from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.sources.question import Question, QuestionId
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.calls import fetched
 from uniadapter_jax.parallel.preemption import pass_by
 from uniadapter_jax.parallel.progress import Progress, say
 from uniadapter_jax.tasks.base import Batch, Subject
@@ -189,24 +190,37 @@ class VqaEvaluator:
         order = np.argsort(-counts, kind="stable")  # clips of one batch have about as many
         order = order[: np.count_nonzero(counts)]
         view = records.subset(same.first[order])
-        frozen, size, first = self.e.partition.frozen, self.e.eval_batch, 0
-        rows = meshes.rows_of_process(self.e.mesh, size)
+        size, together = self.e.eval_batch, min(TOGETHER, int(counts.max()))
+        starts = range(0, len(order), size)
+        batches = (
+            [self._asked(records, copies[place]) for place in order[start : start + size]]
+            for start in starts
+        )
         progress = Progress("answering", total, "questions")
-        for host in self.e.clip_batches(view):
-            asked = [self._asked(records, copies[place]) for place in order[first : first + size]]
-            asked += [[]] * (size - len(asked))
+        for asked, (chosen, scores) in fetched(self._calls(trainable, view, batches, together)):
+            yield from self._texts(asked, together, chosen, scores)
+            pass_by()
+            progress.advance(sum(len(one.questions) for several in asked for one in several))
+
+    def _calls(
+        self,
+        trainable: PyTree,
+        records: Records,
+        batches: Iterable[list[list[Asked]]],
+        together: int,
+    ) -> Iterator[tuple[list[list[Asked]], tuple[Array, Array]]]:
+        """At most `together` questions about each clip of a batch, and what is on its way."""
+        frozen, size = self.e.partition.frozen, self.e.eval_batch
+        rows = meshes.rows_of_process(self.e.mesh, size)
+        for host, of_clips in zip(self.e.clip_batches(records), batches, strict=True):
             frames = {name: host[name] for name in ("frames", "frame_mask")}
             clips = self._encode(trainable, frozen, meshes.put_batch(frames, self.e.mesh, size))
-            together = min(TOGETHER, int(counts.max()))
+            asked = of_clips + [[]] * (size - len(of_clips))
             for start in range(0, max(map(len, asked)), together):
                 now = [several[start : start + together] for several in asked]
                 ids = self._ids([now[row] for row in rows], together)
                 batch = meshes.put_batch({"questions": ids}, self.e.mesh, size)
-                found = self._answer(trainable, frozen, clips, batch, self.candidates)
-                yield from self._texts(now, together, *meshes.fetch(found))
-                pass_by()
-                progress.advance(sum(len(one.questions) for several in now for one in several))
-            first += size
+                yield now, self._answer(trainable, frozen, clips, batch, self.candidates)
 
     def _asked(self, records: Records, clips: Iterable[int]) -> list[Asked]:
         """All that is asked about clips that are equal."""
