@@ -141,11 +141,9 @@ class StatesAdapter(nnx.Module):
 
 
 def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None:
-    """Fills the places of a BLIP, or of a CLIP."""
-    if isinstance(backbone, BLIP):
-        attach_to_blip(backbone, options, rng)
-    else:
-        uniadapter.attach(backbone, options, rng)
+    """Fills the places of a backbone whose texts attend to pictures (BLIP), or of two towers."""
+    fuses = any("cross" in tower.blocks.SUBLAYERS for tower in backbone.towers())
+    (attach_to_blip if fuses else uniadapter.attach)(backbone, options, rng)
 
 
 def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None) -> None:
