@@ -10,19 +10,24 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "uniadapter_jax/__init__.py").read_text(), re.MULTILINE
 )[1]
 
-# Ranges: the lower end is what the tests run with on Python 3.11, the upper end the next release
-# line that may break us. Python 3.11 gets at most jax 0.10.2.
+# Ranges: the lower end is what the tests run with, the upper end the next release line that may
+# break us. JAX 0.11 needs Python 3.12. Flax up to 0.12.8 cannot be imported with JAX 0.11.1 or
+# newer, nor 0.12.9 with 0.11.2, and Flax before 0.12.7 not with Python 3.13.11: so there is one
+# pair of release lines for each Python, which the tests run with.
+OLD, NEW = "python_version < '3.12'", "python_version >= '3.12'"
 REQUIREMENTS = [
     "absl-py>=2.1,<3",
     "array_record>=0.8.1,<0.9",
     "av>=17,<20",
     "clu>=0.0.12,<0.1",
     "etils>=1.12,<2",
-    "flax>=0.12.6,<0.13",
+    f"flax>=0.12.7,<0.12.9; {OLD}",
+    f"flax>=0.12.10,<0.13; {NEW}",
     "ftfy>=6.3,<7",
     "grain>=0.2.16,<0.3",
     "huggingface_hub>=1,<3",
-    "jax>=0.10,<0.13",
+    f"jax>=0.10.2,<0.11; {OLD}",
+    f"jax>=0.12,<0.13; {NEW}",
     "jaxtyping>=0.3,<0.4",
     "ml_collections>=1.1,<2",
     "numpy>=2.0,<3",
@@ -58,8 +63,10 @@ EXTRAS = {
     ],
     # Pictures of scripts/plan_tables.py.
     "plot": ["matplotlib>=3.10,<4"],
-    "tpu": ["jax[tpu]>=0.10,<0.13"],
-    "cuda": ["jax[cuda12]>=0.10,<0.13"],
+    # The version of JAX is the one above.
+    "tpu": ["jax[tpu]"],
+    "cuda12": ["jax[cuda12]"],
+    "cuda13": ["jax[cuda13]"],
 }
 
 setup(
@@ -78,6 +85,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )
