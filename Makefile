@@ -7,7 +7,12 @@ BIN = $(VENV)/bin
 HANGS = -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --quiet
 
-.PHONY: demo test slow lint parity clean
+# Tests of functions, which start no processes: what another version of Python or JAX may break.
+QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering bert clip config_rules \
+	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
+	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
+
+.PHONY: demo test quick slow lint parity clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -15,6 +20,9 @@ demo: $(VENV)/.stamp-base
 # that hangs says where after ten minutes, and ends its worker.
 test: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(HANGS) $(ARGS)
+
+quick: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile $(HANGS) $(QUICK) $(ARGS)
 
 slow: $(VENV)/.stamp-test
 	$(BIN)/python -m pytest -m slow $(ARGS)

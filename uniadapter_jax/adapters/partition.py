@@ -76,7 +76,7 @@ def partition(model: nnx.Module, trainable: Any, dtype: str = "float32") -> Part
       UserError: the filter matches nothing.
     """
     chosen = trainable if trainable is not None else nnx.Nothing
-    graphdef, train, rest = nnx.split(model, chosen, ...)  # type: ignore[misc]
+    graphdef, train, rest = nnx.split(model, chosen, ..., graph=True)  # type: ignore[misc]
     if trainable is not None and not jax.tree.leaves(train):
         raise UserError("the method's filter of trainable parameters matches nothing in this model")
     train_def, rest_def = jax.tree.structure(train), jax.tree.structure(rest)

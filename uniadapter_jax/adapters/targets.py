@@ -19,7 +19,7 @@ Filter = Callable[[tuple[Any, ...], Any], bool]
 
 def linear_layers(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
     """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
-    for path, node in nnx.iter_graph(module):
+    for path, node in nnx.iter_graph(module, graph=True):
         if isinstance(node, Linear):
             yield ".".join(map(str, path)), node
 

@@ -112,7 +112,7 @@ def collect_layers(
     `x, found = call(layer i, x, its inputs, slice i of own)`; returns the last x and all that was
     found, with a leading axis of layers.
     """
-    graphdef, state = nnx.split(stacked)
+    graphdef, state = nnx.split(stacked, graph=True)
     keys = None if key is None else split(key, layers)
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:

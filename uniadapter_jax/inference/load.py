@@ -126,7 +126,7 @@ def trainable_shapes(base: Backbone, method: Method, options: Mapping[str, Any])
         method.attach(model, chosen, None)
         return partition(model, method.filter(chosen)).trainable
 
-    return nnx.eval_shape(attached)
+    return nnx.eval_shape(attached, graph=True)
 
 
 def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
         raise
     except UserError as error:
         raise FileError(file, str(error)) from error
-    model = nnx.eval_shape(lambda: family.model(config, rng=None, **options))
+    model = nnx.eval_shape(lambda: family.model(config, rng=None, **options), graph=True)
     measured = _fill(model, tensors, file)
     check_fingerprint(directory, measured)
     return Backbone(model, source, measured)
@@ -124,8 +124,8 @@ def _check_memory(config: Config, source: str) -> None:
 def huggingface_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """{HuggingFace name: shape} of every tensor that a backbone of this config has."""
     family = family_of(config)
-    model = nnx.eval_shape(lambda: family.model(config, rng=None))
-    targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
+    model = nnx.eval_shape(lambda: family.model(config, rng=None), graph=True)
+    targets = flat_names(nnx.to_pure_dict(nnx.state(model, graph=True)))
     # A broadcast number has the shape without taking memory.
     hollow = {k: np.broadcast_to(np.float32(0), v.shape) for k, v in targets.items()}
     return {name: tensor.shape for name, tensor in write_rows(family.table(config), hollow)}
@@ -149,7 +149,7 @@ def _fill(model: Model, tensors: Mapping[str, np.ndarray], file: pathlib.Path) -
     family = family_of(config)
     _, problems = convert(tensors, family.rules(config), shapes, ignored=family.ignored)
     raise_problems(file, problems)
-    targets = flat_names(nnx.to_pure_dict(nnx.state(model)))
+    targets = flat_names(nnx.to_pure_dict(nnx.state(model, graph=True)))
     values = {ours: np.empty(target.shape, np.float32) for ours, target in targets.items()}
     jobs: list[tuple[str, str, list[np.ndarray]]] = []
     for ours, theirs, how in family.table(config):
@@ -169,7 +169,7 @@ def _fill(model: Model, tensors: Mapping[str, np.ndarray], file: pathlib.Path) -
 
     with workers() as pool:
         measured = combine(pool.map(copy, jobs), config)
-    state = nnx.state(model)
+    state = nnx.state(model, graph=True)
     nested: dict = {}
     for path, value in values.items():
         *parents, last = path.split(".")
@@ -212,7 +212,7 @@ def huggingface_tensors(model: Model) -> Iterator[tuple[str, np.ndarray]]:
     Many of the arrays are transposed views.
     """
     table = family_of(model.config).table(model.config)
-    return write_rows(table, flat_names(nnx.to_pure_dict(nnx.state(model))))
+    return write_rows(table, flat_names(nnx.to_pure_dict(nnx.state(model, graph=True))))
 
 
 def save_backbone(
