@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pathlib
+import re
 
 import uniadapter_jax
 
@@ -108,3 +109,37 @@ def test_adapters_know_no_data_and_backbones_no_method():
             assert "data" not in rooms, module
         if module.startswith("backbones"):
             assert "adapters" not in rooms, module
+
+
+def test_the_ways_through_the_code_are_short_reads():
+    """The files that docs/architecture.md names from main to the loss, and to a re-ranked R@K."""
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    ways = re.findall(r"^## From main to (.+?)\n(.+?)(?=^## )", page, re.MULTILINE | re.DOTALL)
+    assert len(ways) == 2
+    for goal, section in ways:
+        rows = [line for line in section.splitlines() if line.startswith("| `")]
+        files = [name for row in rows for name in re.findall(r"`(\S+\.py)`", row.split("|")[1])]
+        lines = sum(len((ROOT / name).read_text().splitlines()) for name in files)
+        assert files[0] == "main.py" and len(files) <= 12 and lines <= 1500, (goal, files, lines)
+
+
+def test_no_run_of_lines_stands_in_two_places():
+    """Six equal lines, but imports and tables: then one piece of code can serve both."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for name, path in FILES.items():
+        source = path.read_text()
+        passed = {
+            line
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for line in range(node.lineno, node.end_lineno + 1)
+        }
+        lines = [
+            (number, line.strip())
+            for number, line in enumerate(source.splitlines(), 1)
+            if line.strip() and number not in passed
+        ]
+        for first in range(len(lines) - 5):
+            run = lines[first : first + 6]
+            places.setdefault(tuple(text for _, text in run), []).append(f"{name}:{run[0][0]}")
+    assert [where for where in places.values() if len(where) > 1] == []
