@@ -24,28 +24,29 @@ class KeysValues(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "q h p l k"],
+    q: Float[Array, "q h n k"],
     k: Float[Array, "q h t k"],
     v: Float[Array, "q h t k"],
     *,
-    bias: Float[Array, "..."] | None = None,
+    bias: Float[Array, "#q 1 #n #t"] | None = None,
     factor: Float[Array, "q p t"] | None = None,
     rate: float = 0.0,
     key: Array | None = None,
-) -> Float[Array, "q h p l k"]:
-    """softmax(factor * q k^T / sqrt(width of a head) + bias) v for p rows of queries each.
+) -> Float[Array, "q h n k"]:
+    """softmax(factor * q k^T / sqrt(width of a head) + bias) v; scores and softmax are float32.
 
-    Scores and softmax are float32. `bias` has the shape "q p l t", each of its axes either whole
-    or of size one; `rate` is the dropout of attention's weights where there is a `key`.
+    The n queries are those of p texts side by side, each of which has its row of `factor`; `rate`
+    is the dropout of attention's weights where there is a `key`.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("qhplk,qhtk->qhplt", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("qhnk,qhtk->qhnt", q, k, preferred_element_type=jnp.float32)
     if factor is not None:
-        scores = scores * factor.astype(jnp.float32)[:, None, :, None]
+        of_words = jnp.repeat(factor.astype(jnp.float32), q.shape[2] // factor.shape[1], axis=1)
+        scores = scores * of_words[:, None]
     if bias is not None:
-        scores = scores + bias[:, None]
+        scores = scores + bias
     weights = functions.dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(v.dtype)
-    z = jnp.einsum("qhplt,qhtk->qhplk", weights, v, preferred_element_type=jnp.float32)
+    z = jnp.einsum("qhnt,qhtk->qhnk", weights, v, preferred_element_type=jnp.float32)
     return z.astype(v.dtype)
 
 
@@ -93,7 +94,7 @@ class Attention(nnx.Module):
         for project, more in zip((self.k, self.v), added, strict=True):
             y = project(states, layer)
             y = y if more is None else y + more
-            made.append(y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2))
+            made.append(self._heads_first(y))
         return KeysValues(*made)
 
     def with_prompts(
@@ -117,7 +118,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        seen: KeysValues,
+        seen: KeysValues | None,
         layer: scan.LayerInputs,
         *,
         bias: Float[Array, "..."] | None = None,
@@ -125,8 +126,17 @@ class Attention(nnx.Module):
         rate: float = 0.0,
         key: Array | None = None,
     ) -> Float[Array, "b l d"]:
-        """Rows of `x` are grouped: the first b / m of them attend to the first row of `seen`."""
-        grouped = (len(seen.keys), -1, x.shape[1], self.heads, seen.keys.shape[-1])
-        q = self.q(x, layer).reshape(grouped).transpose(0, 3, 1, 2, 4)
+        """Rows of `x` attend to themselves, or to what is `seen`.
+
+        Then they are grouped: the first b / m of them attend to the first of its m rows.
+        """
+        q, (rows, length, width) = self.q(x, layer), x.shape
+        if seen is None:
+            seen = self.keys_and_values(x, layer)
+        groups = len(seen.keys)
+        q = self._heads_first(q.reshape(groups, rows // groups * length, width))
         z = attend(q, *seen, bias=bias, factor=factor, rate=rate, key=key)
-        return self.out(z.transpose(0, 2, 3, 1, 4).reshape(x.shape), layer)
+        return self.out(z.swapaxes(1, 2).reshape(x.shape), layer)
+
+    def _heads_first(self, y: Float[Array, "m t d"]) -> Float[Array, "m h t k"]:
+        return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)

@@ -67,10 +67,9 @@ class Block(scan.Stack):
         bias: Float[Array, "1 1 s s"] | None,
         layer: scan.LayerInputs,
     ) -> Float[Array, "b s d"]:
-        normed = self.ln_1(x)
-        seen = self.attn.keys_and_values(normed, layer)
+        normed, seen = self.ln_1(x), None
         if self.prompts is not None:
-            prompts = self.ln_1(self.prompts(layer))
+            prompts, seen = self.ln_1(self.prompts(layer)), self.attn.keys_and_values(normed, layer)
             seen, bias = self.attn.with_prompts(prompts, seen, bias, layer)
         z = self.attn(normed, seen, layer, bias=bias)
         z = at_place(self.after_attn, z, x, layer)
