@@ -49,7 +49,7 @@ class Method:
     trains_backbone: bool = False
 
     def filter(self, options: Any) -> Any:
-        """What trains with these options, as an nnx filter; None trains nothing."""
+        """The nnx filter of what trains with these options; None trains nothing."""
         return self.trainable if self.trainable_for is None else self.trainable_for(options)
 
 

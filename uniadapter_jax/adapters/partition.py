@@ -1,4 +1,4 @@
-"""What trains and what stays frozen: one split of a model, one merge, one table.
+"""The split of a model into what trains and what stays frozen; its merge and its table.
 
     part = partition(model, method.filter(options))
     part.trainable, part.frozen      nested dicts of arrays, the step's arguments

@@ -1,4 +1,4 @@
-"""What of a backbone a method acts on, or trains: linear layers and parameters, by name."""
+"""Linear layers and parameters of a backbone by name, for methods that act on or train them."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ INITS = ("paper", "identity")
 
 
 class Rows(nnx.Module):
-    """What LN and the down-projection hold for some channels: scale, bias "z d", kernel "z d r"."""
+    """LN's and the down-projection's parameters of some channels: "z d", "z d", "z d r"."""
 
     def __init__(self, slots: int, width: int, fan_in: int, bottleneck: int, rng: Any):
         # torch's kaiming_uniform with a = sqrt(5), as its linear layers have it.

@@ -57,7 +57,7 @@ _OF_TEXT = (
 
 
 class SharedWithText(Shared):
-    """What all use, and what text, fusion and decoder layers have beside it.
+    """Parameters that all layers use, and those of text, fusion and decoder layers beside them.
 
     ln_cross_scale, ln_cross_bias are LN_x; as released they do not train (`train_cross_norm`).
     """
@@ -125,7 +125,7 @@ class FusionBranch(nnx.Module):
 
 
 class StatesAdapter(nnx.Module):
-    """What is added to the keys, or the values, of all layers' cross-attention."""
+    """An adapter of the media's states: added to keys, or values, of all cross-attentions."""
 
     def __init__(self, attended: int, width: int, bottleneck: int, paper: bool, rng: Any):
         self.scale = AdapterParam(jnp.ones((), jnp.float32))

@@ -17,7 +17,7 @@ from uniadapter_jax.common.types import Array, Bool, Float
 
 
 class KeysValues(NamedTuple):
-    """What there is to attend to; of one layer, or of all with a leading axis "z"."""
+    """Keys and values of one layer, or of all layers with a leading axis "z"."""
 
     keys: Float[Array, "*z m h t k"]
     values: Float[Array, "*z m h t k"]
@@ -51,7 +51,7 @@ def attend(
 
 
 def mask_bias(mask: Bool[Array, "s t"] | None) -> Float[Array, "1 1 s t"] | None:
-    """What hides the keys where `mask` is False, as `attend` takes it."""
+    """The bias that hides keys where `mask` is False, as `attend` takes it."""
     if mask is None:
         return None
     return jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[None, None]
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
         layer: scan.LayerInputs,
         added: tuple[Array | None, Array | None] = (None, None),
     ) -> KeysValues:
-        """What there is to attend to; `added` is added to keys, respectively values, "m t d"."""
+        """Keys and values of states; `added` is added to both, "m t d" each."""
         made = []
         for project, more in zip((self.k, self.v), added, strict=True):
             y = project(states, layer)

@@ -127,7 +127,7 @@ class BertLayer(scan.Stack):
     def combine(
         self,
         x: Float[Array, "b l d"],
-        own: KeysValues,
+        words: KeysValues,
         made: KeysValues | None,
         bias: Float[Array, "..."] | None,
         seen: Seen | None,
@@ -135,9 +135,9 @@ class BertLayer(scan.Stack):
     ) -> Float[Array, "b l d"]:
         """The layer with given keys and values: of the texts themselves, and of what they see."""
         if self.prompts is not None:
-            own, bias = self.attn.with_prompts(self.prompts(layer), own, bias, layer)
+            words, bias = self.attn.with_prompts(self.prompts(layer), words, bias, layer)
         places = {"after": self.after_attn, "beside": self.beside_attn}
-        h = self.attn.add(x, own, layer, bias=bias, **places)
+        h = self.attn.add(x, words, layer, bias=bias, **places)
         c = h
         if seen is not None and made is not None:
             made = KeysValues(*(seen.memory.of_groups(y) for y in made))

@@ -198,7 +198,7 @@ class BLIP(layers.Backbone):
         return self._decoder()[0].attend_to(memory, shared=shared)
 
     def no_answers(self, rows: int, length: int) -> KeysValues:
-        """What `decode_next` starts from, for answers of at most `length` tokens, [DEC] included.
+        """An empty past for `decode_next`, for answers of at most `length` tokens with [DEC].
 
         Raises:
           UserError: no decoder, or one with fewer positions.

@@ -1,4 +1,4 @@
-"""What a BLIP's `config.json` says."""
+"""The config of a BLIP, from and to its `config.json`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class BLIPConfig(VisionLanguageConfig):
             self.check_id(theirs, getattr(self, name))
 
     def function(self) -> dict[str, Any]:
-        """What of the config the fingerprint covers."""
+        """The fields that the fingerprint covers."""
         fields = {"family": "blip", **dataclasses.asdict(self)}
         del fields["text_std"]  # of weights that a fingerprint knows
         if not self.matching:  # nothing has that width

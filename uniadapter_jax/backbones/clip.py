@@ -46,7 +46,7 @@ class CLIPConfig(VisionLanguageConfig):
         self.check_id("eos_token_id", self.eos_id, (LARGEST_ID,), largest)
 
     def tokens(self, tower: str, words: int) -> int:
-        """Of a picture, the CLS among them, or of a text."""
+        """Tokens of a picture, the CLS among them, or of a text."""
         return self.patches + 1 if tower == "vision" else words
 
     @property
@@ -55,7 +55,7 @@ class CLIPConfig(VisionLanguageConfig):
         return self.eos_id in (LARGEST_ID, self.vocab_size - 1)
 
     def function(self) -> dict[str, Any]:
-        """What of the config the fingerprint covers: one value for one function."""
+        """The fields that the fingerprint covers: one value for one function."""
         fields = dataclasses.asdict(self)
         if self.eos_is_largest_id:  # two ways to write the same rule
             fields["eos_id"] = "largest"
@@ -155,7 +155,7 @@ class TextTower(TextTransformer):
 
 
 def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:
-    """Where each text ends: the largest id (legacy configs), else the first `eos_id`.
+    """The position of each text's end: the largest id (legacy configs), else the first `eos_id`.
 
     A text without an EOS is refused where ids are made (`CLIPConfig.check_ids`), not inside a
     compiled program.

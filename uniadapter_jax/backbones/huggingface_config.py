@@ -1,4 +1,4 @@
-"""What the `config.json` files of transformers' vision-language models have in common."""
+"""Reads what the `config.json` files of transformers' vision-language models share."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TowerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionLanguageConfig:
-    """What the configs of all families have; a family adds its own fields.
+    """The fields that every family has; a family adds its own.
 
     Attributes:
       positions: the most tokens that a text may have.
@@ -158,17 +158,17 @@ HF_TOWER = {
 
 def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A tower's fields, by transformers' rule: what early files call `NAME_dict` wins, whole."""
-    found = dict(defaults)
+    fields = dict(defaults)
     early = config.get(f"{name}_dict")
     for layer in (config.get(name), early if early is None else defaults, early):
         if layer is not None and not isinstance(layer, Mapping):
             raise UserError(f"{name} is a {type(layer).__name__}, expected a JSON object")
-        found.update(layer or {})
+        fields.update(layer or {})
     for field, default in defaults.items():
-        found[field] = checked(f"{name}.{field}", found[field], type(default))
-    if found.get("num_channels", 3) != 3:
-        raise UserError(f"{name}.num_channels={found['num_channels']!r:.80}: pictures have 3")
-    return found
+        fields[field] = checked(f"{name}.{field}", fields[field], type(default))
+    if fields.get("num_channels", 3) != 3:
+        raise UserError(f"{name}.num_channels={fields['num_channels']!r:.80}: pictures have 3")
+    return fields
 
 
 def checked(name: str, value: Any, kind: type) -> Any:

@@ -108,7 +108,7 @@ class Backbone(nnx.Module):
         self.dtype = jnp.dtype(dtype)
 
     def shared(self, tower: str, count: int) -> PyTree | None:
-        """What the towers share, cut for the layers of one."""
+        """A method's parameters that towers share, cut for the layers of one tower."""
         return None if self.adapters is None else self.adapters.layer_slices(tower, count)
 
 

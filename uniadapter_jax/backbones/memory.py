@@ -15,7 +15,7 @@ from uniadapter_jax.common.types import Array, Bool, Float, Int, Shaped
 
 
 class Memory(NamedTuple):
-    """What texts attend to: m media, for q groups of p texts.
+    """The m media that q groups of p texts attend to.
 
     states: hidden states of the media, e.g. a picture's patches or the words of a question.
     mask: False where a medium has padding; None if it has none.
@@ -34,7 +34,7 @@ class Memory(NamedTuple):
     factor: Float[Array, "q p t"] | None = None
 
     def of_groups(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
-        """What groups attend to, from something that media have."""
+        """One row for each group, of its medium, from one for each medium."""
         if self.medium is None:
             return media
         if self.medium.ndim == 1:
@@ -64,5 +64,5 @@ class Attended(NamedTuple):
 
     @property
     def memory(self) -> Memory:
-        """What it was made of."""
+        """The memory whose keys and values these are."""
         return self.seen.memory

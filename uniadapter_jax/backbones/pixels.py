@@ -13,7 +13,7 @@ from uniadapter_jax.common.types import Array, Float, Shaped, UInt8
 
 
 class PixelStatistics(NamedTuple):
-    """Of colours in [0, 1]; pixels are normalised by them."""
+    """Mean and deviation of colours in [0, 1], by which pixels are normalised."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

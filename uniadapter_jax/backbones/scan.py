@@ -17,7 +17,7 @@ from uniadapter_jax.common.types import Array, Float, PyTree
 
 
 class LayerInputs(NamedTuple):
-    """What a layer is handed beside its own parameters.
+    """Inputs of a layer beside its own parameters.
 
     shared: this layer's slice of what the towers of a model share (None without such a method).
     key: this layer's key for dropout, or keys of the rows; None means deterministic.
@@ -67,7 +67,7 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 
 
 def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Of `remat=none` where weights are gathered: all else is kept."""
+    """The policy of `remat=none` where weights are gathered: all else is kept."""
     return primitive.name != "sharding_constraint"
 
 
@@ -109,8 +109,8 @@ def collect_layers(
 ) -> tuple[Float[Array, "..."], PyTree]:
     """`scan_layers` where a layer is also handed something of its own, and gives something back.
 
-    `x, found = call(layer i, x, its inputs, slice i of own)`; returns the last x and all that was
-    found, with a leading axis of layers.
+    `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
+    with a leading axis of layers.
     """
     graphdef, state = nnx.split(stacked, graph=True)
     keys = None if key is None else split(key, layers)

@@ -30,7 +30,7 @@ class PoolingAttention(Attention):
         super().__init__(width, heads, std=std, rng=rng)
 
     def pool(self, x: Float[Array, "b s d"], layer: scan.LayerInputs) -> Float[Array, "b d"]:
-        """What the query finds in each picture."""
+        """The query's reading of each picture."""
         probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
         return self(probe, self.keys_and_values(x, layer), layer)[:, 0]
 

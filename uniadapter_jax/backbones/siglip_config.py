@@ -1,4 +1,4 @@
-"""What a SigLIP's `config.json` says."""
+"""The config of a SigLIP, from and to its `config.json`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class SigLIPConfig(VisionLanguageConfig):
         self.check_id("pad_token_id", self.pad_id)
 
     def tokens(self, tower: str, words: int) -> int:
-        """Of a picture, or of a text, however short its row is."""
+        """Tokens of a picture, or of a text, however short its row is."""
         del words
         return self.patches if tower == "vision" else self.positions
 
     def function(self) -> dict[str, Any]:
-        """What of the config the fingerprint covers."""
+        """The fields that the fingerprint covers."""
         return {"family": "siglip", **dataclasses.asdict(self)}
 
     @classmethod

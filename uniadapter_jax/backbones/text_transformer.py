@@ -66,7 +66,7 @@ class TextTransformer(nnx.Module):
     def state_of_text(
         self, x: Float[Array, "b l d"], ids: Int[Array, "b l"]
     ) -> Float[Array, "b d"]:
-        """Of the states of all positions, the one that stands for the text."""
+        """The state of the position that stands for the text."""
         raise NotImplementedError
 
 

@@ -17,7 +17,7 @@ from uniadapter_jax.common.types import Array, Float, Int
 
 
 class TwoTowersConfig(Protocol):
-    """What counts of work ask of the config of such a model.
+    """The config of such a model, as counts of work read it.
 
     Attributes:
       pooling_reads: linear layers of the vision tower's head that multiply every token; all else
@@ -39,7 +39,7 @@ class TwoTowersConfig(Protocol):
     def patches(self) -> int: ...
 
     def tokens(self, tower: str, words: int) -> int:
-        """Of a picture, or of a text whose row has so many words, in that tower."""
+        """Tokens of a picture, or of a text whose row has so many words, in that tower."""
 
 
 class TwoTowers(layers.Backbone):

@@ -72,5 +72,5 @@ class ViT(nnx.Module):
         return self.head(x, key)
 
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
-        """What the family returns of the states after the last layer."""
+        """The family's result from the states after the last layer."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What the models for inference of all families have in common."""
+"""The base of the models for inference: options, texts to ids, batches."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AdaptedBackbone:
 
     @property
     def texts(self) -> TextRule:
-        """What is done to strings before they are cut into tokens."""
+        """The rule by which strings are cleaned before they are cut into tokens."""
         return TextRule(self.task["preprocess"], self.task["max_words"])
 
     def ids_of(self, texts: Texts) -> Int[np.ndarray, "n l"]:
@@ -112,6 +112,6 @@ class AdaptedBackbone:
             count = len(first)
             size = min(1 << (count - 1).bit_length(), self.batch_size)
             padded = [np.resize(x, (size, *x.shape[1:])) for x in parts]
-            found = function(self.partition.trainable, self.partition.frozen, *padded)
-            features[start : start + count] = np.asarray(found)[:count]
+            result = function(self.partition.trainable, self.partition.frozen, *padded)
+            features[start : start + count] = np.asarray(result)[:count]
         return same.spread(features)

@@ -219,9 +219,9 @@ def check_begin(
     """Raises unless each of the `rows` begins with that token."""
     if (wrong := np.argwhere(rows & (ids[..., 0] != begin))).size:
         place = wrong[0].tolist()
-        found = ids[(*place, 0)]
+        first = ids[(*place, 0)]
         raise UserError(
-            f"{name}: row {_place(place)} begins with the id {found}, expected {token}, {begin}"
+            f"{name}: row {_place(place)} begins with the id {first}, expected {token}, {begin}"
         )
 
 

@@ -118,8 +118,8 @@ class AdaptedBLIP(AdaptedBackbone):
         logits = np.empty((len(ids), len(frames), 2), np.float32)
         part, weighted = self.partition, self.task[_FRAME_WEIGHTS]
         for i in range(len(frames) if len(ids) else 0):
-            given = frames[i : i + 1], present[i : i + 1], ids
-            logits[:, i] = self._match(part.trainable, part.frozen, *given, weighted)
+            pair = frames[i : i + 1], present[i : i + 1], ids
+            logits[:, i] = self._match(part.trainable, part.frozen, *pair, weighted)
         return same.spread(logits)
 
     def answer(
@@ -156,23 +156,25 @@ class AdaptedBLIP(AdaptedBackbone):
             listed = check_answers(self.tokenizer, answers, length)
         ids = self.encoded(self.texts.questions(asked))
         part = self.partition
-        found: list[list[tuple[str, float]]] = []
+        best_of_each: list[list[tuple[str, float]]] = []
         for row in range(len(ids)):
-            given = (frames[row : row + 1], present[row : row + 1], ids[row : row + 1], listed)
+            asked_now = (frames[row : row + 1], present[row : row + 1], ids[row : row + 1], listed)
             chosen, scores = self._answers(
-                part.trainable, part.frozen, *given, top, length, tuple(options.items())
+                part.trainable, part.frozen, *asked_now, top, length, tuple(options.items())
             )
-            there = np.isfinite(scores[0])  # fewer texts than beams
-            best = np.asarray(chosen[0])[there]
+            complete = np.isfinite(scores[0])  # fewer texts than beams
+            best = np.asarray(chosen[0])[complete]
             if answers is None:
                 texts = cast(Any, self.tokenizer).decode(best)
             else:
                 texts = [answers[i] for i in best]
-            found.append(list(zip(texts, np.asarray(scores[0])[there].tolist(), strict=True)))
-        return found
+            best_of_each.append(
+                list(zip(texts, np.asarray(scores[0])[complete].tolist(), strict=True))
+            )
+        return best_of_each
 
     def _answer_options(self, top: int, written: bool) -> dict[str, Any]:
-        """What the decoder is asked with, but for what depends on the list."""
+        """The decoder's options, but for those that depend on the list."""
         options = {name: self.task[name] for name in _ANSWER_OPTIONS}
         beams = max(arguments.whole(top, "top", 1), options["beams"])
         if written and beams > _MOST_BEAMS:
@@ -195,8 +197,8 @@ class AdaptedBLIP(AdaptedBackbone):
     ) -> tuple[Array, Array]:
         model = self.partition.merge(trainable, frozen)
         usual = get_task("vqa").options
-        own = {"rank_k": 0 if listed is None else len(listed)}
-        chosen = ConfigDict({**usual, **dict(options), **own})
+        ranked = {"rank_k": 0 if listed is None else len(listed)}
+        chosen = ConfigDict({**usual, **dict(options), **ranked})
         task = Vqa(chosen, meshes.one_device(), self.config.pad_id)
         clips = encode_clips(model, frames, present)
         if listed is None:
@@ -215,17 +217,17 @@ class AdaptedBLIP(AdaptedBackbone):
         side = self.config.image_size
         if arguments.is_empty(pixels):
             pixels = np.empty((0, 1, side, side, 3), np.uint8)
-        found = arguments.as_array(pixels, "pixels")
-        if found.ndim == 4:
-            arguments.pixels_of(found, "pixels", "N H W 3", side)
-            found = found[:, None]
-        found = arguments.pixels_of(found, "pixels", "N f H W 3", side)
-        present = arguments.frame_mask(mask, "mask", *found.shape[:2])
-        if found.dtype == np.uint8:
-            flat = found.reshape(len(found) * found.shape[1], *found.shape[2:])
+        frames = arguments.as_array(pixels, "pixels")
+        if frames.ndim == 4:
+            arguments.pixels_of(frames, "pixels", "N H W 3", side)
+            frames = frames[:, None]
+        frames = arguments.pixels_of(frames, "pixels", "N f H W 3", side)
+        present = arguments.frame_mask(mask, "mask", *frames.shape[:2])
+        if frames.dtype == np.uint8:
+            flat = frames.reshape(len(frames) * frames.shape[1], *frames.shape[2:])
             flat = images.resized(flat, side, RESIZES[self.task["resize"]])
-            found = flat.reshape(*found.shape[:2], *flat.shape[1:])
-        return found, present
+            frames = flat.reshape(*frames.shape[:2], *flat.shape[1:])
+        return frames, present
 
 
 def blip_ids(value: Any, name: str, axes: str, config: BLIPConfig) -> Int[np.ndarray, "... l"]:

@@ -68,23 +68,23 @@ def load_model(
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
-    found = None if adapter is None else read_adapter(pathlib.Path(adapter))
-    if found is None:
+    files = None if adapter is None else read_adapter(pathlib.Path(adapter))
+    if files is None:
         part = partition(base.model, None, dtype)
     else:
-        part = put_adapter(base, found, dtype, adapter)
+        part = put_adapter(base, files, dtype, adapter)
     family = family_of(base.model.config)
     chosen = next(m for m in MODELS if any(family is FAMILIES[name] for name in m.families))
     if similarity is not None and "similarity" not in get_task(chosen.kind).options:
         raise UserError(
             f"similarity={similarity!r} is CLIP's; {family.title} compares by cosine, then matches"
         )
-    task = _task(found, similarity)
+    task = _task(files, similarity)
     return chosen(
         part,
         base.model.config,
-        _tokenizer(base, adapter, tokenizer, found.tokenizer if found else ""),
-        method=found.method if found else "zero_shot",
+        _tokenizer(base, adapter, tokenizer, files.tokenizer if files else ""),
+        method=files.method if files else "zero_shot",
         fingerprint=base.fingerprint,
         task=task,
         batch_size=batch_size,
@@ -129,8 +129,8 @@ def trainable_shapes(base: Backbone, method: Method, options: Mapping[str, Any])
     return nnx.eval_shape(attached, graph=True)
 
 
-def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
-    task = dict(found.task) if found else {}
+def _task(files: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
+    task = dict(files.task) if files else {}
     if similarity is not None:
         if similarity not in SIMILARITIES:
             raise UserError(f"similarity {similarity!r}: choose one of {', '.join(SIMILARITIES)}")
@@ -139,12 +139,14 @@ def _task(found: AdapterFiles | None, similarity: str | None) -> dict[str, Any]:
 
 
 def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Tokenizer:
-    own = base.source.removeprefix("random:")
+    of_backbone = base.source.removeprefix("random:")
     family = family_of(base.model.config)
     files = family.tokenizer_files
     if given and not _has_any(given, files):
         raise UserError(f"tokenizer={os.fspath(given)!r} holds none of {', '.join(files)}")
-    directory = given or next((d for d in (adapter, own) if d and _has_any(d, files)), own)
+    directory = given or next(
+        (d for d in (adapter, of_backbone) if d and _has_any(d, files)), of_backbone
+    )
     tokenizer = family.load_tokenizer(directory)
     if expected and tokenizer.fingerprint and tokenizer.fingerprint != expected:
         raise UserError(

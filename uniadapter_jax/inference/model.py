@@ -59,11 +59,11 @@ class AdaptedModel(AdaptedBackbone):
         if arguments.is_empty(pixels):
             return np.empty((0, self.config.embed), np.float32)
         side, resize = self.config.image_size, RESIZES[self.task["resize"]]
-        found = arguments.pixels_of(pixels, "pixels", "N H W 3", side)
-        if found.dtype != np.uint8:
-            return self.batched(self._images, found)
+        frames = arguments.pixels_of(pixels, "pixels", "N H W 3", side)
+        if frames.dtype != np.uint8:
+            return self.batched(self._images, frames)
         resized = functools.partial(images.resized, side=side, resize=resize)
-        return self.batched(self._images, found, prepare=resized)
+        return self.batched(self._images, frames, prepare=resized)
 
     def encode_text(self, texts: Texts) -> Float[np.ndarray, "n c"]:
         """Raw features (not normalised) of strings, or of rows of ids with BOS and EOS.

@@ -32,7 +32,7 @@ def check_option(path: str, value: Any, usual: Any, ranges: Mapping[str, Any], c
 
 
 def of_section(rules: Mapping[str, Any], section: str) -> dict[str, Any]:
-    """Of rules by path those of a section of the config, by name."""
+    """The rules of one section of the config, by name, of rules by path."""
     return {
         path.removeprefix(f"{section}."): rule
         for path, rule in rules.items()

@@ -1,4 +1,4 @@
-"""What a task is to the rest: its loss to a step, its samples to the data, its evaluation to a run.
+"""The contracts of a task: loss for a step, samples for the data, evaluation for a run.
 
 A task by name is a `Kind`; nothing else knows names of tasks. See docs/architecture.md.
 """
@@ -26,7 +26,7 @@ Loss = tuple[Array, dict[str, Array]]
 
 
 class Setting(NamedTuple):
-    """What a task is made for.
+    """The run that a task is made for.
 
     options: `config.task`.
     model_config: of the backbone.
@@ -56,10 +56,10 @@ class Task(Protocol):
         """`config.task`."""
 
     def init_state(self, trainable: PyTree) -> PyTree:
-        """What a run carries beside the optimizer's state; {} if nothing."""
+        """State that a run carries beside the optimizer's; {} if there is none."""
 
     def state_shardings(self, state: PyTree) -> PyTree:
-        """Where the leaves of such a state lie on the mesh."""
+        """The placement of such a state's leaves on the mesh."""
 
     def begin(
         self,
@@ -69,7 +69,7 @@ class Task(Protocol):
         batch: Batch,
         step: Array,
     ) -> tuple[Any, PyTree]:
-        """What `loss` needs beside the batch, without a gradient, and the next state.
+        """Arguments of `loss` beside the batch, without a gradient, and the next state.
 
         `merge` makes the model that holds given trainables.
         """
@@ -86,7 +86,7 @@ class Stateless:
         return {}
 
     def state_shardings(self, state: PyTree) -> PyTree:
-        """Of nothing."""
+        """Of an empty state, nothing."""
         return {}
 
     def begin(self, state: PyTree, *of_step: Any) -> tuple[Any, PyTree]:
@@ -137,7 +137,7 @@ class Subject(Runnable, Protocol):
 
 
 class Evaluator(Protocol):
-    """What the training loop and a run know of evaluation."""
+    """Evaluation as the training loop and a run call it."""
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
         """{"metrics": {group: {name: value}}, ...}, equal on all processes."""
@@ -157,7 +157,7 @@ class Program(NamedTuple):
 
 
 class Samples(Protocol):
-    """What a task trains on and is measured by: captions, or questions with answers."""
+    """Samples to train on and to be measured by: captions, or questions with answers."""
 
     unit: str
     texts: tuple[str, ...]  # read by the model in any split; see `data.tokenizers.truncation`
@@ -172,10 +172,10 @@ class Samples(Protocol):
         """Host batches without end; options as of `data.loading.pipeline.train_batches`."""
 
     def batch_shapes(self, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-        """Of a global training batch, what there is beside frames."""
+        """Shapes of a global training batch's arrays beside the frames."""
 
     def facts(self, config: ConfigDict, train: Records | None) -> Any:
-        """What training depends on beside the config and the records, as JSON; None: nothing."""
+        """Facts beside config and records that training depends on, as JSON; None if none."""
 
     def check_lengths(self, config: ConfigDict, positions: int) -> None:
         """Raises `UserError` for texts of the samples longer than the backbone's positions."""
@@ -241,7 +241,7 @@ def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:
 
 
 def step_shardings(task: Task, trainable: PyTree, mesh: Mesh) -> tuple[Any, ...]:
-    """Of what a training step returns: trainables, optimizer's state, task's state, metrics."""
+    """Placements of a training step's results: trainables, both states, metrics."""
     everywhere = meshes.replicated(mesh)
     state = jax.eval_shape(task.init_state, trainable)
     return everywhere, everywhere, task.state_shardings(state), everywhere

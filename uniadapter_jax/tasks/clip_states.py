@@ -24,7 +24,7 @@ class ClipStates(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Of one frame, s."""
+        """Tokens of one frame, s."""
         return self.states.shape[1] // self.frame_mask.shape[1]
 
     @property

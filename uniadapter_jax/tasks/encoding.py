@@ -28,7 +28,7 @@ TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.ba
 
 
 class TwoTower(Protocol):
-    """What evaluation asks of a task that compares clips with texts."""
+    """A task that compares clips with texts, as evaluation calls it."""
 
     def encode_clips(self, model: Any, batch: Batch) -> PyTree: ...
 
@@ -66,7 +66,7 @@ class Encoder:
         return function(trainable, self.subject.partition.frozen, batch)
 
     def clips(self, trainable: PyTree, records: Records) -> tuple[Any, np.ndarray]:
-        """What the task keeps of every clip, such as frame features "m f c", and mask "m f"."""
+        """The task's features of every clip, such as frames' "m f c", and the mask "m f"."""
         same = distinct(records.contents)
         encoded = self._distinct_clips(trainable, records.subset(same.first))
         features, mask = jax.tree.map(same.spread, encoded)

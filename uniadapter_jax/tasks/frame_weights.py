@@ -1,4 +1,4 @@
-"""What UniAdapter's cross-attention is told of a clip's frames: weights, and which are absent.
+"""Weights of a clip's frames for UniAdapter's cross-attention, and which frames are absent.
 
 The tokens of all frames of a clip stand one behind the other, frame by frame, CLS first in each.
 Frame-aware attention (arXiv 2302.06605, section 3.3) scales what a text scores with the tokens of

@@ -42,7 +42,7 @@ class MatchingEvaluator(RetrievalEvaluator):
         same_texts, same_clips = distinct_rows(embedded.ids), distinct(records.contents)
         ids, text = same_texts.take(embedded.ids), same_texts.take(embedded.text)
         clips_once = records.subset(same_clips.first)
-        found = self.reranker.rerank(
+        reranked = self.reranker.rerank(
             trainable,
             Texts(ids, ids != e.model_config.pad_id, text),
             lambda items: e.clip_batches(clips_once.subset(items)),
@@ -52,5 +52,5 @@ class MatchingEvaluator(RetrievalEvaluator):
             workdir=self.workdir,
             identity=f"{records.fingerprint} {e.identity}",
         )
-        spread = (same_clips.spread(same_texts.spread(scores), axis=1) for scores in found)
+        spread = (same_clips.spread(same_texts.spread(scores), axis=1) for scores in reranked)
         return dict(zip(metrics.DIRECTIONS, spread, strict=True))

@@ -62,8 +62,8 @@ class PairScorer:
     ) -> Float32[Array, "q p"]:
         model = self.part.merge(trainable, frozen)
         # Each device takes the items of its groups from its own copy.
-        own = jax.tree.map(lambda x: x[group["place"]], media)
-        clips, features = meshes.constrain(own, self.mesh, meshes.BATCH_AXES)
+        of_groups = jax.tree.map(lambda x: x[group["place"]], media)
+        clips, features = meshes.constrain(of_groups, self.mesh, meshes.BATCH_AXES)
         factor = None
         if features is not None:
             factor = frame_factor(group["features"], features, clips.frame_mask, clips.tokens)
@@ -78,7 +78,7 @@ class PairScorer:
         return self.encode_program(trainable, self.part.frozen, batch)
 
     def shape(self, pairs: plan.Pairs, texts: Texts, media: Media, rows: int) -> plan.Shape:
-        """Of calls with at most `rows` pairs on a device, for batches like this one."""
+        """The shape of calls with at most `rows` pairs on a device, for batches like this one."""
         items, tokens, _ = media.clips.states.shape
         return plan.choose_shape(
             pairs,

@@ -93,8 +93,8 @@ class Reranker:
             media = self.scorer.encode(trainable, host, batch)
             shape = shape or self.scorer.shape(pairs, texts, media, self.options.rerank_rows)
             calls = plan.calls(pairs, lengths, shape, start, start + batch, texts.ids.shape[1])
-            for place, found in self.scorer.score(trainable, texts, media, calls):
-                logits[place] = found
+            for place, values in self.scorer.score(trainable, texts, media, calls):
+                logits[place] = values
                 pass_by()
                 progress.advance(len(place))
             part = pairs.of_items(start, start + batch)
@@ -127,9 +127,9 @@ def _read(
     """(a logit for each pair, which batches of items have theirs) as an earlier run left them."""
     logits, done = np.zeros(len(pairs.text), np.float32), np.zeros(len(starts), np.uint8)
     for i, start in enumerate(starts):
-        found = parts.read(pairs, start, start + batch)
-        if found is not None:
-            logits[pairs.of_items(start, start + batch)], done[i] = found, 1
+        stored = parts.read(pairs, start, start + batch)
+        if stored is not None:
+            logits[pairs.of_items(start, start + batch)], done[i] = stored, 1
     logits, done = meshes.of_first_process(logits), meshes.of_first_process(done)
     if done.any():
         say(f"re-ranking goes on: {done.sum()} of {len(done)} batches of items are there")

@@ -35,19 +35,19 @@ class Pairs(NamedTuple):
     v2t: Bool[np.ndarray, " w"]
 
     def of_items(self, start: int, stop: int) -> slice:
-        """Where the pairs of items [start, stop) stand."""
+        """The places of the pairs of items [start, stop)."""
         return slice(*np.searchsorted(self.item, [start, stop]).tolist())
 
 
 class Shape(NamedTuple):
-    """Of a call: `groups` groups of `texts` texts, each group with one item."""
+    """The shape of a call: `groups` groups of `texts` texts, each group with one item."""
 
     groups: int
     texts: int
 
 
 class Call(NamedTuple):
-    """What one call scores.
+    """One call: the pairs that it scores.
 
     length: tokens that its longest text needs, rounded up to a bucket.
     place: the item of each group, counted in its batch; 0 in a group of nothing.

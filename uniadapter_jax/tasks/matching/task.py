@@ -39,7 +39,7 @@ from uniadapter_jax.tasks.retrieval import scoring
 
 
 class Given(NamedTuple):
-    """What momentum says of a step: features of its batch, the queue before it, their weight."""
+    """Momentum's view of a step: features of its batch, the queue before it, their weight."""
 
     momentum: Momentum
     queue: Queue | None
@@ -47,7 +47,7 @@ class Given(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What the loss sees of a batch: all states of the clips' tokens, unit vectors of the texts."""
+    """States of the clips' tokens and unit vectors of the texts, which the loss reads."""
 
     states: Float[Array, "b t d"]
     text: Float[Array, "b c"]
@@ -186,7 +186,7 @@ class Matching:
         return x
 
     def features(self, model: BLIP, batch: Batch, keys: Array | None) -> Features:
-        """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
+        """Features of the rows; none depends on another row. `keys` are those of the rows."""
         clips = encode_clips(model, batch["frames"], batch["frame_mask"], key=keys)
         states = model.encode_text(batch["text"], self._mask(batch), key=keys)
         return Features(clips.states, model.text_features(states[:, 0]))

@@ -1,4 +1,4 @@
-"""What has to be said beside the numbers of a result, wherever they are shown."""
+"""Warnings that belong beside the numbers of a result, wherever they are shown."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class RetrievalEvaluator:
         self.encoder = Encoder(subject)
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
-        """What goes into `result.json`, equal on all processes.
+        """Measures a split for `result.json`; all processes return the same.
 
         {"metrics", "pessimistic_metrics", "ranks", "query_ids", "tied_queries", "texts", "clips"}:
         metrics and ranks count ties as `config.task.ties` says, `pessimistic_metrics` count them
@@ -56,8 +56,8 @@ class RetrievalEvaluator:
         text = self.encoder.ids(trainable, ids)
         text_ids = [
             f"{clip}#{j}"
-            for clip, own in zip(records.ids, records.captions, strict=True)
-            for j in range(len(own))
+            for clip, captions_of_clip in zip(records.ids, records.captions, strict=True)
+            for j in range(len(captions_of_clip))
         ]
         for features in jax.tree.leaves(clips):
             _check_finite(features, records.ids)
@@ -70,21 +70,24 @@ class RetrievalEvaluator:
                 similarity, text_item, v2t=options.v2t, ties=options.ties
             )
 
-        found = {"t2v": rank(scores["t2v"])}
+        ranked_by_way = {"t2v": rank(scores["t2v"])}
         one = scores["v2t"] is scores["t2v"]
-        found["v2t"] = found["t2v"] if one else rank(scores["v2t"])
-        ranks = {way: ranked[way] for way, ranked in found.items()}
+        ranked_by_way["v2t"] = ranked_by_way["t2v"] if one else rank(scores["v2t"])
+        ranks = {way: ranked[way] for way, ranked in ranked_by_way.items()}
         return {
             "metrics": {way: metrics.summarize(of) for way, of in ranks.items()},
             "pessimistic_metrics": {
-                way: metrics.summarize(ranked["pessimistic"][way]) for way, ranked in found.items()
+                way: metrics.summarize(ranked["pessimistic"][way])
+                for way, ranked in ranked_by_way.items()
             },
             "ranks": {way: of.tolist() for way, of in ranks.items()},
             "query_ids": {
                 "t2v": text_ids,
                 "v2t": [records.ids[i] for i in metrics.clips_with_text(text_item)],
             },
-            "tied_queries": {way: ranked["tied_queries"][way] for way, ranked in found.items()},
+            "tied_queries": {
+                way: ranked["tied_queries"][way] for way, ranked in ranked_by_way.items()
+            },
             "texts": len(captions),
             "clips": len(records),
         }
@@ -107,13 +110,13 @@ def _check_finite(features: np.ndarray, names: list[str]) -> None:
         )
 
 
-def selection_value(found: Mapping[str, Any], name: str) -> float:
+def selection_value(result: Mapping[str, Any], name: str) -> float:
     """Rsum (R@1 + R@5 + R@10 of both directions), or one metric such as `t2v/R@1`.
 
-    `found` is what an evaluator gives. Ranks are the pessimistic ones: by others a model that
+    `result` is what an evaluator returns. Ranks are the pessimistic ones: by others a model that
     scores everything alike would be the best.
     """
-    values = found.get("pessimistic_metrics", found["metrics"])
+    values = result.get("pessimistic_metrics", result["metrics"])
     if name == "Rsum":
         return float(
             sum(values[way][f"R@{k}"] for way in metrics.DIRECTIONS for k in metrics.RECALLS)

@@ -20,7 +20,7 @@ from uniadapter_jax.common.types import Array, Bool, Float, Int
 from uniadapter_jax.parallel.mesh import BATCH_AXES, constrain
 from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 
-# 'avoid' is the pipeline's business: no clip comes twice, so for the loss it equals 'negative'.
+# The pipeline avoids duplicates: then no clip comes twice, and the loss is that of 'negative'.
 Duplicates = Literal["negative", "positive", "avoid"]
 
 LARGEST_LOG_SCALE = math.log(100.0)  # CLIP, section 2.5
@@ -112,7 +112,7 @@ def sigmoid_loss(
 
 
 def capped_scale(logit_scale: Float[Array, ""]) -> Float[Array, ""]:
-    """What CLIP multiplies cosines by: at most 100."""
+    """CLIP's factor of cosines, at most 100."""
     return jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), LARGEST_LOG_SCALE))
 
 

@@ -53,7 +53,7 @@ Line = tuple[Array, Array]  # scale and bias: a logit is scale * cosine + bias
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """What is known before any array: hashable, as a custom derivative wants it."""
+    """Settings that are known before any array; hashable, as a custom derivative needs."""
 
     objective: Objective
     similarity: str
@@ -77,7 +77,7 @@ class _Form:
 
 
 def _cuts(text: Array, frames: Array, chosen: Similarity) -> tuple[Cut, Cut]:
-    """Of texts and clips, so that no array of a block has more than `BLOCK` entries."""
+    """Cuts texts and clips so that no array of a block has more than `BLOCK` entries."""
     texts = cut_rows(len(text), MOST_TEXTS)
     deep = frames.shape[1] if chosen.needs_frames else 1
     return texts, cut_rows(len(frames), BLOCK // (texts.size * deep))

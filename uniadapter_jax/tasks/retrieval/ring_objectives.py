@@ -1,4 +1,4 @@
-"""What a ring loss sums up over blocks of logits, and the slope of each logit.
+"""The sums of a ring loss over blocks of logits, and the slope of each logit.
 
 Softmax: cross-entropy over rows and over columns. Sigmoid: every pair is a question of its own.
 """
@@ -40,7 +40,7 @@ class Sums(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What identifies rows: the item, its place in the global batch, and what targets go by."""
+    """Rows by name: the item, its place in the global batch, and the name that targets go by."""
 
     item: Int[Array, " n"]
     place: Int[Array, " n"]
@@ -48,14 +48,14 @@ class Names(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What the backward pass needs of each row: its logsumexp and the number of its targets."""
+    """Kept of each row for the backward pass: its logsumexp and the number of its targets."""
 
     logsumexp: Float[Array, " n"]
     targets: Float[Array, " n"]
 
 
 def unseen(rows: int) -> Sums:
-    """Of rows that have met no column."""
+    """The sums of rows that have met no column."""
 
     def full(value: float) -> Array:
         return jnp.full((rows,), value, jnp.float32)

@@ -37,7 +37,7 @@ LOSSES: Mapping[str, LossForm] = {
 
 
 class Features(NamedTuple):
-    """What the loss sees of a batch: raw features."""
+    """Raw features of a batch, which the loss compares."""
 
     text: Float[Array, "b c"]
     frames: Float[Array, "b f c"]
@@ -48,7 +48,7 @@ class Retrieval(Stateless):
     """Symmetric contrastive training, and evaluation in both directions.
 
     options: `config.task`.
-    mesh: what the batch is cut over; None knows of one device.
+    mesh: what the batch is cut over; None means a single device.
     """
 
     families: ClassVar[tuple[str, ...]] = ("clip", "siglip")
@@ -61,7 +61,7 @@ class Retrieval(Stateless):
         return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
 
     def features(self, model: TwoTowers, batch: Batch, keys: Array | None) -> Features:
-        """Of each row alone, whatever rows are beside it; `keys` are those of the rows."""
+        """Features of the rows; none depends on another row. `keys` are those of the rows."""
         of_text, of_frames = (None, None) if keys is None else split(keys, 2)
         return Features(
             model.encode_text(batch["text"], key=of_text),

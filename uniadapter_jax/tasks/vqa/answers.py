@@ -44,7 +44,7 @@ _DIGIT_COMMA = re.compile(r"\d,\d")
 
 
 def strip_answer(text: str) -> str:
-    """What every answer goes through: line breaks and tabs are blanks, ends are bare."""
+    """An answer with line breaks and tabs as blanks, and bare ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 

@@ -247,7 +247,7 @@ class VqaEvaluator:
         return placed
 
     def _texts(
-        self, asked: list[list[Asked]], together: int, found: np.ndarray, scores: np.ndarray
+        self, asked: list[list[Asked]], together: int, chosen: np.ndarray, scores: np.ndarray
     ) -> Iterator[tuple[Question, list[Answer]]]:
         for clip, several in enumerate(asked):
             for place, (_, questions) in enumerate(several):
@@ -257,18 +257,18 @@ class VqaEvaluator:
                         f"the answers' scores of question {questions[0].id!r} are not numbers. "
                         "Look for NaN in the weights"
                     )
-                there = np.isfinite(scores[row])  # fewer texts than beams
-                texts = self._said(found[row][there])
-                own = scores[row][there].tolist()
-                answers = [Answer(*pair) for pair in zip(texts, own, strict=True)]
+                complete = np.isfinite(scores[row])  # fewer texts than beams
+                texts = self._said(chosen[row][complete])
+                of_question = scores[row][complete].tolist()
+                answers = [Answer(*pair) for pair in zip(texts, of_question, strict=True)]
                 for question in questions:
                     yield question, answers
 
-    def _said(self, found: np.ndarray) -> list[str]:
+    def _said(self, chosen: np.ndarray) -> list[str]:
         """Places in the list, or rows of ids, as texts."""
         if self.candidates is None:
-            return cast(Any, self.e.tokenizer).decode(found)
-        return [self.answers[i] for i in found]
+            return cast(Any, self.e.tokenizer).decode(chosen)
+        return [self.answers[i] for i in chosen]
 
     def _keep(
         self,

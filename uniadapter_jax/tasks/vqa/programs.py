@@ -40,7 +40,7 @@ def vqa_programs(run: Runnable) -> dict[str, Program]:
 
 
 def _answers(run: Runnable) -> int:
-    """Of the list, where it can be read here; else as many as are ranked of it."""
+    """The number of listed answers where the list can be read here, else of those ranked."""
     source = run.config.task.answers or run.config.data.records
     if source and os.path.exists(source):
         return len(answer_list(run.config))

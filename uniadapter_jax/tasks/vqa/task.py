@@ -64,7 +64,7 @@ class Vqa(Stateless):
         return jnp.all((likeliest == target) | (target == self.pad_id), axis=-1)
 
     def encode_clips(self, model: BLIP, batch: Batch) -> ClipStates:
-        """What questions about clips are read with."""
+        """The memory that questions about clips attend to."""
         return encode_clips(model, batch["frames"], batch["frame_mask"])
 
     def rank(
