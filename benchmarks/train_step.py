@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
     python benchmarks/train_step.py --backbone vit-l-14 --clips 2 --frames 8 --warm 1 --steps 1
 
-Useful FLOPs are 2 x those of the forward products (forward, and the gradient with respect to
-activations; a frozen layer needs no gradient with respect to its weights). The peak is the best
+Useful FLOPs are those of the products that the step needs (uniadapter_jax/planning/flops.py): what
+remat computes again does not count. The peak is the best
 median of jitted 2048^3 and 4096^3 float32 products, taken before and after every step in the same
 process with the same threads, so a machine that slows down slows both.
 """
@@ -33,7 +33,8 @@ from uniadapter_jax.common import signals
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.planning.flops import forward_flops
+from uniadapter_jax.planning.abstract import TRAIN, build
+from uniadapter_jax.planning.flops import useful_flops
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.tasks.retrieval.task import Retrieval
 from uniadapter_jax.training.optimizers import make_optimizer
@@ -85,6 +86,8 @@ def main() -> None:
     args = parser.parse_args()
 
     config = base_config(args.method)
+    config.train.batch_size = args.clips
+    config.data.frames, config.data.words = args.frames, args.words
     clip_config, _ = backbone_config(config, args.backbone)
     assert isinstance(clip_config, CLIPConfig)
     method = get_method(args.method)
@@ -125,8 +128,7 @@ def main() -> None:
         if peak:
             peak.sample()
     wall, cpu = wall[args.warm :], cpu[args.warm :]
-    sizes = {"clips": args.clips, "frames": args.frames, "words": args.words}
-    useful = 2 * forward_flops(clip_config, part, **sizes)
+    useful = useful_flops(build(config, clip_config, mesh, jax.default_backend()), TRAIN)
     took = statistics.median(wall)
     report = {
         "device": jax.devices()[0].device_kind,
@@ -147,7 +149,6 @@ def main() -> None:
     if args.json:
         print(json.dumps(report))
         return
-    print(f"useful FLOPs: 2 x {forward_flops.__doc__}")
     for name, value in report.items():
         print(f"{name:24} {value:.4g}" if isinstance(value, float) else f"{name:24} {value}")
 

@@ -68,9 +68,10 @@ Written by `python scripts/plan_tables.py`, which compiles every case with the T
 in float32. `with` lists the smallest change of the config, if any, with which the training step
 fits. HBM is what it needs on a chip, of the chip's; `sent` what a chip sends in a step. `at best`
 is the bound of that step by the chip's published rates, and what sets it. At that bound stand
-samples/s, of the whole slice, and useful FLOP (`flops.py`, `blip_flops.py`), of the peak. There are
-two batches: the paper's, and 16 clips (or 32 pictures) a chip. A v5p-64 has 32 chips. UniAdapter's
-configs begin with remat=full; its queue of 57,600 is cut to whole batches.
+samples/s, of the whole slice, and useful FLOP, of the peak. There are two batches: the paper's, and
+16 clips (or 32 pictures) a chip. A v5p-64 has 32 chips. UniAdapter's configs begin with remat=full;
+its queue of 57,600 is cut to whole batches. `of peak` leaves out the products of the loss, which
+`plan` counts by now: less than 0.1 % of a step.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |

@@ -1,53 +1,170 @@
-"""Useful FLOPs against the formula written out for ViT-B/32, and against what a compiler counts."""
+"""Useful FLOPs: the counter against single products, and whole steps against values by hand."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 import tiny
+from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from uniadapter_jax.adapters.registry import METHODS
-from uniadapter_jax.config import base_config
-from uniadapter_jax.planning.abstract import abstract_partition
-from uniadapter_jax.planning.flops import forward_flops, kernel_flops, step_flops
-from uniadapter_jax.planning.sizes import known_config
+from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.planning.abstract import TRAIN, build
+from uniadapter_jax.planning.flops import count_flops, useful_flops
+from uniadapter_jax.tasks.programs import FRAMES, TEXT
 
-SIZES = {"clips": 8, "frames": 12, "words": 32}
-PATCHES = 2 * 8 * 12 * 49 * 3 * 32**2 * 768
-
-
-def written_out(r):
-    """Forward products of ViT-B/32 with two bottlenecks of r channels in each layer."""
-
-    def tower(rows, s, d, e):
-        return 12 * rows * s * (8 * d * d + 4 * d * e + 4 * s * d + 8 * d * r)
-
-    pictures = 8 * 12
-    joint = 2 * 512 * (pictures * 768 + 8 * 512)
-    return tower(pictures, 50, 768, 3072) + tower(8, 32, 512, 2048) + PATCHES + joint
+N = 8
+PRODUCT = 2 * N**3
+SQUARE = jax.ShapeDtypeStruct((N, N), jnp.float32)
 
 
-def test_the_formula_of_vit_b_32():
-    config = known_config("vit-b-32")
-    part = abstract_partition(base_config("cross_modal_adapter"), config, "tpu")
-    trained = kernel_flops(config, part.trainable, **SIZES)
-    whole = forward_flops(config, part, **SIZES)
-    assert whole == written_out(r=8)
-    assert trained == written_out(8) - written_out(0)
-    attention = 12 * (8 * 12 * 50 * 4 * 50 * 768 + 8 * 32 * 4 * 32 * 512)
-    assert step_flops(config, part, **SIZES) == 2 * whole + attention - PATCHES + trained
+def counted(function, *shapes):
+    return count_flops(jax.jit(function).trace(*shapes).jaxpr)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_compiler_counts_no_fewer_products(name):
-    """XLA counts activations, norms and softmax as well; at these sizes that is less than half."""
-    part = tiny.split(name, vision_layers=1, text_layers=1)  # a scan's body counts once
-    batch = tiny.batch(clips=8)
-    config = part.merge(part.trainable, part.frozen).config
-    sizes = {"clips": 8, "frames": 3, "words": 6}
+def repeated(x):
+    return lax.scan(lambda y, _: (y @ y, None), x, length=5)[0]
 
-    def forward(trainable, frozen):
-        model = part.merge(trainable, frozen)
-        return model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
 
-    counted = jax.jit(forward).lower(part.trainable, part.frozen).cost_analysis()["flops"]
-    useful = forward_flops(config, part, **sizes)
-    assert useful < counted < 1.5 * useful
+def branched(x):
+    return lax.cond(x[0, 0] > 0, lambda: x @ x @ x, lambda: x @ x)
+
+
+def awaited(x):
+    return lax.while_loop(lambda y: y[0, 0] > 0, lambda y: y @ y, x)
+
+
+def unused(x):
+    dead = x @ x
+    (y, _), _ = lax.scan(lambda c, _: ((c[0] @ x, c[1] @ x @ x), dead), (x, x), length=3)
+    return y
+
+
+def learnt(frozen, x):
+    return jax.grad(lambda x: jnp.sum((x @ frozen) ** 2))(x)
+
+
+def rematerialised(x):
+    return jax.value_and_grad(jax.checkpoint(lambda x: jnp.sum(jnp.sin(x @ x) ** 2)))(x)
+
+
+def on_devices(x):
+    mesh = meshes.make_mesh(base_config().mesh, jax.devices()[:8])
+    return jax.shard_map(lambda y: y @ y.T, mesh=mesh, in_specs=P("data"), out_specs=P("data"))(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "operands", "flops"),
+    [
+        (jnp.dot, 2, PRODUCT),
+        (repeated, 1, 5 * PRODUCT),
+        (branched, 1, 2 * PRODUCT),
+        (awaited, 1, PRODUCT),
+        (unused, 1, 3 * PRODUCT),
+        (learnt, 2, 2 * PRODUCT),
+        (rematerialised, 1, 4 * PRODUCT),
+        (jax.checkpoint(jnp.dot), 2, PRODUCT),
+        (on_devices, 1, 8 * 2 * N),
+    ],
+)
+def test_products_are_counted_wherever_they_are(function, operands, flops):
+    assert counted(function, *[SQUARE] * operands) == flops
+
+
+def test_a_convolution_is_the_product_of_its_patches():
+    pictures = jax.ShapeDtypeStruct((3, 8, 8, 4), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((2, 2, 4, 5), jnp.float32)
+
+    def patches(pictures, kernel):
+        return lax.conv_general_dilated(
+            pictures, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    flops = 2 * (3 * 4 * 4) * (2 * 2 * 4) * 5
+    assert counted(patches, pictures, kernel) == flops
+    for argument in (0, 1):
+        gradient = jax.grad(lambda *xs: jnp.sum(patches(*xs)), argument)
+        assert counted(gradient, pictures, kernel) == flops
+
+
+CLIPS, SHOWN, WORDS, EMBED = 16, 3, 6, 24
+# Of tiny.hf_config: pictures or texts, tokens, width, hidden width, layers.
+VISION, TEXTS = (CLIPS * SHOWN, 17, 48, 96, 2), (CLIPS, WORDS, 32, 64, 2)
+PATCHES = 2 * CLIPS * SHOWN * 16 * (3 * 8 * 8) * 48
+HEADS = {FRAMES: 2 * CLIPS * SHOWN * 48 * EMBED, TEXT: 2 * CLIPS * 32 * EMBED}
+LOSS = 3 * 2 * CLIPS * CLIPS * EMBED  # cosines, and the gradient of both their factors
+CHANNELS = {"full": 0, "projection": 0, "cross_modal_adapter": 8}
+
+
+def kernels(items, tokens, d, e, layers):
+    return layers * items * tokens * (8 * d * d + 4 * d * e)
+
+
+def attention(items, tokens, d, e, layers):
+    return layers * items * tokens * 4 * tokens * d
+
+
+def adapters(method, items, tokens, d, e, layers):
+    """Two bottlenecks in each layer."""
+    return layers * items * tokens * 8 * d * CHANNELS[method]
+
+
+def forward(method):
+    towers = VISION, TEXTS
+    heads = PATCHES + sum(HEADS.values())
+    return heads + sum(kernels(*t) + attention(*t) + adapters(method, *t) for t in towers)
+
+
+def step(method):
+    """Forward, gradient of activations, gradient of what trains."""
+    both = sum(attention(*tower) for tower in (VISION, TEXTS))
+    trained = {
+        "full": forward("full") - both,
+        "projection": sum(HEADS.values()),
+        "cross_modal_adapter": sum(adapters(method, *tower) for tower in (VISION, TEXTS)),
+    }[method]
+    # Pixels need no gradient, nor does any activation ahead of the first that trains.
+    back = 0 if method == "projection" else forward(method) + both - PATCHES
+    return forward(method) + back + trained + LOSS
+
+
+def run_of(method, devices=1, **fields):
+    config = base_config(method)
+    config.backbone, config.task.similarity = "random:tiny", "mean_pool"
+    config.data.frames, config.data.words = SHOWN, WORDS
+    config.train.batch_size = config.eval.batch_size = CLIPS
+    config.update_from_flattened_dict(fields)
+    config = validate(config)
+    sizes = CLIPConfig.from_huggingface(tiny.hf_config(2, 2))
+    return build(config, sizes, meshes.make_mesh(config.mesh, jax.devices()[:devices]), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("method", "devices", "fields"),
+    [
+        pytest.param("full", 1, {}, marks=pytest.mark.slow),
+        ("projection", 1, {}),
+        (
+            "cross_modal_adapter",
+            8,
+            {
+                **{"compute.remat": "full", "train.accumulation": 2, "task.loss": "ring"},
+                **{"mesh.weights": "sharded", "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2},
+            },
+        ),
+    ],
+)
+def test_a_step_by_hand(method, devices, fields):
+    """A step that computes things twice, to save memory or traffic, is as useful as the plain."""
+    assert useful_flops(run_of(method, devices, **fields), TRAIN) == step(method)
+
+
+def test_an_evaluation_by_hand():
+    run = run_of("zero_shot", devices=8)
+    towers = {FRAMES: VISION, TEXT: TEXTS}
+    for program, tower in towers.items():
+        products = kernels(*tower) + attention(*tower) + HEADS[program]
+        given = next(iter(run.arguments(program)["batch"].values())).shape[0]
+        rows = given // CLIPS
+        assert useful_flops(run, program) == rows * (products + PATCHES * (program == FRAMES))

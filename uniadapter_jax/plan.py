@@ -28,10 +28,10 @@ from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import find_change, largest_slice
 from uniadapter_jax.planning.compilation import compile_program
+from uniadapter_jax.planning.flops import useful_flops
 from uniadapter_jax.planning.report import describe, tables
 from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.planning.topology import Slice, open_slice
-from uniadapter_jax.planning.useful import useful_flops
 from uniadapter_jax.runs.assembly import count_steps
 from uniadapter_jax.tasks.registry import get_task
 

@@ -1,4 +1,4 @@
-"""Plans of a BLIP: which programs there are, and that they do the products of the formula."""
+"""Plans of a BLIP: which programs there are, and that they do the products that are useful."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.plan import plan
 from uniadapter_jax.planning.abstract import TRAIN, build
 from uniadapter_jax.planning.advice import _candidates
-from uniadapter_jax.planning.blip_flops import forward_flops, matching_passes, step_flops
 from uniadapter_jax.planning.compilation import compile_program
+from uniadapter_jax.planning.flops import useful_flops
 from uniadapter_jax.planning.report import tables
 from uniadapter_jax.planning.sizes import backbone_config
-from uniadapter_jax.planning.useful import useful_flops
 from uniadapter_jax.tasks.matching.programs import RERANK
 from uniadapter_jax.tasks.programs import FRAMES, STATES, TEXT
 from uniadapter_jax.tasks.vqa.programs import ANSWER
@@ -65,11 +64,6 @@ def executed(run, program):
     return compile_program(run, program, None).work.flops
 
 
-def factors(texts):
-    """FLOPs of frame-aware attention's own products, which the formula leaves out."""
-    return 2 * texts * SHOWN * EMBED
-
-
 def test_the_programs_of_each_task(run_of):
     matching = run_of("matching")
     assert matching.programs == (TRAIN, FRAMES, TEXT, STATES, RERANK)
@@ -78,41 +72,35 @@ def test_the_programs_of_each_task(run_of):
     assert run_of("vqa").programs == (TRAIN, STATES, ANSWER)
 
 
-def test_the_step_of_matching_does_the_products_of_the_formula(run_of):
-    """Beside them it compares features; momentum's patches it takes from the other tower."""
+def test_the_step_of_matching_does_the_products_that_are_useful(run_of):
+    """But momentum's patches, which it takes from the other tower."""
     run = run_of("matching")
     patches = 2 * PAIRS * SHOWN * PATCHES * PIXELS * WIDTH
-    similarity = 2 * PAIRS * (PAIRS + QUEUE) * EMBED
-    directions, negatives = 2, 2 * 2 * PAIRS * PAIRS * EMBED
-    # Of each direction: logits, their gradient, and momentum's logits.
-    beside = 3 * directions * similarity + negatives + factors(3 * PAIRS)
-    assert executed(run, TRAIN) == useful_flops(run, TRAIN) - patches + beside
+    assert executed(run, TRAIN) == useful_flops(run, TRAIN) - patches
 
 
-def test_the_step_of_answering_does_the_products_of_the_formula(run_of):
+def test_the_step_of_answering_does_the_products_that_are_useful(run_of):
     run = run_of("vqa")
-    assert executed(run, TRAIN) == useful_flops(run, TRAIN) + factors(PAIRS)
+    assert executed(run, TRAIN) == useful_flops(run, TRAIN)
 
 
-def test_the_evaluation_of_matching_does_the_products_of_the_formula(run_of):
+def test_the_evaluation_of_matching_does_the_products_that_are_useful(run_of):
     run = run_of("matching", devices=2)
-    for program in (FRAMES, TEXT, STATES):
-        assert 2 * executed(run, program) == useful_flops(run, program), program
     # Eight pairs on each device, two items with four texts each: half of a batch's items.
     assert run.arguments(RERANK)["batch"]["ids"].shape == (4, K, WORDS)
-    assert 2 * executed(run, RERANK) == useful_flops(run, RERANK) + factors(4 * K)
+    for program in (FRAMES, TEXT, STATES, RERANK):
+        assert 2 * executed(run, program) == useful_flops(run, program), program
 
 
 @pytest.mark.parametrize("inference", ["rank", "generate"])
-def test_answers_take_the_products_of_the_formula(run_of, inference):
+def test_answers_take_the_products_that_are_useful(run_of, inference):
     run = run_of("vqa", devices=2, inference=inference)
     program = compile_program(run, ANSWER, None)
     assert program.work.unknown_loops == (inference == "generate")
     questions, alone = 4 * CLIPS, 0
     if inference == "rank":  # a first word attends to itself, for which no product is needed
         alone = 4 * questions * 32 * 2
-    expected = useful_flops(run, ANSWER) + factors(questions) - alone
-    assert 2 * program.work.flops == expected
+    assert 2 * program.work.flops == useful_flops(run, ANSWER) - alone
     # States of clips and questions are cut over devices, answers are not.
     assert program.resident["batch"] == CLIPS // 2 * 4 * WORDS * 4
     assert program.resident.get("answers") == (7 * 5 * 4 if inference == "rank" else None)
@@ -133,36 +121,20 @@ def test_the_states_of_a_run_lie_beside_its_evaluation(run_of):
     assert sum(program.resident.values()) + program.beside == held + program.resident["batch"]
 
 
-def test_a_frozen_tower_has_no_gradient(run_of):
-    sizes = {"pairs": 8, "frames": 1, "words": WORDS, "momentum": False, "frame_weights": False}
-    run = run_of("matching", method="projection")
-    passes = matching_passes(run.model_config, **sizes)
-    heads = 2 * 8 * (WIDTH * EMBED + 32 * EMBED + 3 * 32 * 2)
-    forward = forward_flops(run.model_config, run.partition, passes)
-    assert step_flops(run.model_config, run.partition, passes) == forward + heads
+def test_keys_and_values_of_a_picture_count_once(blip):
+    """However many texts look at it."""
 
+    def flops(frames):
+        config = config_of(blip, "matching", frame_weights=False)
+        config.data.frames = frames
+        sizes, _ = backbone_config(config, None)
+        mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
+        return useful_flops(build(config, sizes, mesh, "cpu"), RERANK)
 
-def test_keys_and_values_of_a_picture_count_once(run_of):
-    run = run_of("matching")
-    one, two = (
-        sum(
-            forward_flops(run.model_config, run.partition, [step])
-            for step in matching_passes(
-                run.model_config,
-                pairs=8,
-                frames=frames,
-                words=WORDS,
-                momentum=False,
-                frame_weights=False,
-            )
-            if step.part == "text" and step.seen
-        )
-        for frames in (1, 2)
-    )
-    tokens, d = PATCHES + 1, 32
+    clips, tokens, d = ROWS // K, PATCHES + 1, 32
     kernels = 2 * (2 * WIDTH * d) + 2 * (WIDTH * 64 + 64 * d)  # two layers; both adapters, once
-    attention = 2 * 4 * 3 * WORDS * d  # of three texts for each clip
-    assert two - one == 8 * tokens * (2 * kernels + attention)
+    attention = 2 * 4 * K * WORDS * d  # of a clip's texts
+    assert flops(2) - flops(1) == clips * tokens * (2 * kernels + attention)
 
 
 def test_fewer_pairs_come_first(run_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -97,11 +98,23 @@ class AbstractRun:
         batch = meshes.placed(self.batch, meshes.batch_sharding(self.mesh))
         return {"trained weights": trained, **self.state, **parts, "batch": batch}
 
-    def lower(self, program: str) -> jax.stages.Lowered:
-        """The program as `main` would start it."""
-        arguments = self.arguments(program).values()
+    @functools.cached_property
+    def plain(self) -> AbstractRun:
+        """The run on one device, with nothing computed twice to save memory or traffic."""
+        config = self.config.copy_and_resolve_references()
+        config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
+        config.compute.remat, config.train.accumulation = "none", 1
+        whole = get_task(config.task.name).whole_losses.get(config.task.get("loss"))
+        if whole:
+            config.task.loss = whole
+        (device, *_) = self.mesh.devices.flat
+        mesh = meshes.make_mesh(config.mesh, [device])
+        return build(config, self.model_config, mesh, device.platform)
+
+    def trace(self, program: str, arguments: Iterable[PyTree]) -> jax.stages.Traced:
+        """The program as a jaxpr, for arguments like its own."""
         if program != TRAIN:
-            return self.evaluation[program].function.lower(*arguments)
+            return self.evaluation[program].function.trace(*arguments)
         assert self.optimizer is not None
         step = make_step(
             self.task,
@@ -112,7 +125,11 @@ class AbstractRun:
             self.config.train.accumulation,
         )
         number = jax.ShapeDtypeStruct((), jnp.int32)
-        return step.lower(*arguments, number)  # type: ignore[attr-defined]
+        return step.trace(*arguments, number)  # type: ignore[attr-defined]
+
+    def lower(self, program: str) -> jax.stages.Lowered:
+        """The program as `main` would start it."""
+        return self.trace(program, self.arguments(program).values()).lower()
 
 
 def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> AbstractRun:

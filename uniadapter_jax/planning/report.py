@@ -17,7 +17,7 @@ _MEMORY = ("temporaries", "outputs", "code")
 def describe(program: Program, plan: Slice, useful: int) -> dict[str, Any]:
     """A program's numbers on one device: bytes, FLOPs and seconds.
 
-    useful: FLOPs of the whole slice by the package's formula.
+    useful: FLOPs of the whole slice; see `planning.flops`.
     """
     found: dict[str, Any] = {
         "fits": program.fits,

@@ -211,6 +211,7 @@ class Kind:
       samples: what it trains on.
       evaluator: for a run, and the directory that keeps what a long evaluation has done.
       programs: {name: what an evaluation compiles}, in the order in which it runs.
+      whole_losses: {loss from blocks, some of them computed twice: the same from whole logits}.
     """
 
     name: str
@@ -229,6 +230,7 @@ class Kind:
     samples: Samples
     evaluator: Callable[[Subject, pathlib.Path | None], Evaluator]
     programs: Callable[[Runnable], dict[str, Program]]
+    whole_losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def place_state(task: Task, trainable: PyTree, mesh: Mesh) -> PyTree:

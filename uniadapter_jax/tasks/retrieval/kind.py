@@ -40,4 +40,5 @@ KIND = Kind(
     samples=CaptionSamples(),
     evaluator=RetrievalEvaluator,
     programs=encoding_programs,
+    whole_losses={"ring": "dense", "sigmoid_ring": "sigmoid"},
 )
