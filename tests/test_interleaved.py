@@ -59,13 +59,9 @@ LAYOUTS = {
     "4x2 in turn, tensor": Layout(FOUR_IN_TURN, TENSOR),
     "4x2 in turn, both": Layout(FOUR_IN_TURN, (*FSDP, *TENSOR)),
 }
-# The whole table under `slow`; matching and questions: also test_reranking and test_blip_runs.
-QUICK = {("2x2 fsdp", "retrieval")}
-CASES = [
-    pytest.param(layout, task, marks=() if (layout, task) in QUICK else pytest.mark.slow)
-    for task in TASKS
-    for layout in LAYOUTS
-]
+# By day test_blip_runs has two processes whose devices interleave.
+pytestmark = pytest.mark.slow
+CASES = [(layout, task) for task in TASKS for layout in LAYOUTS]
 
 
 def arguments(small, task, workdir, *flags):

@@ -104,7 +104,9 @@ def by_pairs(model, given, drawn, frame_weights):
     return -np.asarray(shares)[counts].mean(), clip_features(model, clips), text
 
 
-@pytest.mark.parametrize(("frames", "frame_weights"), [(1, False), (3, True)])
+@pytest.mark.parametrize(
+    ("frames", "frame_weights"), [pytest.param(1, False, marks=pytest.mark.slow), (3, True)]
+)
 def test_the_loss_is_contrast_plus_matching_pair_by_pair(frames, frame_weights):
     part, _ = adapted()
     given, drawn = batch(frames), negatives()
@@ -159,7 +161,10 @@ def on_one_device():
     return run_steps(one(), frame_weights=True)
 
 
-@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+# By day test_blip_runs has a replicated queue on eight devices.
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("replicated", marks=pytest.mark.slow), "sharded"]
+)
 def test_eight_devices_train_as_one(sharding):
     """Dropout, negatives, momentum and the queue included."""
     single, _, kept = on_one_device()

@@ -102,7 +102,8 @@ def test_report_counts_and_names_everything_left_out(tmp_path, capsys):
     assert "report.jsonl" in printed
 
 
-def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, config_file):
+@pytest.mark.parametrize("counts", [(3,), pytest.param((1, 2), marks=pytest.mark.slow)])
+def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, config_file, counts):
     media.picture_manifest(tmp_path / "raw", 2 * ITEMS_PER_SHARD + 3)
     mixed_set(tmp_path / "mixed")
     pictures = (tmp_path / "raw" / "manifest.jsonl").read_text().splitlines()
@@ -113,7 +114,7 @@ def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, config_fil
     prepare(media.settings(), str(tmp_path / "raw"), str(tmp_path / "out"))
     expected = digests(tmp_path / "out")
     assert len(expected) == 6
-    for workers in (1, 2, 3):
+    for workers in counts:
         raw = tmp_path / f"raw{workers}"
         (tmp_path / "raw").rename(raw)
         output = tmp_path / f"out{workers}"
@@ -333,7 +334,7 @@ class TestKilled:
             assert time.monotonic() < end, "it did not happen"
             time.sleep(0.002)
 
-    @pytest.mark.parametrize("when", [0, 3])
+    @pytest.mark.parametrize("when", [pytest.param(0, marks=pytest.mark.slow), 3])
     def test_rerun_repeats_at_most_one_shard_per_worker(self, tmp_path, config_file, when):
         manifest = media.picture_manifest(tmp_path / "raw", 8 * ITEMS_PER_SHARD, captions=1)
         shards = tmp_path / "out.work" / "shards"

@@ -103,7 +103,12 @@ def expected(logits, similarity, k, beta):
     return t2v, v2t
 
 
-CASES = [(1, 1, False), (8, 1, False), (1, 3, True), (8, 3, False)]
+CASES = [
+    (1, 1, False),
+    pytest.param(8, 1, False, marks=pytest.mark.slow),
+    (1, 3, True),
+    (8, 3, False),
+]
 
 
 @pytest.mark.parametrize(("devices", "frames", "weights"), CASES)

@@ -43,8 +43,12 @@ WAYS = {
         {"task.loss": "ring", "train.accumulation": 4},
     ),
 }
+# By day what is combined, and what other tests here compile anyway.
+QUICK = {
+    ("retrieval", way) for way in ("fsdp=4", "tensor=2", "data=fsdp=tensor=2", "ring, accumulation")
+}
 ALIKE = [
-    pytest.param(task, way, marks=pytest.mark.slow if task == "matching" else ())
+    pytest.param(task, way, marks=() if (task, way) in QUICK else pytest.mark.slow)
     for task in ("retrieval", "matching")
     for way in WAYS
     if way != "one" and not (task == "matching" and "ring" in way)  # it has a queue

@@ -159,7 +159,7 @@ def test_sigint_while_it_compiles(small, tmp_path):
     assert job.returncode == 130
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_sigint_leaves_prepare_to_be_gone_on_with(tmp_path, workers):
     manifest = media.picture_manifest(tmp_path / "raw", 8 * ITEMS_PER_SHARD, captions=1)
     config = tmp_path / "config.py"

@@ -150,7 +150,7 @@ class Killing:
             assert names(self.target.parent) == [self.target.name], at
 
 
-KILLS = [2, pytest.param(30, marks=pytest.mark.slow)]
+KILLS = [1, pytest.param(30, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kills", KILLS)
