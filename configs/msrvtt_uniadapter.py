@@ -21,37 +21,14 @@ R@1 49.7 with 2.2 % of the parameters trained; that is the paper's number. Here 
 choose the checkpoint.
 """
 
-from uniadapter_jax.config import base_config, parse_argument
+from uniadapter_jax.config import recipes
 
 
 def get_config(argument=None):
     """The config; see above."""
-    chosen = parse_argument(argument, method="uniadapter", backbone="weights/blip-base-224")
-    config = base_config(chosen["method"], "matching")
-    config.name = f"msrvtt-blip-{chosen['method']}"
-    config.backbone = chosen["backbone"]
-    if chosen["method"] == "uniadapter":
-        config.method.bottleneck = 128
-    config.compute.remat = "full"
-    config.task.frame_weights = True
-    config.task.rerank_k = 128
-    config.data.records = "data/msrvtt-32"
+    choice = recipes.choose(argument, recipes.BLIP)
+    config = recipes.uniadapter_clips(choice, "msrvtt")
+    config.name = f"msrvtt-blip-{choice.method}"
     config.data.val = 500
-    config.data.frames = 8
-    config.data.sampling = "random"
-    config.data.words = 40
-    config.data.resize = "squash"
-    config.data.preprocess = "blip"
-    config.data.max_words = 40
     config.data.prepare.source = "msrvtt"
-    config.data.prepare.sampling = "middle"
-    config.data.prepare.frames = 32
-    config.data.prepare.short_side = 240  # as most clips are
-    config.optimizer.recipe = "adamw_cosine_per_epoch"
-    config.optimizer.lr = 1e-4
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.warmup = 0.0
-    config.optimizer.clip_norm = 0.0
-    config.train.batch_size = 64
-    config.train.epochs = 5
     return config

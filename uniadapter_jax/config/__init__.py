@@ -43,6 +43,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
     config.data.train_split = "train"  # or several: "train,val,vg"
     config.data.test_split = "test"
+    config.data.val_split = ""  # the set's own validation split; "": none, or what val carves
     config.data.val = 0  # clips carved out of the training part, by hash of the id
     config.data.frames = 12
     config.data.words = 32  # tokens, BOS and EOS included
@@ -93,7 +94,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
 
     # Which checkpoint is tested: last, or the best on val or test after each epoch.
-    # auto: val where data.val > 0, else last. test is what the papers' code does: not clean.
+    # auto: val where data.val_split or data.val gives one, else last. test is what the papers'
+    # code does: not clean.
     config.selection = "auto"
     # Rsum, or <group>/<metric>, such as t2v/R@1; by default what the task says.
     config.selection_metric = kind.selection_metric
@@ -151,11 +153,19 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"config.selection_metric={config.selection_metric!r}: {kind.selection_metric}, or one "
             f"of {', '.join(kind.groups)}, a slash, and one of {names}"
         )
-    if config.selection == "val" and config.data.val <= 0:
-        raise UserError("config.selection='val' needs config.data.val clips, which is 0")
+    if config.data.val_split and config.data.val:
+        raise UserError(
+            f"config.data.val_split={config.data.val_split!r} and config.data.val="
+            f"{config.data.val}: validation is a split of its own or is carved; set one of both"
+        )
+    validates = bool(config.data.val_split) or config.data.val > 0
+    if config.selection == "val" and not validates:
+        raise UserError(
+            "config.selection='val' needs config.data.val clips, which is 0, or a config.data.val_split"
+        )
     if config.selection == "auto":
         config = config.copy_and_resolve_references()
-        config.selection = "val" if config.data.val > 0 else "last"
+        config.selection = "val" if validates else "last"
     return config
 
 

@@ -233,11 +233,17 @@ def open_records(root: str, split: str) -> Records:
     return Records(root, ",".join(names), prepared, lines)
 
 
+def splits_of(root: str) -> tuple[str, ...]:
+    """The splits of a records directory that hold anything, in the order of `prepare.json`."""
+    prepared = read_prepared(os.path.abspath(root))
+    coverage = {} if prepared is None else prepared["coverage"]
+    return tuple(name for name, counts in coverage.items() if counts["found"])
+
+
 def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
     path = _index_path(root, split)
     if not os.path.exists(path):
-        there = [name for name, counts in prepared["coverage"].items() if counts["found"]]
-        raise UserError(f"{root} has no split {split!r}; it has {', '.join(there)}")
+        raise UserError(f"{root} has no split {split!r}; it has {', '.join(splits_of(root))}")
     lines: list[Line] = []
     start, digest = 0, hashlib.sha256()
     for number, text in read_lines(path, LINE_BYTES):

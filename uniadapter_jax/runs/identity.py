@@ -37,6 +37,7 @@ FREE: Mapping[str, str] = {
     "tokenizer": "a path; the fingerprint of the files there counts",
     "data.records": "a path; the fingerprint of the files there counts",
     "data.train_split": "the fingerprint of its records counts",
+    "data.val_split": "the fingerprint of its records counts",
     "data.test_split": "the fingerprint of its records counts",
     "data.workers": "how fast batches come; their content is the same",
     "data.threads": "how fast batches come; their content is the same",

@@ -48,7 +48,9 @@ def check_evaluation(config: ConfigDict, data: Splits) -> None:
     field = f"config.data.test_split={config.data.test_split!r}"
     check(config, data.test, field, selects=config.selection == "test")
     if config.selection == "val" and data.val is not None:
-        check(config, data.val, f"config.data.val={config.data.val}", selects=True)
+        own = config.data.val_split
+        field = f"config.data.val_split={own!r}" if own else f"config.data.val={config.data.val}"
+        check(config, data.val, field, selects=True)
 
 
 def check_steps(config: ConfigDict, total: int) -> None:

@@ -31,6 +31,8 @@ def announce(experiment: Experiment) -> None:
     clips = ", ".join(f"{name} {len(records)}" for name, records in data.named().items())
     mesh = dict(experiment.mesh.shape)
     say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
+    if data.unused:
+        say(f"splits of the records that this run does not read: {', '.join(data.unused)}")
     family, resize = family_of(experiment.model_config), experiment.config.data.resize
     if resize != family.resize:
         say(f"config.data.resize={resize!r}: a {family.title} was trained with {family.resize!r}")
@@ -59,6 +61,7 @@ def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> d
         "method": experiment.method.name,
         "seed": config.seed,
         "selection": config.selection,
+        "validation": validation_of(config),
         "step": trained.step,
         "total_steps": experiment.total_steps,
         "parameters": experiment.partition.counts(),
@@ -79,6 +82,13 @@ def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> d
         "devices": {"count": jax.device_count(), "kind": jax.devices()[0].device_kind},
         "processes": jax.process_count(),
     }
+
+
+def validation_of(config: Any) -> str | None:
+    """The name of the validation split, in words; None without one."""
+    if config.data.val_split:
+        return config.data.val_split
+    return f"{config.data.val} of {config.data.train_split}" if config.data.val else None
 
 
 def summary(result: dict[str, Any]) -> list[str]:

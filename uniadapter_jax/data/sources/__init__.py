@@ -6,11 +6,16 @@ from collections.abc import Callable
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import (
+    activitynet,
+    didemo,
     easy_vqa,
     karpathy,
+    lsmdc,
     manifest,
     msrvtt,
     msrvtt_qa,
+    msvd,
+    vatex,
     vqa_blip,
     vqav2,
 )
@@ -20,6 +25,12 @@ SOURCES: dict[str, Callable[[str], Source]] = {
     "msrvtt": msrvtt.read,
     "msrvtt_7k": msrvtt.read_7k,
     "msrvtt_full": msrvtt.read_full,
+    "didemo": didemo.read,
+    "activitynet": activitynet.read,
+    "msvd": msvd.read,
+    "vatex": vatex.read,
+    "vatex_clip2video": vatex.read_clip2video,
+    "lsmdc": lsmdc.read,
     "karpathy": karpathy.read,
     "msrvtt_qa": msrvtt_qa.read,
     "vqav2": vqav2.read,

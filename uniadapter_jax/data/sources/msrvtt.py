@@ -14,11 +14,10 @@ the files in the set are the clips, so the times are not used.
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Iterable
 from typing import Any
 
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.sources.clip_lists import clips, read_plain_pickle
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
 
@@ -68,13 +67,6 @@ def read_full(root: str) -> Source:
     return _official(Tree(root))
 
 
-def _items(tree: Tree, split: str, ids: Iterable[str], captions: Captions) -> list[Item]:
-    """Items in the order of `ids`; a clip without a file gets the path where it should lie."""
-    return list(
-        tree.place_clips(Item(video, video, split, tuple(captions.get(video, ()))) for video in ids)
-    )
-
-
 def _sentences(records: Any, id_key: str, where: str, captions: Captions) -> Captions:
     fields = Fields(where)
     if not isinstance(records, list):
@@ -98,7 +90,7 @@ def _clip4clip(tree: Tree, train_list: str) -> Source:
     test: Captions = {}
     for video, sentence in tree.read_columns(test_list, "video_id", "sentence"):
         test.setdefault(video, []).append(sentence)
-    items = _items(tree, "train", train, captions) + _items(tree, "test", test, test)
+    items = clips(tree, "train", train, captions) + clips(tree, "test", test, test)
     protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
     return Source(protocol, tree.root, tuple(items))
 
@@ -126,7 +118,7 @@ def _official(tree: Tree) -> Source:
                 raise UserError(f"{where}: record {i}: unknown split {split!r}")
             ids.setdefault(OFFICIAL_SPLITS[split], []).append(fields.get(video, "video_id", str, i))
         for split, members in ids.items():
-            items += _items(tree, split, members, captions)
+            items += clips(tree, split, members, captions)
     protocol = "official split: " + ", ".join(os.path.basename(name) for name in names)
     return Source(protocol, tree.root, tuple(items))
 
@@ -155,25 +147,14 @@ def _frozen(tree: Tree) -> Source:
                 f"which has {len(known)} captions in {annotations}"
             )
         test[video] = [known[index]]
-    items = _items(tree, "train", train, captions) + _items(tree, "test", test, test)
+    items = clips(tree, "train", train, captions) + clips(tree, "test", test, test)
     protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
     return Source(protocol, tree.root, tuple(items))
 
 
-class _Inert(pickle.Unpickler):
-    """An unpickler that knows no class and no function: only plain containers get through."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not plain data")
-
-
 def read_caption_indices(path: str) -> dict[str, int]:
     """{video id: caption index} from a pickle that may hold nothing but a dict of str and int."""
-    try:
-        with open(path, "rb") as file:
-            content = _Inert(file).load()
-    except (OSError, pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: not readable as a plain pickled dict: {error}") from error
+    content = read_plain_pickle(path)
     if not isinstance(content, dict) or not all(
         isinstance(k, str) and type(v) is int for k, v in content.items()
     ):
@@ -196,5 +177,5 @@ def _clipbert(tree: Tree) -> Source:
             fields = Fields(f"{full}, line {number}")
             video = fields.get(record, "clip_name", str)
             captions.setdefault(video, []).append(fields.get(record, "caption", str))
-        items += _items(tree, split, captions, captions)
+        items += clips(tree, split, captions, captions)
     return Source("lists of " + ", ".join(used), tree.root, tuple(items))
