@@ -4,8 +4,8 @@
         --output=data/activitynet
     python -m uniadapter_jax.main --config=configs/activitynet.py --workdir=runs/activitynet
 
-Arguments: method and backbone, as in --config=configs/activitynet.py:method=uniadapter, which takes a
-BLIP (its records are others: data/activitynet-32), or :method=lora,backbone=blip.
+Arguments: method and backbone, as in --config=configs/activitynet.py:method=uniadapter, which takes
+a BLIP (its records are others: data/activitynet-32), or :method=lora,backbone=blip.
 
 Data: `train.json` and `val_1.json` of ActivityNet Captions
 (cs.stanford.edu/people/ranjaykrishna/densevid): 10,009 and 4,917 videos of YouTube, of which some

@@ -161,7 +161,7 @@ def validate(config: ConfigDict) -> ConfigDict:
     validates = bool(config.data.val_split) or config.data.val > 0
     if config.selection == "val" and not validates:
         raise UserError(
-            "config.selection='val' needs config.data.val clips, which is 0, or a config.data.val_split"
+            "config.selection='val' needs config.data.val clips, which is 0, or data.val_split"
         )
     if config.selection == "auto":
         config = config.copy_and_resolve_references()
