@@ -44,7 +44,7 @@ def another(path, value, ranges, choices):
 
 def flipped(method, task, path, selection="last"):
     config = base_config(method, task)
-    config.selection, config.data.val = selection, 5
+    config.selection, config.data.val = selection, 0 if path == "data.val_split" else 5
     before = dict(leaves(config))[path]
     if path == "selection_metric":
         new = "accuracy/overall" if task == "vqa" else "t2v/R@1"

@@ -14,6 +14,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.tokenizers.clip import PAD_ID
 from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.assembly import build
+from uniadapter_jax.runs.report import validation_of
 from uniadapter_jax.weights.families import check_tokenizer
 
 
@@ -63,11 +64,25 @@ def without(*names):
         ("retrieval", {"data.test_split": "exam"}, r"config\.data\.test_split='exam': .*it has"),
         ("retrieval", {"data.train_split": "exam"}, r"config\.data\.train_split='exam': .*it has"),
         ("retrieval", {"train.steps": 0, "train.epochs": 2**31 - 1}, r"config\.train\.epochs="),
+        ("retrieval", {"data.val_split": "exam"}, r"config\.data\.val_split='exam': .*it has"),
+        ("retrieval", {"data.val_split": "test"}, r"'test' is in config\.data\.test_split, too"),
+        ("retrieval", {"data.val_split": "x", "data.val": 3}, r"set one of both"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_end_well(small, task, changes, report):
     with pytest.raises(UserError, match=report):
         build(config_of(small, task, **changes))
+
+
+def test_a_validation_split_of_its_own(small):
+    """It selects, its fingerprint is in the identity, and what nothing reads is told."""
+    changes = {"data.train_split": "test"}
+    plain = build(config_of(small, "retrieval", **changes))
+    assert (plain.config.selection, plain.data.val, plain.data.unused) == ("last", None, ("train",))
+    chosen = build(config_of(small, "retrieval", **changes, **{"data.val_split": "train"}))
+    assert (chosen.config.selection, chosen.data.val.split) == ("val", "train")
+    assert chosen.identity["data.validation"] == chosen.data.val.fingerprint
+    assert chosen.data.unused == () and validation_of(chosen.config) == "train"
 
 
 def test_answers_that_are_withheld(small):
