@@ -16,7 +16,7 @@ import media as made
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from uniadapter_jax.data.media import integrity
 from uniadapter_jax.data.media.kinds import DecodeError
@@ -103,10 +103,13 @@ class TestExif:
 
     @pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP", "AVIF"])
     def test_every_format_is_turned_once(self, tmp_path, kind):
-        exif = Image.Exif()
-        exif[0x112] = 6
-        data = hostile.encoded(hostile.noise(60, 40), kind, exif=exif)
-        assert pixels(tmp_path, data).shape == (60, 40, 3)
+        image = hostile.noise(6, 4).resize((60, 40), Image.Resampling.BICUBIC)
+        for turn in range(1, 9):
+            image.getexif()[0x112] = turn
+            expected = np.asarray(ImageOps.exif_transpose(image)).astype(int)
+            stored = pixels(tmp_path, hostile.encoded(image, kind, exif=image.getexif()))
+            assert stored.shape == expected.shape
+            assert np.abs(stored - expected).mean() < 6, turn
 
 
 class TestSeveralPictures:

@@ -179,3 +179,25 @@ def test_equal_stamps(tmp_path):
                 packet.stream = stream
                 file.mux(packet)
     assert clip(tmp_path / "b.mkv", fps=10.0)[0] == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mxf", "libx264"), ("asf", "libx264")])
+def test_stamps_in_order_of_decoding(tmp_path, container, codec):
+    """Some formats keep no others; the order of display is then the decoder's."""
+    options = {"g": "8", "bf": "2", "b": "2M"}
+    base = Fraction(1, 25)
+    media.write_frames(tmp_path / "a", range(24), codec, base, container=container, options=options)
+    assert numbers(tmp_path / "a")[0] == [*range(24)]
+    assert clip(tmp_path / "a", fps=5.0)[0] == [0, 5, 10, 15, 20]
+    assert numbers(tmp_path / "a", start=0.3, end=0.37) == ([7, 8, 9], [0.0, 0.02, 0.06])
+
+
+def test_a_search_that_ends_between_key_frames(tmp_path):
+    """MPEG-TS is searched by times of decoding; a decoder that begins too late makes frames up."""
+    options = {"g": "8", "bf": "2", "b": "2M"}
+    media.write_frames(
+        tmp_path / "a.ts", range(40), "mpeg4", Fraction(1, 25), container="mpegts", options=options
+    )
+    for i in range(2, 40):
+        chosen = [0, i]
+        assert numbers(tmp_path / "a.ts", lambda times, chosen=chosen: chosen)[0] == chosen

@@ -71,7 +71,8 @@ def read_picture(path: str, medium: Medium | None = None) -> Image.Image:
             if medium is media.TIFF:  # which Pillow would turn, and fail on an odd note
                 image.getexif = Image.Exif  # type: ignore[method-assign]
             image.load()
-            turn = turn or colours.turn_of(image)  # a PNG may say so behind its pixels
+            if turn is None:  # a mirror image is 0
+                turn = colours.turn_of(image)  # a PNG may say so behind its pixels
             picture = colours.to_rgb(image)
             if picture is not image:
                 image.close()  # its pixels are not needed twice

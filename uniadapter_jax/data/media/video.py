@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -140,15 +141,16 @@ class _Reader:
     def _seek(self, wanted: Int[np.ndarray, "k"], keep: Keep) -> list[Any]:
         """Decodes from the key frame before each wanted frame, skipping groups without one."""
         kept: list[Any] = []
-        keys = self.packets.keys
+        keys, decoded_at = self.packets.keys, self.packets.keys_decoded
         with video_file.open_file(self.path) as container:
             frames = _Frames(container, self._flagged)
             shown, last = iter(frames), None
             for stamp in wanted.tolist():
-                before = keys[keys <= stamp]
-                if len(before) and last is not None and before[-1] > last:
+                before = int(np.searchsorted(keys, stamp, side="right")) - 1
+                if before >= 0 and last is not None and keys[before] > last:
                     _check_next(shown, entry)
-                    frames.seek(int(before[-1]))
+                    if not frames.seek(int(keys[before]), int(decoded_at[before])):
+                        raise _Mismatch
                     shown = iter(frames)
                 for entry in shown:
                     last = entry.frame.pts
@@ -209,6 +211,8 @@ class _Reader:
             places = np.argsort(stamps, kind="stable")
             ticks = np.asarray(stamps)[places]
             is_sorted = True
+        elif self.packets.decoding_order:
+            ticks, is_sorted = np.sort(np.asarray(stamps, np.int64)), True
         else:
             ticks = video_clock.in_a_row(stamps, self.tick, 1 / self.rate, self.name)
             is_sorted = np.array_equal(ticks, np.asarray(stamps))
@@ -248,21 +252,34 @@ class _Frames:
         self.decoder = video_file.decoder(self.stream)
         self.aspect = pixel_aspect(self.stream)
         self.lost: list[tuple[int, int | None]] = []  # undecodable: frames before it, its stamp
+        self._packets: Iterator[av.Packet] = container.demux(self.stream)
         self._count = 0
         self._fault: int | None = None  # stamp of the newest broken packet or frame
         self._since_fault = 0  # packets decoded since
 
-    def seek(self, stamp: int) -> None:
-        self.container.seek(stamp, stream=self.stream, backward=True)
+    def seek(self, stamp: int, decoded_at: int) -> bool:
+        """Whether the key frame of a stamp, or one before it, is where reading goes on.
+
+        Some formats are searched by the times of decoding, where a stamp alone leads too far: a
+        decoder that begins between key frames makes pictures up.
+        """
         self.decoder.flush_buffers()
         self._fault, self._since_fault = None, _REORDERED
+        for target in sorted({stamp, decoded_at}, reverse=True):
+            self.container.seek(target, stream=self.stream, backward=True)
+            packets = self.container.demux(self.stream)
+            first = next((packet for packet in packets if packet.is_keyframe), None)
+            if first is not None and first.pts is not None and first.pts <= stamp:
+                self._packets = itertools.chain([first], packets)
+                return True
+        return False
 
     def picture(self, frame: av.VideoFrame) -> Image.Image:
         return picture(frame, self.aspect)
 
     def __iter__(self) -> Iterator[_Shown]:
         self._broken = False
-        for packet in self.container.demux(self.stream):
+        for packet in self._packets:
             for frame in self._decode(packet):
                 yield _Shown(frame, self._judge(frame))
                 self._count += 1

@@ -79,8 +79,10 @@ class Survey:
     Attributes:
       stamps: of the frames in order of display.
       keys: those of the key frames.
+      keys_decoded: when these are to be decoded.
       broken: stamps of packets that are there in part, or whose predecessors are lost.
       lost: stamps at which frames lack that the container says it could not read.
+      decoding_order: whether the stamps are times of decoding, though frames are reordered.
       indexed: whether the stamps find the frames; else only a full decode does.
       video_end, file_end: seconds at which the last frame goes, and the last stream ends; as the
         streams count.
@@ -90,8 +92,10 @@ class Survey:
 
     stamps: Int[np.ndarray, "f"]
     keys: Int[np.ndarray, "k"]
+    keys_decoded: Int[np.ndarray, "k"]
     broken: frozenset[int]
     lost: Int[np.ndarray, "l"]
+    decoding_order: bool
     indexed: bool
     last_dts: int
     video_end: float
@@ -136,7 +140,8 @@ class _Survey:
 
     def __init__(self, stream: av.VideoStream):
         self.stream, self.tick = stream, tick_of(stream)
-        self.stamps, self.durations, self.keys = (array.array("q") for _ in range(3))
+        self.stamps, self.durations = array.array("q"), array.array("q")
+        self.keys, self.keys_decoded = array.array("q"), array.array("q")
         self.broken: set[int] = set()
         self.breaks: list[int] = []  # newest stamps when the container complained
         self.newest: int | None = None
@@ -173,6 +178,7 @@ class _Survey:
             self.durations.append(packet.duration or 0)
             if packet.is_keyframe:
                 self.keys.append(packet.pts)
+                self.keys_decoded.append(packet.pts if packet.dts is None else packet.dts)
             if self.complained and self.newest is not None:
                 self.breaks.append(self.newest)
                 if not packet.is_keyframe:
@@ -185,21 +191,26 @@ class _Survey:
     def result(self, format_name: str, reorders: bool) -> Survey:
         stamps = np.asarray(self.stamps, np.int64)
         video_end = self._video_end(stamps, reorders)
+        decoding_order = reorders and len(stamps) > 1 and bool(np.all(np.diff(stamps) >= 0))
         stamps.sort()
+        keys, places = np.unique(np.asarray(self.keys, np.int64), return_index=True)
         indexed = (
             self.in_order
             and len(stamps) > 0
             and self.stream.time_base is not None
             and bool(np.all(stamps[1:] > stamps[:-1]))
             and not is_joined(stamps, self.tick, format_name)
-            and not (format_name == "avi" and reorders)  # AVI stores times of decoding
+            and not decoding_order
+            and not (format_name == "avi" and reorders)  # it may leave out frames that repeat
             and format_name not in WHOLE_ONLY
         )
         return Survey(
             stamps,
-            np.unique(np.asarray(self.keys, np.int64)),
+            keys,
+            np.asarray(self.keys_decoded, np.int64)[places],
             frozenset(self.broken),
             self._lost(stamps),
+            decoding_order,
             indexed,
             -1 if self.last_dts is None else self.last_dts,
             video_end,
