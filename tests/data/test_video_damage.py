@@ -1,6 +1,8 @@
 """What FFmpeg decodes is used; a clip is refused where one of its own frames is broken or lacks."""
 
 import itertools
+import re
+from fractions import Fraction
 
 import av
 import media
@@ -162,3 +164,65 @@ def test_animations_are_changes_of_what_came_before(tmp_path, kind):
     every = [image.tobytes() for image in read_frames(str(path), each)[0]]
     assert every == [frame.tobytes() for frame in frames]
     assert [image.tobytes() for image in read_frames(str(path), at(2, 6))[0]] == every[2::4]
+
+
+SAYING = {
+    "a.mkv": {"codec": "ffv1", "options": {"level": "3", "slicecrc": "1"}},
+    "b.mkv": {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=5:bframes=2"}},
+}
+
+
+@pytest.mark.parametrize("name", SAYING)
+def test_what_a_decoder_only_says_counts(tmp_path, name):
+    """These give a frame with broken parts, or none, and an error in FFmpeg's log alone."""
+    path = tmp_path / name
+    base = Fraction(1, 25)
+    media.write_frames(path, range(20), time_base=base, size=(96, 64), **SAYING[name])
+    places = packets(path)
+    sound = path.read_bytes()
+    for broken in (i for i, (*_, is_key) in enumerate(places) if is_key and i >= 5):
+        offset, size, _ = places[broken]
+        path.write_bytes(sound)
+        spoil(path, offset + 6, min(40, size - 6))
+        assert numbers(path, at(1)) == [1]
+        assert reason(path, at(0, broken)) == "damaged"
+
+
+@pytest.mark.parametrize("codec", ["prores_ks", "png"])
+def test_a_first_frame_that_cannot_be_decoded_is_missed(tmp_path, codec):
+    path = tmp_path / "a.mov"
+    form = {"prores_ks": "yuv422p10le", "png": "rgb24"}[codec]
+    media.write_frames(path, range(0, 2000, 100), codec, pix_fmt=form)
+    offset, size, _ = packets(path)[0]
+    spoil(path, offset, size)
+    assert reason(path, at(0, 3)) == "damaged"
+    assert reason(path, end=0.05) == "damaged"
+    assert numbers(path, at(1, 3)) == [1, 3]
+
+
+@pytest.mark.parametrize("lost", ["beginning", "end"])
+def test_matroska_without_a_cluster(tmp_path, lost):
+    """The reader goes on behind it, which shifts the clock, or ends less than 0.5 s early."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w", options={"cluster_time_limit": "400"}) as file:
+        stream = file.add_stream("mpeg4", rate=10, options={"g": "4"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(20):
+            grey = np.full((32, 48, 3), 6 * i, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        file.mux(stream.encode())
+    data = path.read_bytes()
+    clusters = [match.start() for match in re.finditer(b"\x1f\x43\xb6\x75", data)]
+    first = clusters[0] if lost == "beginning" else clusters[-1]
+    path.write_bytes(data[:first] + bytes(300) + data[first + 300 :])
+    assert reason(path, at(0)) == "damaged"
+
+
+def test_a_fragment_that_does_not_follow_the_one_before(tmp_path):
+    """FFmpeg ends there, as if that were the end of the file."""
+    path = tmp_path / "a.mp4"
+    write(path, mux={"movflags": "frag_keyframe+empty_moov"})
+    data = path.read_bytes()
+    place = data.index(b"mdat", len(data) // 2) + 20
+    path.write_bytes(data[:place] + data[place + 7 :])
+    assert reason(path, at(0)) == "damaged"

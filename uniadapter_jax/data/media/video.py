@@ -12,8 +12,6 @@ them, or is made from one.
 from __future__ import annotations
 
 import array
-import dataclasses
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,11 +23,9 @@ from PIL import Image
 from uniadapter_jax.data.media import video_clock, video_complete, video_file
 from uniadapter_jax.data.media.kinds import DecodeError, check_file
 from uniadapter_jax.data.media.video_clock import Choose, Times
-from uniadapter_jax.data.media.video_picture import picture, pixel_aspect
+from uniadapter_jax.data.media.video_frames import Frames, Shown
 
 Keep = Callable[[Image.Image], Any]
-_FLUSHES = 64  # errors that a decoder may report while it gives its last frames
-_REORDERED = 16  # packets that may be decoded before a frame of an earlier one is shown
 
 
 def read_frames(
@@ -68,24 +64,7 @@ class _Mismatch(Exception):
     """The packets do not say where the frames are, or one of them needs a closer look."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shown:
-    """A decoded frame.
-
-    Attributes:
-      broken: it is, or it is made from one that is.
-      leans: it may be made from a frame that is shown after it.
-    """
-
-    frame: av.VideoFrame
-    broken: bool
-
-    @property
-    def leans(self) -> bool:
-        return self.frame.pict_type == av.video.frame.PictureType.B
-
-
-def _check_next(shown: Iterator[_Shown], entry: _Shown) -> None:
+def _check_next(shown: Iterator[Shown], entry: Shown) -> None:
     """Raises _Mismatch where `entry` may be made from a broken frame that follows it."""
     while entry.leans:
         following = next(shown, None)
@@ -103,12 +82,13 @@ class _Reader:
         self.path, self.choose, self.start, self.end = path, choose, start, end
 
     def read(self, keep: Keep) -> tuple[list[Any], list[float]]:
-        with video_file.open_file(self.path) as container:
+        container, complained = video_file.open_listening(self.path)
+        with container:
             stream = video_file.video_stream(container)
             video_file.decoder(stream)  # says what it cannot do before all is read
             self.name = container.format.name
             self.tick, self.rate = video_file.tick_of(stream), video_file.rate_of(stream)
-            self.packets = video_file.survey(container, stream)
+            self.packets = video_file.survey(container, stream, complained)
             video_complete.check_complete(self.path, container, stream, self.packets)
             begin = container.start_time
             self.origin = None if begin is None else begin / av.time_base
@@ -143,7 +123,7 @@ class _Reader:
         kept: list[Any] = []
         keys, decoded_at = self.packets.keys, self.packets.keys_decoded
         with video_file.open_file(self.path) as container:
-            frames = _Frames(container, self._flagged)
+            frames = Frames(container, self._flagged)
             shown, last = iter(frames), None
             for stamp in wanted.tolist():
                 before = int(np.searchsorted(keys, stamp, side="right")) - 1
@@ -174,7 +154,7 @@ class _Reader:
         wanted, kept = set(chosen.stamps.tolist()), {}
         leaning = False  # on a frame that comes next
         with video_file.open_file(self.path) as container:
-            frames = _Frames(container, self._flagged)
+            frames = Frames(container, self._flagged)
             for i, entry in enumerate(frames):
                 if entry.broken and (i in wanted or leaning):
                     raise DecodeError("damaged", f"a broken frame at {entry.frame.time} s")
@@ -189,20 +169,19 @@ class _Reader:
         """Decodes all for the times of the frames, and of the packets that gave none."""
         stamps, unknown, broken = array.array("q"), 0, set()
         with video_file.open_file(self.path) as container:
-            frames = _Frames(container, self._flagged)
+            frames = Frames(container, self._flagged)
             for entry in frames:
                 unknown += entry.frame.pts is None
                 stamps.append(entry.frame.pts or 0)
                 if entry.broken:
                     broken.add(stamps[-1])
         if not stamps:
-            if frames.lost:
-                raise DecodeError("unreadable", f"none of {len(frames.lost)} frames is decoded")
+            if frames.failures:
+                raise DecodeError("unreadable", f"none of {frames.failures} frames is decoded")
             raise DecodeError("no_frames", "no frame could be decoded")
         places = np.arange(len(stamps))
-        lost = [(at, pts) for at, pts in frames.lost if at > 0]  # players wait for the first
-        lost_places = -1 - np.arange(len(lost))
-        at = [place for place, _ in lost]
+        lost_places = -1 - np.arange(len(frames.lost))
+        at = [place for place, _ in frames.lost]
         if unknown or (self.name == "avi" and not self.packets.indexed):
             places = np.insert(places, at, lost_places)
             count, tick = len(places), 1 / self.rate
@@ -218,11 +197,11 @@ class _Reader:
             is_sorted = np.array_equal(ticks, np.asarray(stamps))
         ends = self.packets.video_end, self.packets.file_end
         if is_sorted:
-            undecoded = {pts for _, pts in lost if pts is not None}
+            undecoded = {pts for _, pts in frames.lost if pts is not None} | frames.suspects
             late = self._not_shown(undecoded | set(self.packets.lost.tolist()), stamps, broken)
             at, lost_places = np.searchsorted(ticks, late).tolist(), -1 - np.arange(len(late))
         else:
-            late = ticks[np.asarray(at, int) - 1].tolist()
+            late = ticks[np.maximum(np.asarray(at, int) - 1, 0)].tolist()
             ends = (float(ticks[-1]) * self.tick + 1 / self.rate,) * 2
         ticks, places = np.insert(ticks, at, late), np.insert(places, at, lost_places)
         return self._choose(places, ticks, self.tick, self.origin, *ends)
@@ -241,86 +220,6 @@ class _Reader:
     def _flagged(self) -> frozenset[int]:
         """Packets of which a part lacks. In joinable formats a wrong counter flags whole ones."""
         return frozenset() if self.name in video_clock.JOINABLE else self.packets.broken
-
-
-class _Frames:
-    """The frames of an open file in order of display, whichever packets cannot be decoded."""
-
-    def __init__(self, container: av.container.InputContainer, flagged: frozenset[int]):
-        self.container, self.flagged = container, flagged
-        self.stream = video_file.video_stream(container)
-        self.decoder = video_file.decoder(self.stream)
-        self.aspect = pixel_aspect(self.stream)
-        self.lost: list[tuple[int, int | None]] = []  # undecodable: frames before it, its stamp
-        self._packets: Iterator[av.Packet] = container.demux(self.stream)
-        self._count = 0
-        self._fault: int | None = None  # stamp of the newest broken packet or frame
-        self._since_fault = 0  # packets decoded since
-
-    def seek(self, stamp: int, decoded_at: int) -> bool:
-        """Whether the key frame of a stamp, or one before it, is where reading goes on.
-
-        Some formats are searched by the times of decoding, where a stamp alone leads too far: a
-        decoder that begins between key frames makes pictures up.
-        """
-        self.decoder.flush_buffers()
-        self._fault, self._since_fault = None, _REORDERED
-        for target in sorted({stamp, decoded_at}, reverse=True):
-            self.container.seek(target, stream=self.stream, backward=True)
-            packets = self.container.demux(self.stream)
-            first = next((packet for packet in packets if packet.is_keyframe), None)
-            if first is not None and first.pts is not None and first.pts <= stamp:
-                self._packets = itertools.chain([first], packets)
-                return True
-        return False
-
-    def picture(self, frame: av.VideoFrame) -> Image.Image:
-        return picture(frame, self.aspect)
-
-    def __iter__(self) -> Iterator[_Shown]:
-        self._broken = False
-        for packet in self._packets:
-            for frame in self._decode(packet):
-                yield _Shown(frame, self._judge(frame))
-                self._count += 1
-
-    def _decode(self, packet: av.Packet) -> Iterator[av.VideoFrame]:
-        self._since_fault += 1
-        if packet.size and packet.pts in self.flagged:
-            self._set_fault(packet.pts)
-        for _ in range(_FLUSHES):
-            try:
-                yield from self.decoder.decode(packet)
-                return
-            except av.error.EOFError:
-                return  # flushed already
-            except av.error.FFmpegError:
-                self._set_fault(packet.pts)
-                if packet.size:
-                    self.lost.append((self._count, packet.pts))
-                    return
-
-    def _set_fault(self, stamp: int | None) -> None:
-        self._broken, self._fault, self._since_fault = True, stamp, 0
-
-    def _judge(self, frame: av.VideoFrame) -> bool:
-        """Whether a frame is broken or follows one that is, up to the next sound key frame.
-
-        A packet is decoded before the frames of earlier ones are shown, which are sound.
-        """
-        if frame.is_corrupt:
-            self._set_fault(frame.pts)
-            return True
-        if not self._broken:
-            return False
-        if unknown := self._fault is None or frame.pts is None:
-            after = self._since_fault >= _REORDERED
-        else:
-            after = frame.pts > self._fault
-        if frame.key_frame and after:
-            self._broken = False
-        leans = frame.pict_type == av.video.frame.PictureType.B
-        return self._broken and (unknown or after or leans or frame.pts == self._fault)
 
 
 def _seconds(chosen: Times) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from typing import BinaryIO
 
 import av
 
@@ -20,6 +21,8 @@ MISSING_SHARE = 0.05  # of the announced length that may lack before a file coun
 MISSING_SECONDS = 0.5  # or this much, whichever is more
 TAIL_SHARE = 0.1  # of a whole file that may follow the last packet: indexes, tags, attachments
 HEAD_BYTES = 1 << 16
+SKIPPING = ("matroska,webm",)  # whose reader goes on behind what it cannot read, and says so
+BOXES = ("mov,mp4,m4a,3gp,3g2,mj2",)
 WITH_LENGTH = ("matroska,webm", "flv", "asf", "avi", "nut", "mxf", "rm", "wtv", "ivf", "nsv")
 
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # the object of a file's properties
@@ -29,7 +32,7 @@ _EBML_SIZE = re.compile(rb"\x18\x53\x80\x67(.{1,8})", re.DOTALL)
 def check_complete(
     path: str, container: av.container.InputContainer, stream: av.VideoStream, packets: Survey
 ) -> None:
-    """Raises DecodeError for a video stream that ends before its file says.
+    """Raises DecodeError for a video stream that begins late or ends before its file says.
 
     Args:
       packets: what was read of it.
@@ -41,12 +44,21 @@ def check_complete(
     name = container.format.name
     if name in ("gif", "apng"):
         _check_animation(path, name)
+    if name in BOXES:
+        with open(path, "rb") as file:
+            _check_fragments(file, size)
     if name not in WITH_LENGTH:
         return
     promised = promised_bytes(path)
     announced, reached = _lengths(container, stream, packets)
+    some = 1.5 / rate_of(stream) + 0.002  # rounding is less, a frame that lacks is more
+    begin = float(packets.stamps[0]) * tick_of(stream) if len(packets.stamps) else 0.0
+    if name in SKIPPING and packets.late_start and begin > some:
+        raise DecodeError("damaged", f"what comes before {begin:.2f} s cannot be read")
+    if packets.early_end and reached < announced - some:
+        raise DecodeError("damaged", f"what comes after {reached:.2f} s cannot be read")
     if promised > size:  # only what follows the last frame may lack
-        if not announced or reached < announced - 1.5 / rate_of(stream) - 0.002:
+        if not announced or reached < announced - some:
             raise DecodeError("truncated", f"{size} of {promised} bytes")
     elif reached < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
         if promised and packets.bytes_read >= size * (1 - TAIL_SHARE):
@@ -89,6 +101,26 @@ def promised_bytes(path: str) -> int:
         streamed = head[place + 88 : place + 89] and head[place + 88] & 1
         return 0 if streamed else int.from_bytes(head[place + 40 : place + 48], "little")
     return 0
+
+
+def _check_fragments(file: BinaryIO, size: int) -> None:
+    """Raises DecodeError for a file in fragments where one does not follow the one before.
+
+    FFmpeg stops there without a word. Other files are described by one index.
+    """
+    position, fragments = 0, 0
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:], "big")
+        if length < 8 or not re.fullmatch(rb"[\x20-\x7e]{4}", kind):
+            if fragments and length:  # 0: up to the end of the file
+                raise DecodeError("damaged", f"no fragment at byte {position:,}")
+            return
+        fragments += kind == b"moof"
+        position += length
 
 
 def _double(data: bytes) -> float:

@@ -88,6 +88,8 @@ class Survey:
         streams count.
       last_dts: when the last packet of the video is to be decoded; -1 if unknown.
       bytes_read: where in the file the last packet of the video ended, 0 if unknown.
+      late_start: whether the container could not read something before the first frame.
+      early_end: whether it could not after the last one.
     """
 
     stamps: Int[np.ndarray, "f"]
@@ -101,6 +103,8 @@ class Survey:
     video_end: float
     file_end: float
     bytes_read: int
+    late_start: bool
+    early_end: bool
 
 
 def tick_of(stream: av.VideoStream) -> float:
@@ -114,13 +118,30 @@ def rate_of(stream: av.VideoStream) -> float:
     return rate if 1e-6 < rate < 1e6 else 25.0
 
 
-def survey(container: av.container.InputContainer, stream: av.VideoStream) -> Survey:
+def open_listening(path: str) -> tuple[av.container.InputContainer, bool]:
+    """The open file; whether the container says that something at its beginning is broken."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as complaints:
+            container = open_file(path)
+    finally:
+        av.logging.set_level(av.logging.PANIC)
+    return container, any(speaker == container.format.name for _, speaker, _ in complaints)
+
+
+def survey(
+    container: av.container.InputContainer, stream: av.VideoStream, complained: bool = False
+) -> Survey:
     """Reads every packet once.
+
+    Args:
+      complained: whether the container did when it was opened.
 
     Raises:
       DecodeError: the container breaks off, or holds more packets than can be counted here.
     """
     reader, name = _Survey(stream), container.format.name
+    reader.complained = complained
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as complaints:  # a demuxer reads on after damage, and says so
@@ -145,7 +166,7 @@ class _Survey:
         self.broken: set[int] = set()
         self.breaks: list[int] = []  # newest stamps when the container complained
         self.newest: int | None = None
-        self.complained = False
+        self.complained = self.late_start = False
         self.in_order = True
         self.last_dts: int | None = None
         self.packets = self.bytes_read = 0
@@ -179,7 +200,9 @@ class _Survey:
             if packet.is_keyframe:
                 self.keys.append(packet.pts)
                 self.keys_decoded.append(packet.pts if packet.dts is None else packet.dts)
-            if self.complained and self.newest is not None:
+            if self.complained and self.newest is None:
+                self.late_start = True
+            elif self.complained and self.newest is not None:
                 self.breaks.append(self.newest)
                 if not packet.is_keyframe:
                     self.broken.add(packet.pts)
@@ -216,6 +239,8 @@ class _Survey:
             video_end,
             max(self.file_end, video_end),
             self.bytes_read,
+            self.late_start,
+            self.complained,
         )
 
     def _lost(self, stamps: Int[np.ndarray, "f"]) -> Int[np.ndarray, "l"]:
