@@ -55,11 +55,11 @@ def check_complete(
     begin = float(packets.stamps[0]) * tick_of(stream) if len(packets.stamps) else 0.0
     if name in SKIPPING and packets.late_start and begin > some:
         raise DecodeError("damaged", f"what comes before {begin:.2f} s cannot be read")
-    if packets.early_end and reached < announced - some:
-        raise DecodeError("damaged", f"what comes after {reached:.2f} s cannot be read")
     if promised > size:  # only what follows the last frame may lack
         if not announced or reached < announced - some:
             raise DecodeError("truncated", f"{size} of {promised} bytes")
+    elif packets.early_end and reached < announced - some:
+        raise DecodeError("damaged", f"what comes after {reached:.2f} s cannot be read")
     elif reached < announced - max(MISSING_SECONDS, MISSING_SHARE * announced):
         if promised and packets.bytes_read >= size * (1 - TAIL_SHARE):
             return  # nothing lacks: the length is wrong
