@@ -57,7 +57,7 @@ class Frames:
         self.aspect = pixel_aspect(self.stream)
         self.lost: list[tuple[int, int | None]] = []
         self.failures = 0
-        self.suspects: set[int | None] = set()
+        self.suspects: set[int] = set()
         self._complaints = COMPLAINTS.get(self.decoder.name)
         self._packets: Iterator[av.Packet] = container.demux(self.stream)
         self._count = 0
@@ -100,7 +100,7 @@ class Frames:
                 decoded, complains = self._listen(packet)
                 if complains:
                     self._set_fault(packet.pts)
-                    self.suspects.add(packet.pts)
+                    self.suspects |= set() if packet.pts is None else {packet.pts}
                 yield from decoded
                 return
             except av.error.EOFError:
