@@ -1,4 +1,4 @@
-"""Answers of a question set: their list, their tokens, and which of a question's are trained on."""
+"""Answers of a question set: their list, their tokens, and the answers to train on."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from uniadapter_jax.data.sources.question import Question
 from uniadapter_jax.data.sources.text_files import read_json
 from uniadapter_jax.data.tokenizers.clip import PAD_ID
 
-SHOWN = 10  # entries of a list that an error names
+SHOWN = 10  # most entries of a list that an error shows
 
 
 def read_answer_list(path: str) -> list[str]:
     """The candidates of rank mode: a JSON list of strings, such as BLIP's `answer_list.json`.
 
     Raises:
-      UserError: no such list, or entries that are empty or stand there twice; they are named.
+      UserError: there is no such list, or it has empty or repeated entries, which are named.
     """
     try:
         content = read_json(path)
@@ -62,10 +62,10 @@ def training_answers(records: Records) -> list[str]:
 
 
 def answer_list(config: Any, train: Records | None = None) -> list[str]:
-    """What rank mode chooses from; `train` are the records of the training split, if open.
+    """The answers that rank mode chooses from; `train`: the training split, if it is open.
 
     Raises:
-      UserError: no list, a wrong one, or records that are not there.
+      UserError: the list is missing or malformed, or there are no records.
     """
     if path := config.task.answers:
         return read_answer_list(path)
@@ -80,7 +80,7 @@ def check_answers(
 
     Raises:
       UserError: an answer has more than `answer_words` tokens, [DEC] and [SEP] included, or none
-        of its own.
+        besides these.
     """
     ids, long = encode_answers(tokenizer, answers, answer_words)
     problems = [f"{answers[i]!r} is longer" for i in _where(long)]
@@ -103,9 +103,9 @@ def check_answers(
 def encode_answers(
     tokenizer: Any, answers: Sequence[str], answer_words: int
 ) -> tuple[Int[np.ndarray, "n a"], Bool[np.ndarray, "n"]]:
-    """(tokens, which did not fit): [DEC], the answer, [SEP], then padding.
+    """(tokens, whether each answer was too long): [DEC], the answer, [SEP], then padding.
 
-    What does not fit is cut, and still ends with [SEP].
+    An answer that is too long is cut, and still ends with [SEP].
     """
     ids = np.asarray(tokenizer.encode(answers, answer_words + 1), np.int32)
     long = ids[:, answer_words] != PAD_ID
@@ -118,11 +118,11 @@ def encode_answers(
 def written_answers(
     tokenizer: Any, answers: Iterable[str], answer_words: int
 ) -> dict[str, str | None]:
-    """{answer: how a decoder writes it, None if it cannot}, of the distinct answers.
+    """{answer: the text that a decoder writes for it, None if it cannot}, of distinct answers.
 
-    It writes what the tokenizer's ids say: small letters, say, without accents, blanks around a
-    hyphen. It cannot write what has a word that is unknown, no word, or more than `answer_words`
-    tokens with [DEC]; there is no [SEP] behind an answer of just so many.
+    The decoder writes the text of the tokenizer's ids, for example in lower case, without accents,
+    with blanks around a hyphen. It cannot write an answer that has an unknown word, no word, or
+    more than `answer_words` tokens with [DEC] (an answer of just that many has no [SEP]).
     """
     texts = list(dict.fromkeys(answers))
     ids = tokenizer.ids(texts)
@@ -138,9 +138,9 @@ def training_targets(
 ) -> tuple[Int[np.ndarray, "b p a"], Float[np.ndarray, "b p"]]:
     """(tokens, weights) of the answers to train on.
 
-    A question's `answers` heaviest distinct ones, ties by first mention; the others are dropped and
-    the weights of those that stay are not raised. Where there are fewer, the weight is 0 and the
-    tokens are all padding. An answer longer than `answer_words` is cut; the first is warned of.
+    Each question keeps its `answers` heaviest distinct answers (ties go to the first mentioned);
+    their weights are not rescaled. If it has fewer, the weight of the missing ones is 0 and their
+    tokens are padding. An answer longer than `answer_words` is cut; the first one is logged.
     """
     chosen = [_heaviest(question, answers) for question in questions]
     flat = [answer for several in chosen for answer in several]

@@ -1,4 +1,4 @@
-"""Processes that never outlive the one that started them, not even after its kill -9."""
+"""Child processes that end with their parent, even if that is ended by kill -9."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 
 
 def end_with_parent() -> None:
-    """In a child of multiprocessing: it ends, from now on, as soon as its parent has ended."""
+    """Makes this child of multiprocessing end as soon as its parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True).start()

@@ -1,8 +1,7 @@
-"""Pixels on the host: what happens to a picture on its way into a record, and out of it.
+"""Transforms of pictures on the host, before they are stored in a record and after.
 
 Resizing is Pillow's antialiased bicubic on uint8, as CLIP and BLIP preprocess; other bicubics
-differ by up to 1.5/255. One function per spatial transform: each fills a (H, W, 3) uint8 view in
-place.
+differ by up to 1.5/255. Each spatial transform is a function that fills a (H, W, 3) uint8 view.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width over height
 CROP_TRIES = 10
 CHANNEL_GAIN = (0.4, 1.0)
 JPEG_SIDE = 65_500  # pixels; libjpeg's limit
-FAR_LONGER = 16  # times the other side
+FAR_LONGER = 16  # ratio of the sides
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
 
@@ -32,7 +31,7 @@ Box = tuple[float, float, float, float]  # left, upper, right, lower
 def shrink(image: Image.Image, short_side: int) -> Image.Image:
     """Scales the shorter side down to `short_side`; a smaller picture stays as it is.
 
-    Of a picture that would still be longer than a JPEG can be, the middle is kept.
+    A picture that would still be longer than a JPEG can be is cropped to its middle.
     """
     short = min(image.size)
     image = middle(image, JPEG_SIDE * max(short, short_side) // short_side)
@@ -57,7 +56,7 @@ def encode_jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def decode_jpeg(data: bytes) -> Image.Image:
-    """Full decode: JPEG's draft mode would be faster but gives other pixels."""
+    """Decodes a JPEG in full: its draft mode would be faster but gives other pixels."""
     with open_picture(io.BytesIO(data), "JPEG") as image:
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -66,10 +65,10 @@ def decode_jpeg(data: bytes) -> Image.Image:
 def center_crop(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
     """Resizes the short side to the side of `out` and takes the middle, bit for bit as CLIP does.
 
-    One resampling from a box would skip what is cropped away, but Pillow then rounds otherwise. A
-    frame stored at the right size, the usual case, is not resampled at all. Only where one side is
-    more than `FAR_LONGER` times the other is it resampled from the middle alone, since the whole
-    of it would fill the memory.
+    Resampling only the cropped box would be cheaper, but Pillow then rounds differently. A frame
+    stored at the right size, the usual case, is not resampled at all. Only if one side is more than
+    `FAR_LONGER` times the other is the middle alone resampled, since resizing the complete picture
+    would fill the memory.
     """
     side = out.shape[0]
     if max(image.size) > FAR_LONGER * min(image.size):
@@ -91,7 +90,7 @@ def squash(image: Image.Image, out: UInt8[np.ndarray, "H W 3"]) -> None:
 def resized(
     pixels: UInt8[np.ndarray, "b H W 3"], side: int, resize: Callable[..., None]
 ) -> UInt8[np.ndarray, "b S S 3"]:
-    """Pictures at the size a model sees, by `center_crop` or `squash`; that size is left alone."""
+    """Pictures resized by `center_crop` or `squash`; those of the right size are returned as is."""
     if pixels.shape[1:3] == (side, side):
         return pixels
     out = np.empty((len(pixels), side, side, 3), np.uint8)
@@ -104,7 +103,7 @@ def resized(
 class CropFlip:
     """A random resized crop and a mirror image, drawn once and applied to every frame of a clip.
 
-    Drawn in relative coordinates, since the size is known only when the first frame is decoded.
+    The crop is in relative coordinates: the size is known only once the first frame is decoded.
     """
 
     area: tuple[float, ...]
@@ -146,7 +145,7 @@ class CropFlip:
 
 @dataclasses.dataclass(frozen=True)
 class CropFlipColor:
-    """`CropFlip`, then each colour channel is dimmed by a factor of its own, one for all frames."""
+    """`CropFlip`, then a factor for each colour channel dims it, the same for all frames."""
 
     crop: CropFlip
     gain: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""prepare.json: what a records directory says of itself, with the digests of its other files."""
+"""prepare.json: the description of a records directory, with the digests of its other files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from uniadapter_jax.common.files import (
 )
 
 NAME = "prepare.json"
-DESCRIPTIONS = ("dataset_info.json", "features.json")  # TFDS's own
+DESCRIPTIONS = ("dataset_info.json", "features.json")  # TFDS writes them
 _COUNTS = {"expected": int, "found": int, "reasons": dict, "empty_captions": int}
-_LARGEST = 1 << 20  # bytes; a few hundred for each split
-_SMALL = 16 << 20  # bytes of a file that is read whole
+_LARGEST = 1 << 20  # bytes of prepare.json; a split takes a few hundred
+_SMALL = 16 << 20  # most bytes of a file that is read at once
 
 
 def prepared_text(content: Mapping[str, Any], directory: str, files: Iterable[str]) -> str:
@@ -32,7 +32,7 @@ def prepared_text(content: Mapping[str, Any], directory: str, files: Iterable[st
 
 
 def write_prepared(directory: str, content: Mapping[str, Any]) -> None:
-    """Writes what `read_prepared` gave, with more in it; the digests of other files stay."""
+    """Writes an extended result of `read_prepared`; the digests of other files stay."""
     text = json.dumps(sealed(content), indent=1, sort_keys=True)
     write_whole(os.path.join(directory, NAME), f"{text}\n")
 
@@ -41,7 +41,7 @@ def read_prepared(directory: str) -> dict[str, Any] | None:
     """prepare.json of a finished records directory, None where there is none.
 
     Raises:
-      FileError: it is damaged; the field is named.
+      FileError: the file is damaged; the message names the field.
     """
     path = os.path.join(directory, NAME)
     try:
@@ -69,7 +69,7 @@ def check_file(directory: str, prepared: Mapping[str, Any], name: str) -> None:
 
 
 def check_digest(path: str, prepared: Mapping[str, Any], name: str, digest: str) -> None:
-    """Likewise, of a file that somebody has read."""
+    """Raises `FileError` unless prepare.json names this digest for the file, if any."""
     if prepared["files"].get(name, digest) != digest:
         raise FileError(
             path, f"is damaged: it does not have the SHA-256 that {NAME} names; prepare the "

@@ -28,14 +28,14 @@ PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
 
-LINE_BYTES = 4 << 20  # of an index line: a picture's questions take some KB
+LINE_BYTES = 4 << 20  # most bytes of an index line; a picture's questions take some KB
 _INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
 _OPENING = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One clip: JPEG frames, their seconds in the clip, its texts."""
+    """A clip: JPEG frames, their times in seconds (`pts`), and its texts."""
 
     id: str
     frames: list[bytes]
@@ -46,7 +46,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Line:
-    """What the index says of a record, and where it says it.
+    """The index entry of a record, and its place in the index file.
 
     The questions of a large set would fill gigabytes, so only their number is kept.
     """
@@ -56,27 +56,27 @@ class Line:
     frames: int
     frames_digest: bytes  # SHA-256 of the frames, one after the other
     questions: int
-    unanswered: int  # of the questions
+    unanswered: int  # questions without an answer
     digest: bytes  # SHA-256 of the index line
     split: str
-    number: int  # of the record within the split
+    number: int  # position of the record within the split
     start: int  # bytes into the index file
     size: int
 
 
 class Records:
-    """One or several splits, or a part, in a fixed order. Picklable: files open where it is read.
+    """One or several splits, or a subset, in a fixed order. Picklable: reading opens the files.
 
     Attributes:
-      root, split: where it was opened; several splits are joined by commas.
-      ids, captions: of every clip. Of several splits, an id begins with its split: `val/ID`.
-      frame_counts: stored frames of every clip.
-      contents: of every clip; equal where every stored byte of its frames is.
-      question_counts, questions: of every clip; none in a set of captions.
-      unanswered_counts: questions of every clip that have no answer.
-      coverage: what `prepare` found of the splits: expected, found, reasons, empty_captions.
+      root, split: directory and name of the split; several names are joined by commas.
+      ids, captions: one entry per clip. With several splits, an id begins with its split: `val/ID`.
+      frame_counts: number of stored frames of every clip.
+      contents: per clip a key of its pixels, equal only if every stored byte of its frames is.
+      question_counts, questions: one entry per clip; empty in a set of captions.
+      unanswered_counts: number of questions without an answer, per clip.
+      coverage: the counts of `prepare` for the splits: expected, found, reasons, empty_captions.
       fingerprint: SHA-256 over the prepare settings and the index lines, which hold hashes of the
-        frames: equal where every byte of texts, order and pixels is.
+        frames; equal only if texts, order and pixels are the same to the byte.
     """
 
     def __init__(self, root: str, split: str, prepared: dict[str, Any], lines: Sequence[Line]):
@@ -102,7 +102,7 @@ class Records:
 
     @property
     def contents(self) -> list[tuple[bytes, int]]:
-        """Of every clip what its pixels depend on: equal where every byte of the frames is."""
+        """Per clip (digest, number) of its frames; equal only if every byte of the frames is."""
         return [(line.frames_digest, line.frames) for line in self._lines]
 
     @property
@@ -115,7 +115,7 @@ class Records:
 
     @property
     def questions(self) -> Sequence[list[Question]]:
-        """Of every clip; an entry is read from the index each time it is asked for."""
+        """The questions of every clip; an entry is read from the index each time it is used."""
         return _Questions(self)
 
     @property
@@ -137,10 +137,10 @@ class Records:
         return _index_path(self.root, self._lines[i].split)
 
     def subset(self, indices: Iterable[int]) -> Records:
-        """These clips in this order; indices count in this object."""
-        part = copy.copy(self)
-        part._lines = [self._lines[i] for i in np.asarray(list(indices), dtype=int)]
-        return part
+        """These clips of this object, in this order."""
+        chosen = copy.copy(self)
+        chosen._lines = [self._lines[i] for i in np.asarray(list(indices), dtype=int)]
+        return chosen
 
     def read(self, i: int) -> Record:
         """Reads clip i. Raises UserError where the files do not match their index."""
@@ -162,7 +162,7 @@ class Records:
         return record
 
     def read_questions(self, i: int) -> list[Question]:
-        """The questions about clip i. Raises UserError where one is no question."""
+        """The questions about clip i. Raises UserError for a malformed one."""
         line = self._lines[i]
         if not line.questions:
             return []
@@ -179,8 +179,8 @@ class Records:
     def _open(self, split: str) -> Any:
         """TFDS's random access source of serialised examples.
 
-        Opened and read once under a lock: TFDS imports what it needs at first use, and its way of
-        importing lazily hangs when two threads do it at once.
+        Opened and read once under a lock: TFDS imports modules at first use, and its lazy import
+        hangs when two threads do it at once.
         """
         if split not in self._sources:
             with _OPENING:
@@ -193,7 +193,7 @@ class Records:
 
 
 class _Questions(Sequence[list[Question]]):
-    """The questions of every clip, read when asked for."""
+    """The questions of every clip, read on access."""
 
     def __init__(self, records: Records):
         self._records = records
@@ -214,9 +214,11 @@ class _Questions(Sequence[list[Question]]):
 
 
 def open_records(root: str, split: str) -> Records:
-    """Opens a split of a records directory, or several, named `train,val`, one after the other.
+    """Opens a split of a records directory, or several in a row, named as in `train,val`.
 
-    UserError says how to make one, which splits there are, or that one is named twice.
+    Raises:
+      UserError: there are no records (the message says how to make them) or no such split, or a
+        split is named twice.
     """
     root = os.path.abspath(root)
     prepared = read_prepared(root)
@@ -253,15 +255,15 @@ def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
             raise UserError(f"{path}, line {number}: not an index line: {error}") from error
         start += len(text)
         digest.update(text)
-    found = prepared["coverage"].get(split, {}).get("found")
-    if len(lines) != found:
-        raise UserError(f"{path} has {len(lines)} lines, prepare.json counts {found}")
+    expected = prepared["coverage"].get(split, {}).get("found")
+    if len(lines) != expected:
+        raise UserError(f"{path} has {len(lines)} lines, prepare.json counts {expected}")
     check_digest(path, prepared, os.path.basename(path), digest.hexdigest())
     return lines
 
 
 def _parse_line(text: bytes, split: str, number: int, start: int) -> Line:
-    """Raises ValueError that names the field."""
+    """Parses an index line; a ValueError names the field."""
     value = parse_line(text)
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
@@ -303,7 +305,7 @@ def _index_path(root: str, split: str) -> str:
 
 
 def _coverage(prepared: dict[str, Any], split: str) -> dict[str, Any]:
-    """Of several splits, the sums."""
+    """The coverage of a split; of several splits, the sums."""
     first, *others = (prepared["coverage"][name] for name in split.split(","))
     total = dict(first)
     for other in others:
@@ -316,7 +318,7 @@ def _coverage(prepared: dict[str, Any], split: str) -> dict[str, Any]:
 def carve_validation(records: Records, count: int) -> tuple[Records, Records]:
     """(train, validation): validation takes the `count` clips with the smallest SHA-256 of the id.
 
-    So a clip stays on its side whatever order or machine the records come from.
+    So the choice does not depend on the order of the records.
     """
     if not 0 <= count < len(records):
         raise UserError(

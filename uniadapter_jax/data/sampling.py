@@ -1,4 +1,4 @@
-"""Which frames: at prepare time from a video's own frames, at load time from the stored ones."""
+"""Rules that choose frames: of a video when preparing, of the stored frames when loading."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SAMPLINGS = ("fps", "uniform", "middle")
 def per_second(
     begins: Float[np.ndarray, "f"], ends: Float[np.ndarray, "f"], fps: float, slack: float = 1e-6
 ) -> Int[np.ndarray, "k"]:
-    """The frames on show at 0, 1/fps, 2/fps, ... seconds of the clip (CLIP4Clip's 1 fps list).
+    """The frames visible at 0, 1/fps, 2/fps, ... seconds of the clip (CLIP4Clip's 1 fps list).
 
-    Each is taken once, however long it stays, so a pause of years costs nothing. Before the first
-    picture comes, that one counts as on show.
+    Each is taken once, however long it is visible, so a pause of years costs nothing. The first
+    frame also counts as visible before it begins.
 
     Args:
-      begins, ends: seconds of the clip at which a frame comes on show and goes; ascending.
+      begins, ends: seconds of the clip between which a frame is visible; ascending.
       fps: frames to take per second.
-      slack: seconds by which both may be rounded.
+      slack: rounding error of both, in seconds.
     """
     seen_at = np.ceil(np.maximum(begins - slack, 0.0) * fps) / fps
     chosen = seen_at < ends - slack
@@ -30,7 +30,7 @@ def per_second(
 
 
 def uniform(count: int, num: int) -> Int[np.ndarray, "f"]:
-    """Index i * floor(count / num), as BLIP takes them; a clip shorter than `num` gives all."""
+    """Every floor(count / num)-th frame, as BLIP does; a clip shorter than `num` gives all."""
     if count <= num:
         return np.arange(count)
     return np.arange(num) * (count // num)
@@ -51,7 +51,7 @@ def evenly(count: int, num: int) -> Int[np.ndarray, "f"]:
 
 
 def random(count: int, num: int, rng: np.random.Generator) -> Int[np.ndarray, "f"]:
-    """`num` of `count` frames by chance, in their order; a shorter clip gives all."""
+    """`num` random frames of `count`, in order; a shorter clip gives all."""
     return np.sort(rng.permutation(count)[:num])
 
 
@@ -60,7 +60,7 @@ _FIXED: Mapping[str, Callable[[int, int], Int[np.ndarray, "f"]]] = {
     "uniform": uniform,
     "middle": middle,
 }
-LOADING = (*_FIXED, "random")  # of the stored frames
+LOADING = (*_FIXED, "random")  # rules for stored frames
 
 
 def choose(

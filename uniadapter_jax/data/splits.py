@@ -25,16 +25,16 @@ class Splits:
     unused: tuple[str, ...] = ()
 
     def named(self) -> dict[str, Records]:
-        """{"train", "val", "test"}: those that there are."""
+        """{name: records} of those of "train", "val" and "test" that exist."""
         every = {"train": self.train, "val": self.val, "test": self.test}
         return {name: records for name, records in every.items() if records is not None}
 
 
 def open_splits(config: ConfigDict, *, trains: bool) -> Splits:
-    """The splits that the config names, `train` if something trains.
+    """Opens the splits that the config names; `train` is None unless `trains`.
 
     Raises:
-      UserError: no such records or split; the config's field is named.
+      UserError: no such records or split; the message names the config's field.
     """
     if not config.data.records:
         raise UserError("config.data.records is empty: the directory that prepare wrote")

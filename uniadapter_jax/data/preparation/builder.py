@@ -1,14 +1,14 @@
-"""Assembles work shards into the records of a data set: a TFDS build that decodes nothing.
+"""Assembles work shards into the records of a data set: a TFDS build without decoding.
 
 A finished directory holds, beside TFDS's own `dataset_info.json` and `features.json`:
 
     records-<split>.array_record-*   one record per clip, in the order of the annotations
     index-<split>.jsonl              line i describes record i: id, captions, frames, qa, sha256
-    prepare.json                     settings, decoder, coverage, counts, SHA-256 of what it names
-    report.jsonl                     what was left out, one line each with the reason
+    prepare.json                     settings, decoder, coverage, counts, SHA-256 of the files
+    report.jsonl                     one line with the reason for each thing left out
 
 TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds
-1 GB; `ShardBasedBuilder` streams and keeps the order, so an index needs no matching afterwards.
+1 GB; `ShardBasedBuilder` streams and keeps the order, so that index and records match.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from uniadapter_jax.data.preparation.shards import Outcome, Shard, read_shard
 from uniadapter_jax.data.sources import Item, Source, clean_text
 
 RECORDS_FORMAT = 1
-FILE_BYTES = 128 << 20  # of frames per record file
+FILE_BYTES = 128 << 20  # bytes of frames per record file
 _BYTES = tfds.features.Tensor(shape=(), dtype=np.bytes_)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One record to come: its item and where its clip lies."""
+    """A record to be written: its item and the place of its clip in a work shard."""
 
     item: Item
     captions: tuple[str, ...]
@@ -65,7 +65,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What the work shards hold: records per split, and a line for all that was left out."""
+    """The contents of the work shards: records per split, and a line for each thing left out."""
 
     entries: dict[str, list[Entry]]
     problems: list[dict[str, Any]]
@@ -117,7 +117,7 @@ def survey(source: Source, shards: Sequence[Shard]) -> Survey:
 
 
 class _SameBytesWriter(example_writer.ExampleWriter):
-    """Orders the features of an example: protobuf maps come in another order in each process."""
+    """Sorts the features of an example, as protobuf maps have another order in each process."""
 
     def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
         parse = tf_example_pb2.Example.FromString
@@ -130,7 +130,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
     """Writes the entries of a survey; collects the index lines as it goes."""
 
     name = "records"
-    code_path = None  # there are no files of checksums or licences beside this module
+    code_path = None  # so that TFDS looks for no files of checksums or licences here
     VERSION = tfds.core.Version(f"{RECORDS_FORMAT}.0.0")
 
     def __init__(self, entries: Mapping[str, Sequence[Entry]], **kwargs: Any):
@@ -160,7 +160,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
     ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
         del dl_manager  # nothing is downloaded
         return {
-            split: [functools.partial(self._examples, split, part) for part in _files(entries)]
+            split: [functools.partial(self._examples, split, file) for file in _files(entries)]
             for split, entries in self._entries.items()
             if entries
         }
@@ -221,7 +221,7 @@ def build(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS announces downloads, of which there are none."""
+    """Silences TFDS, which announces downloads although there are none."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)
     tfds.disable_progress_bar()
@@ -233,7 +233,7 @@ def _quiet() -> Iterator[None]:
 
 
 def write_report(path: str, found: Survey) -> None:
-    """One JSON line for each item and caption left out."""
+    """Writes a JSON line for each item and caption left out."""
     write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in found.problems])
 
 
@@ -243,7 +243,7 @@ def write_lines(path: str, lines: Sequence[str]) -> None:
 
 
 def _files(entries: Sequence[Entry]) -> list[list[Entry]]:
-    """Entries per record file: whole entries up to FILE_BYTES, at least one."""
+    """The entries of each record file: at least one, and at most FILE_BYTES otherwise."""
     files: list[list[Entry]] = [[]]
     size = 0
     for entry in entries:
@@ -256,7 +256,7 @@ def _files(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 
 def _clips(entries: Sequence[Entry]) -> Iterator[Clip]:
-    """The entries' clips, reading each work shard once."""
+    """The clips of the entries; each work shard is read once."""
     shard = ""
     outcomes: Iterator[Outcome] = iter(())
     for entry in entries:

@@ -1,4 +1,4 @@
-"""From an `Item` to the JPEG frames of a record, by the settings of `config.data.prepare`."""
+"""Turns an `Item` into the JPEG frames of a record, by the settings of `config.data.prepare`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from uniadapter_jax.data.media.video_clock import Times
 from uniadapter_jax.data.sources import SOURCES
 from uniadapter_jax.data.sources.item import Item
 
-MAX_CLIP_BYTES = 200_000_000  # of the JPEG frames of one clip, which a worker holds at once
+MAX_CLIP_BYTES = 200_000_000  # most bytes of a clip's JPEG frames, which a worker holds at once
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "source": tuple(SOURCES),
     "sampling": sampling.SAMPLINGS,
@@ -46,9 +46,9 @@ class PrepareSettings:
 
     Attributes:
       source: name of the annotation layout, a key of `SOURCES`.
-      sampling: 'fps', 'uniform' or 'middle'; `fps` counts for the first, `frames` for the others.
+      sampling: 'fps', 'uniform' or 'middle'; the first uses `fps`, the others use `frames`.
       short_side: pixels; larger frames are scaled down to it, smaller ones stay.
-      quality: of the JPEG frames, 1 to 100.
+      quality: quality of the JPEG frames, 1 to 100.
       max_bad_share: share of items without a usable clip above which `prepare` refuses.
     """
 
@@ -62,7 +62,7 @@ class PrepareSettings:
 
     @classmethod
     def from_config(cls, config: Any) -> PrepareSettings:
-        """`config` is a mapping with the attributes' names; UserError names a wrong value."""
+        """Settings from a mapping with the attributes' names; a UserError names a wrong value."""
         values = dict(config)
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in values]:
@@ -82,7 +82,7 @@ class PrepareSettings:
                 check_range(path, value, RANGES[field.name])
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the pixels depend on: what is not used does not count."""
+        """The settings that the pixels depend on, without those that are not used."""
         shared = {
             "source": self.source,
             "sampling": self.sampling,
@@ -95,14 +95,14 @@ class PrepareSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """JPEG frames and their seconds in the clip."""
+    """JPEG frames and their times in the clip, in seconds."""
 
     frames: list[bytes]
     pts: list[float]
 
 
 def decoder_versions() -> dict[str, str]:
-    """What turned files into pixels; two decoders may pick different frames for one time."""
+    """The versions of the decoders: two of them may pick different frames for one time."""
     libraries = {name: ".".join(map(str, v)) for name, v in av.library_versions.items()}
     versions = {"av": av.__version__, "libavcodec": libraries["libavcodec"]}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -134,7 +134,7 @@ def _choose(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:
 
 
 class _Encoder:
-    """Shrinks and encodes the frames of one clip as they come, within bounds."""
+    """Shrinks and encodes the frames of one clip one by one, up to `MAX_CLIP_BYTES`."""
 
     def __init__(self, settings: PrepareSettings):
         self.settings = settings

@@ -1,10 +1,10 @@
 """Work shards: the decoded clips of a few consecutive items, kept until the records are assembled.
 
-A shard is finished or absent: it is written under a temporary name, synced and renamed, and ends
-with the SHA-256 of its content, so that a damaged one is found and made again. Its name
-holds a hash of everything its content depends on (the items, sizes and times of the media files,
-the settings, the decoders' versions), so a shard of other settings or files is never taken up.
-How items are cut into shards does not depend on the number of workers.
+A shard is complete or absent: it is written under a temporary name, synced and renamed, and ends
+with the SHA-256 of its content, so that a damaged one is detected and made again. Its name holds a
+hash of everything its content depends on (the items, sizes and times of the media files, the
+settings, the decoders' versions), so a shard of other settings or files is never used. The division
+of items into shards does not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uniadapter_jax.data.sources.item import Item, clean_text
 ITEMS_PER_SHARD = 16
 FORMAT = 2  # raise it when the content of a shard changes its meaning
 _LENGTH = struct.Struct("<I")
-_DIGEST = hashlib.sha256().digest_size  # at the end of the file, of all before it
+_DIGEST = hashlib.sha256().digest_size  # bytes at the end of the file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,27 +45,27 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one item: a clip, or the reason why there is none."""
+    """The result for one item: a clip, or the reason why there is none."""
 
     index: int
     reason: str = ""
     detail: str = ""
     clip: Clip | None = None
-    sizes: tuple[int, ...] = ()  # bytes of the frames, as read back from a shard
+    sizes: tuple[int, ...] = ()  # bytes of each frame, when read from a shard
 
 
 def plan_shards(
     items: Sequence[Item], root: str, settings: PrepareSettings, directory: str
 ) -> list[Shard]:
-    """Cuts the items into shards below `directory`, which need not exist."""
+    """Divides the items into shards in `directory`, which need not exist."""
     shared = {"format": FORMAT, "settings": settings.identity(), "decoder": decoder_versions()}
     shards = []
     for first in range(0, len(items), ITEMS_PER_SHARD):
-        part = tuple(items[first : first + ITEMS_PER_SHARD])
-        facts = [(item.path, item.start, item.end, *_stat(root, item)) for item in part]
+        members = tuple(items[first : first + ITEMS_PER_SHARD])
+        facts = [(item.path, item.start, item.end, *_stat(root, item)) for item in members]
         digest = hash_json({**shared, "items": facts})[:16]
         path = os.path.join(directory, f"shard-{first // ITEMS_PER_SHARD:06d}-{digest}")
-        shards.append(Shard(first, part, path))
+        shards.append(Shard(first, members, path))
     return shards
 
 
@@ -91,7 +91,7 @@ def _stat(root: str, item: Item) -> tuple[int, int]:
 def decode_item(
     index: int, item: Item, root: str, settings: PrepareSettings, crashed: bool = False
 ) -> Outcome:
-    """Never raises for a bad file. An item without texts is not decoded; `prepare` counts it."""
+    """Decodes an item, unless it has no texts; a bad file becomes the outcome's reason."""
     if not item.qa and not any(clean_text(caption) for caption in item.captions):
         return Outcome(index, "no_caption", "no caption with a word in it")
     if crashed:
@@ -106,9 +106,9 @@ def decode_item(
 
 
 def write_shard(path: str, outcomes: Iterable[Outcome]) -> None:
-    """All or nothing, also when the process or the machine dies in between.
+    """Writes a shard atomically, even if the process or the machine dies in between.
 
-    Each outcome is written before the next is asked for.
+    Each outcome is written before the next one is taken.
     """
     temporary = f"{path}.{os.getpid()}.tmp"
     with disk_errors(temporary):
@@ -124,9 +124,9 @@ def write_shard(path: str, outcomes: Iterable[Outcome]) -> None:
                     "pts": outcome.clip.pts if outcome.clip else [],
                 }
                 text = json.dumps(head).encode()
-                for part in (_LENGTH.pack(len(text)), text, *frames):
-                    file.write(part)
-                    digest.update(part)
+                for data in (_LENGTH.pack(len(text)), text, *frames):
+                    file.write(data)
+                    digest.update(data)
             file.write(digest.digest())
             file.flush()
             os.fsync(file.fileno())
@@ -135,13 +135,13 @@ def write_shard(path: str, outcomes: Iterable[Outcome]) -> None:
 
 
 def check_shard(shard: Shard) -> None:
-    """Raises `FileError` unless the file holds what was written; it is read once."""
+    """Raises `FileError` if the file, which is read once, does not match its digest."""
     digest = hashlib.sha256()
     with open_regular(shard.path) as file:
         left = os.fstat(file.fileno()).st_size - _DIGEST
-        while left > 0 and (part := file.read(min(left, 1 << 20))):
-            digest.update(part)
-            left -= len(part)
+        while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+            digest.update(chunk)
+            left -= len(chunk)
         if file.read() != digest.digest():
             raise FileError(shard.path, "is damaged: it does not have the SHA-256 at its end")
 
@@ -150,7 +150,7 @@ def read_shard(path: str, with_frames: bool = True) -> Iterator[Outcome]:
     """Outcomes in the order of the items; without frames, `clip.frames` is empty.
 
     Raises:
-      FileError: the file is no work shard of ours, such as one that is damaged.
+      FileError: the file is damaged, or no work shard.
     """
     with open_regular(path) as file:
         end = os.fstat(file.fileno()).st_size - _DIGEST
@@ -162,14 +162,14 @@ def read_shard(path: str, with_frames: bool = True) -> Iterator[Outcome]:
 
 
 def _read_outcome(file: BinaryIO, end: int, with_frames: bool) -> Outcome:
-    """The next one; raises where lengths do not fit before `end`."""
+    """Reads the next outcome; raises if its lengths reach beyond `end`."""
     size = _LENGTH.unpack(file.read(_LENGTH.size))[0]
     if size > end - file.tell():
         raise ValueError(f"a head of {size} bytes")
     head = json.loads(file.read(size))
     sizes = tuple(head["sizes"])
-    whole = all(type(size) is int and size >= 0 for size in sizes)
-    if not whole or sum(sizes) > end - file.tell():
+    valid = all(type(size) is int and size >= 0 for size in sizes)
+    if not valid or sum(sizes) > end - file.tell():
         raise ValueError("frames beyond the end")
     if with_frames:
         frames = [file.read(size) for size in sizes]

@@ -7,9 +7,10 @@ pre-training set differs from a user's own footage:
     clips      three segments with one shape each, dim tinted light, clutter and sensor noise, and
                words that are rare in the pictures' captions ("crimson disc")
 
-No segment alone tells a clip from its neighbours: a shape occurs in many clips, the set of three in
-one. Their order means nothing: captions list the shapes in an order of their own. No set of a test
-clip occurs in training. Same arguments, same pixels, on any machine with the same Pillow and numpy.
+A single segment does not identify a clip: a shape occurs in many clips, the set of three in one.
+The order of the shapes does not matter: captions list them in random order. No set of a test clip
+occurs in training. The same arguments give the same pixels on any machine with the same Pillow and
+numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 PICTURE_SIDE = 64
-SEGMENTS = 3  # of a clip, one second each
+SEGMENTS = 3  # segments of a clip, of one second each
 FRAMES_PER_SECOND = 2
 
 # word: (rare word, colour)
@@ -77,7 +78,7 @@ THINGS = tuple(itertools.product(COLOURS, SHAPES))  # 48 (colour, shape)
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """How things are photographed."""
+    """The style in which shapes are drawn and captioned."""
 
     ground: tuple[int, int]  # range of the background's grey level
     light: tuple[float, float, float]  # factor on each colour channel
@@ -122,7 +123,7 @@ def draw(
 
 
 def caption(things: Sequence[tuple[str, str]], look: Look, rng: np.random.Generator) -> str:
-    """ "a crimson disc, an emerald spark and ...": the things in an order of the caption's own."""
+    """ "a crimson disc, an emerald spark and ...": the things in random order."""
     phrases = []
     for index in rng.permutation(len(things)):
         colour, shape = things[index]
@@ -178,7 +179,7 @@ def thing_sets(count: int, rng: np.random.Generator) -> list[tuple[tuple[str, st
 def _encode(path: str, frames: np.ndarray) -> None:
     """Writes H.264 in mp4; the same frames give the same bytes.
 
-    That takes one thread, and zerolatency: x264's lookahead made one clip in twenty come out in
+    That takes one thread, and zerolatency: with x264's lookahead about one clip in twenty had
     other bytes now and then.
     """
     with av.open(path, "w") as container:

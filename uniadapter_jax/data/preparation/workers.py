@@ -1,8 +1,9 @@
 """Decodes work shards in parallel processes that never outlive their parent.
 
-The parent hands one shard at a time to each worker and hears of every item begun, so it knows which
-file a worker died on. A shard whose worker died is given out again; a file that kills a worker
-twice is recorded as a crash. A worker watches a pipe that closes when its parent ends, however.
+The parent hands one shard at a time to each worker, which reports every item that it starts, so the
+parent knows the file on which a worker died. A shard whose worker died is given out again; a file
+that kills a worker twice is recorded as a crash. A worker watches a pipe that closes when its
+parent ends for any reason.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from uniadapter_jax.data.preparation.shards import Outcome, Shard, decode_item, 
 CRASHES_ALLOWED = 1  # per file; one may be the fault of the machine
 STARTS_LOST = 3  # workers that may die before they begin a file
 
-# Called with the items that are done and how many of them came out bad; with numbers below 0 where
-# a process died and what it had done has to be done again.
+# Called with the number of items done and of bad ones among them; with negative numbers if a
+# process died, so that its items have to be done again.
 Report = Callable[[int, int], None]
 
 
@@ -45,12 +46,12 @@ def _decode(
     root: str,
     settings: PrepareSettings,
     crashed: frozenset[int],
-    begin: Callable[[int], None],
+    start: Callable[[int], None],
     report: Report,
 ) -> None:
-    def outcomes() -> Iterator[Outcome]:  # written one by one, so that one clip is held
+    def outcomes() -> Iterator[Outcome]:  # written one by one, so that only one clip is in memory
         for index, item in enumerate(shard.items, shard.first):
-            begin(index)
+            start(index)
             outcome = decode_item(index, item, root, settings, index in crashed)
             yield outcome
             report(1, int(bool(outcome.reason)))
@@ -59,7 +60,7 @@ def _decode(
 
 
 def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
-    """Life of a worker: shard in, ('begin', index), ('item', bad), ..., ('done', None) out."""
+    """Runs a worker: receives shards, sends ('start', i), ('item', bad), ..., ('done', None)."""
     end_with_parent()
     while (task := pipe.recv()) is not None:
         shard, crashed = task
@@ -69,7 +70,7 @@ def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
                 root,
                 settings,
                 crashed,
-                lambda index: pipe.send(("begin", index)),
+                lambda index: pipe.send(("start", index)),
                 lambda count, bad: pipe.send(("item", bad)),
             )
         except UserError as error:
@@ -79,7 +80,7 @@ def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
 
 
 class _Worker:
-    """One process, the shard it has, and the item it is at."""
+    """A process, its shard, and the item that it is decoding."""
 
     def __init__(self, context: multiprocessing.context.SpawnContext, args: tuple):
         self.pipe, theirs = context.Pipe()
@@ -141,7 +142,7 @@ class _Pool:
         except (EOFError, OSError):
             self._bury(worker)
             return
-        if kind == "begin":
+        if kind == "start":
             worker.item = value
         elif kind == "item":
             worker.reported.append(value)

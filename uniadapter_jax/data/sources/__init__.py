@@ -1,4 +1,4 @@
-"""Data sets by name. One file per family; a new one is one function and one line below."""
+"""Data sets by name. To add one, add a file with a `read` function and a line below."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = ["SOURCES", "Item", "Source", "read_source"]
 
 
 def read_source(name: str, path: str) -> Source:
-    """Reads the annotations of a data set; ids are unique per split, the media may be missing."""
+    """Reads and checks the annotations of a data set (unique ids); media files may be missing."""
     source = SOURCES[name](path)
     seen: set[tuple[str, str]] = set()
     for item in source.items:

@@ -1,4 +1,4 @@
-"""From a set's questions, in the order of its files, to items: one per clip or picture."""
+"""Gathers a data set's questions, in the order of its files, into an item per clip or picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uniadapter_jax.data.sources.question import Question, QuestionId
 
 
 class Asked(NamedTuple):
-    """The record of this number asks `question` about `medium`, the name of a clip or picture."""
+    """A question about `medium`, the name of a clip or picture, from record number `record`."""
 
     record: int
     medium: str
@@ -21,23 +21,23 @@ class Asked(NamedTuple):
 
 
 class Gathered:
-    """Items and what was left out, split by split.
+    """The items of all splits, and the questions that were left out.
 
-    A question without text, or without answer where its split has them, is left out and counted.
+    A question without text, or without an answer in a split that has answers, is left out.
     """
 
     def __init__(self, root: str, place: Callable[[Iterable[Item]], tuple[Item, ...]]):
-        """`place` gives items the paths of files in place of the names of media."""
+        """`place` replaces the names of media in items by the paths of files."""
         self._root = root
         self._place = place
         self._items: list[Item] = []
         self._left_out: list[tuple[Item, str, str]] = []  # an item, reason and detail
 
     def add(self, path: str, split: str, asked: Iterable[Asked], answered: bool = True) -> None:
-        """All that file `path` asks; `answered` is false where a set withholds the answers.
+        """Adds the questions of file `path`; `answered` is false if its answers are not public.
 
         Raises:
-          UserError: two questions of one id, or one without clip or picture.
+          UserError: two questions have one id, or one has no clip or picture.
         """
         questions: dict[str, list[Question]] = {}
         first: dict[QuestionId, int] = {}
@@ -59,7 +59,7 @@ class Gathered:
         ]
 
     def source(self, protocol: str) -> Source:
-        """`protocol` gets the number of questions left out, by reason."""
+        """The items as a source; the numbers of questions left out are added to `protocol`."""
         counts = collections.Counter(reason for _, reason, _ in self._left_out)
         numbers = (f"{n} questions left out: {reason}" for reason, n in sorted(counts.items()))
         words = "; ".join([protocol, *numbers])

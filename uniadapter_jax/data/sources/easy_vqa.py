@@ -4,8 +4,7 @@
     {train,test}/images/<number>.png
 
 as in the folder `easy_vqa/data` of the Python package `easy-vqa`. A question's id is its place in
-the file. The question type says what is asked for, which the answer alone gives away: 'yes/no',
-'color' or 'shape'.
+the file. The question type is 'yes/no', 'color' or 'shape', which follows from the answer.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ _TYPES = {
 
 
 def read(root: str) -> Source:
-    """The splits that are there; `root` is the folder that holds them, or one above it."""
+    """Reads the splits found in `root`, the folder that holds them or one above it."""
     tree = Tree(root)
-    gathered = Gathered(root, tuple)  # names are not unique, so none is searched for
+    gathered = Gathered(root, tuple)  # file names are not unique, so files are not searched by name
     used = []
     for split in SPLITS:
         if path := tree.ending_with(os.path.join(split, QUESTIONS)):

@@ -1,4 +1,4 @@
-"""Finding annotation and media files in the layouts that people really have."""
+"""Finds annotation and media files in the folder layouts that are common in practice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import near, text_files
 from uniadapter_jax.data.sources.item import Item
 
-# Suffixes that a clip's file may have, the preferred first. What it holds, its content says.
+# Suffixes that a clip's file may have, the preferred first; the format is read from the content.
 VIDEO_EXTENSIONS = (
     *(".mp4", ".webm", ".avi", ".mkv", ".mov"),
     *(".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".gif"),
     *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".asf", ".vob", ".f4v", ".mxf", ".nut", ".apng", ""),
 )
-# Folders that say nothing about what lies in them, so that data sets are found under such names.
+# Names of folders that say nothing about their content, so that any data set may lie in them.
 PLAIN_FOLDERS = frozenset(
     ("", "images", "image", "imgs", "img", "pictures", "photos", "jpg", "jpeg", "jpegs", "data")
 )
@@ -31,7 +31,7 @@ _WORDS = re.compile(r"[\W_]+")
 
 
 class Place(NamedTuple):
-    """Where a medium lies; where it is not there, what is there instead, in words."""
+    """The path of a medium; if it does not exist, `hint` says which similar files do."""
 
     path: str
     hint: str = ""
@@ -40,8 +40,8 @@ class Place(NamedTuple):
 class Tree:
     """The files below a directory, listed once; links to directories are followed, loops are not.
 
-    All paths are relative to `root`. Where several files answer, the order of extensions decides,
-    then the shortest path, then the alphabet, so the answer is the same on any machine.
+    All paths are relative to `root`. Among several matching files the order of extensions decides,
+    then the shortest path, then the alphabet, so the choice is the same on any machine.
     """
 
     def __init__(self, root: str):
@@ -54,8 +54,8 @@ class Tree:
     def find(self, *names: str) -> str | None:
         """The first file with one of these names."""
         for name in names:
-            if found := self._by_name.get(name):
-                return found[0]
+            if paths := self._by_name.get(name):
+                return paths[0]
         return None
 
     def ending_with(self, tail: str) -> str | None:
@@ -67,9 +67,9 @@ class Tree:
         return None
 
     def place_pictures(self, items: Iterable[Item]) -> tuple[Item, ...]:
-        """The items, whose paths are as annotated, with the paths of files or hints.
+        """The items with annotated paths replaced by the paths of files, or with hints.
 
-        A file that answers two annotated paths, not both by their folders, is neither's.
+        A file that matches two annotated paths, unless both by their folders, is used for neither.
         """
         items = list(items)
         places = {path: self.locate(path) for path in {item.path for item in items}}
@@ -81,17 +81,17 @@ class Tree:
         return tuple(_placed(item, places[item.path]) for item in items)
 
     def place_clips(self, items: Iterable[Item]) -> tuple[Item, ...]:
-        """The items, whose paths are names without suffix, with the paths of files or hints."""
+        """The items with names without suffix replaced by the paths of files, or with hints."""
         clips = self.by_stem(VIDEO_EXTENSIONS)
         return tuple(_placed(item, self._clip(item.path, clips)) for item in items)
 
     def locate(self, path: str) -> Place:
-        """The file that annotations call `path`.
+        """Finds the file that annotations call `path`.
 
-        Folders above those in `path` do not count. The last one may be spelt otherwise
-        (flickr30k_images, flickr30k), or lack, or be one of `PLAIN_FOLDERS` where none has its
-        name. Where `path` has no folder, or the name says it too (COCO_val2014_...), it may be any.
-        But then there must be one such file, or copies of it.
+        Folders above those in `path` do not matter. The last folder may be spelt differently
+        (flickr30k_images, flickr30k), and if no folder has its name it may be missing or one of
+        `PLAIN_FOLDERS`. If `path` has no folder, or the file's name repeats it (COCO_val2014_...),
+        the file may lie in any. But all files that match must be copies of one.
         """
         path = os.path.normpath(path)
         folder, name = os.path.split(path)
@@ -108,10 +108,10 @@ class Tree:
     def _may_be(self, other: str, folder: str, name: str) -> bool:
         if not folder or folder in _WORDS.split(name.casefold()):
             return True
-        lies_in = os.path.basename(os.path.dirname(other))
-        if _core(lies_in) == folder:
+        parent = os.path.basename(os.path.dirname(other))
+        if _core(parent) == folder:
             return True
-        return folder not in self._folders and lies_in.casefold() in PLAIN_FOLDERS
+        return folder not in self._folders and parent.casefold() in PLAIN_FOLDERS
 
     def _clip(self, stem: str, clips: Mapping[str, str]) -> Place:
         expected = os.path.join("videos", f"{stem}.mp4")
@@ -120,7 +120,7 @@ class Tree:
         return Place(expected, self._hint(expected, []))
 
     def _hint(self, path: str, others: Sequence[str]) -> str:
-        """What is there instead of a file; never empty."""
+        """Says which files are there instead of `path`; never empty."""
         if len(others) > 1:
             return f"{near.told(path, others)}; which is meant cannot be told"
         if not others:
@@ -180,7 +180,7 @@ def _ends_with(path: str, tail: str) -> bool:
 
 
 def _core(folder: str) -> str:
-    """The name of a folder as they are compared: flickr30k_images and flickr30k are one."""
+    """A folder's name for comparisons: flickr30k_images and flickr30k are the same."""
     words = [word for word in _WORDS.split(folder.casefold()) if word]
     return "".join(word for word in words if word not in PLAIN_FOLDERS) or "".join(words)
 
@@ -207,7 +207,7 @@ def _walk(root: str) -> Iterable[str]:
 
 
 class Fields:
-    """Reads the fields of annotation records; a missing or mistyped one names file and record."""
+    """Reads fields of annotation records; errors about a field name the file and the record."""
 
     def __init__(self, where: str):
         self.where = where

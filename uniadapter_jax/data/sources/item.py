@@ -1,4 +1,4 @@
-"""What every source yields: one clip or picture with its texts."""
+"""The items that every source yields: a clip or picture with its texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def clean_text(text: str) -> str:
-    """Text as it is stored: white space at the ends and what no file can hold are gone."""
+    """The text as it is stored, without white space at its ends and unstorable characters."""
     return text.encode("utf-8", "replace").decode().replace("\0", " ").strip()
 
 
@@ -20,12 +20,12 @@ class Item:
 
     Attributes:
       id: unique within the split.
-      path: of the media file, relative to the source's root or absolute. It need not exist.
-      split: 'train', 'val', 'test' or a name of the user's own.
-      captions: as annotated; may hold empty ones, which `prepare` drops and counts.
+      path: the media file, relative to the source's root or absolute. It need not exist.
+      split: 'train', 'val', 'test' or the user's own name.
+      captions: the annotated captions; `prepare` drops and counts empty ones.
       start, end: seconds into the file; None means its beginning, its end.
-      qa: question-answer records, any JSON objects; `question.Question` is what tasks read.
-      hint: where the file is not there, what is there instead, in words.
+      qa: question-answer records, any JSON objects; tasks read them as `question.Question`.
+      hint: if the file does not exist, says which similar files do.
     """
 
     id: str
@@ -40,7 +40,7 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Everything that a source says about a data set; `root` is where relative paths start."""
+    """The annotations of a data set; relative paths start at `root`."""
 
     protocol: str  # which of the set's splits and captions were taken, in words
     root: str

@@ -5,8 +5,8 @@
     BLIP       coco_karpathy_{train,val,test}.json or flickr30k_{train,val,test}.json:
                [{"image": path, "caption": one string or a list}]
 
-Pictures are found by folder and name anywhere below the input directory; `Tree.locate` says which
-other folders may stand for the one in the annotations.
+Pictures are found by folder and name anywhere below the input directory; `Tree.locate` says how
+their folder may differ from the one in the annotations.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
 def read(root: str) -> Source:
     tree = Tree(root)
-    found = [path for name in KARPATHY_FILES if (path := tree.find(name))]
-    if len(found) > 1:
-        raise UserError(f"--input={root} holds {' and '.join(found)}; point it at one of the sets")
-    if found:
-        return _karpathy(tree, found[0])
+    files = [path for name in KARPATHY_FILES if (path := tree.find(name))]
+    if len(files) > 1:
+        raise UserError(f"--input={root} holds {' and '.join(files)}; point it at one of the sets")
+    if files:
+        return _karpathy(tree, files[0])
     for name in BLIP_SETS:
-        files = {split: tree.find(f"{name}_{split}.json") for split in ("train", "val", "test")}
-        if any(files.values()):
-            return _blip(tree, {split: path for split, path in files.items() if path})
+        splits = {split: tree.find(f"{name}_{split}.json") for split in ("train", "val", "test")}
+        if any(splits.values()):
+            return _blip(tree, {split: path for split, path in splits.items() if path})
     raise UserError(
         f"--input={root} holds none of {', '.join(KARPATHY_FILES)}, coco_karpathy_train.json, "
         "flickr30k_train.json"

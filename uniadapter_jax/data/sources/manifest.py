@@ -5,7 +5,7 @@
      "qa": [{"question": "what sleeps?", "answer": "cat"}], "split": "test"}     (in one line)
 
 `path` is relative to the manifest or absolute. `split` defaults to train. Other fields are ignored,
-unless they look like a misspelt one.
+unless they look like a misspelt name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN_ERRORS = 10
 
 
 def read(path: str) -> Source:
-    """`path` is the manifest, or a directory with a `manifest.jsonl`."""
+    """Reads a manifest; `path` is its file, or a directory with a `manifest.jsonl`."""
     if os.path.isdir(path):
         path = os.path.join(path, NAMES[0])
     if not os.path.isfile(path):
@@ -66,7 +66,7 @@ def read(path: str) -> Source:
 def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int, Any]]:
     """(line number, value) of every line that is not blank.
 
-    A line that is not JSON is appended to `errors`, or raises where there is no such list.
+    An error about a line that is not JSON is appended to `errors`, or raised if that is None.
     """
     try:
         lines = read_bytes(path, LARGEST).split(b"\n")
@@ -85,7 +85,7 @@ def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int
 
 
 def _item(record: Any) -> Item:
-    """Raises ValueError that names the field."""
+    """Makes an item of a record; a ValueError names the field."""
     if not isinstance(record, dict):
         raise ValueError(f"expected a JSON object, found {type(record).__name__}")
     for name in record:

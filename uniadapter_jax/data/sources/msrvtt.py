@@ -1,8 +1,8 @@
-"""MSR-VTT in the layouts it is passed around in.
+"""MSR-VTT in the layouts in which it is distributed.
 
     CLIP4Clip   MSRVTT_data.json, MSRVTT_train.9k.csv or .7k.csv, MSRVTT_JSFUSION_test.csv (test
                 caption = the column `sentence`: the 1k-A protocol)
-    official    train_val_videodatainfo.json and test_videodatainfo.json, splits as they say
+    official    train_val_videodatainfo.json and test_videodatainfo.json, with their splits
     Frozen, CE  annotation/MSR_VTT.json and structured-symlinks/{train,val}_list_jsfusion.txt,
                 jsfusion_val_caption_idx.pkl (which caption of a test clip is the 1k-A one)
     ClipBERT    {train,val,test}.jsonl of {"caption", "clip_name"}
@@ -32,7 +32,7 @@ Captions = dict[str, list[str]]  # video id -> captions, both in the order of th
 
 
 def read(root: str) -> Source:
-    """The 1k-A protocol with 9k training clips where its lists are there; else what there is."""
+    """Reads the 1k-A protocol with 9k training clips if its lists exist; else another layout."""
     tree = Tree(root)
     if tree.find("MSRVTT_JSFUSION_test.csv"):
         name = tree.find("MSRVTT_train.9k.csv") or tree.find("MSRVTT_train.7k.csv")

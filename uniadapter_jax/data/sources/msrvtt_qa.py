@@ -6,8 +6,7 @@
     ClipBERT        {train,val,test}.jsonl of {"question", "answer", "video_id": "video6513",
                     "answer_type"}; a question's id is its line
 
-The question type is its first word. ClipBERT's `answer_type` names the same and is what counts
-where it is there.
+The question type is the question's first word, or ClipBERT's `answer_type` where it exists.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ QUESTION_TYPES = ("what", "who", "how", "when", "where")
 
 
 def read(root: str) -> Source:
-    """The first layout that is there, with the splits that it has."""
+    """Reads the first layout whose files exist, with the splits that it has."""
     tree = Tree(root)
     for layout, reader in LAYOUTS.items():
         files = {s: path for s in SPLITS if (path := tree.find(layout.format(split=s)))}

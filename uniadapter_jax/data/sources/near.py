@@ -1,6 +1,6 @@
-"""Names that are nearly another: what a reader of the report may have meant.
+"""Finds similar file names, which errors and reports show as a hint.
 
-A near name is only ever told, never taken: Unicode, case and blanks tell files apart.
+A similar name is only shown, never used: files may differ by Unicode, case or blanks alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import unicodedata
 import urllib.parse
 from collections.abc import Iterable
 
-KEPT_LISTINGS = 8  # of directories
+KEPT_LISTINGS = 8  # directories whose listings are cached
 
 
 def folded(name: str) -> str:
@@ -32,7 +32,7 @@ def told(name: str, others: Iterable[str]) -> str:
 
 
 def _difference(name: str, other: str) -> str:
-    if os.path.basename(name) != os.path.basename(other):  # their folders tell nothing then
+    if os.path.basename(name) != os.path.basename(other):  # then the folders do not matter
         name, other = os.path.basename(name), os.path.basename(other)
     forms = [unicodedata.normalize("NFC", text) for text in (name, other)]
     if forms[0] == forms[1]:
@@ -45,9 +45,9 @@ def _difference(name: str, other: str) -> str:
 
 
 def beside(root: str, path: str) -> str:
-    """What is there instead of the file that `root` / `path` names; '' if nothing is near it."""
+    """Says which similar files exist instead of `root` / `path`; '' if there are none."""
     place, shown = (root, "") if not os.path.isabs(path) else (os.sep, os.sep)
-    *folders, name = [part for part in os.path.normpath(path).split(os.sep) if part]
+    *folders, name = filter(None, os.path.normpath(path).split(os.sep))
     for folder in folders:
         if not os.path.isdir(os.path.join(place, folder)):
             near = [n for n in _listing(place).get(folded(folder), ()) if n != folder]
@@ -70,7 +70,7 @@ def stem(name: str) -> str:
 
 @functools.lru_cache(KEPT_LISTINGS)
 def _listing(directory: str) -> dict[str, list[str]]:
-    """{folded name: names}."""
+    """{folded name: names} of the files in a directory."""
     names: dict[str, list[str]] = {}
     try:
         for name in sorted(os.listdir(directory)):

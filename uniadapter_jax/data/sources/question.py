@@ -1,4 +1,4 @@
-"""Questions about a clip or picture, and how `Item.qa` and a record's `qa` hold them."""
+"""Questions about a clip or picture, and their form in the `qa` of items and records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ class Question:
     """One question with the answers of its annotators.
 
     Attributes:
-      id: as the data set numbers it, unique within the split.
+      id: the data set's id, unique within the split.
       text: the question.
-      answers: one per annotator, as annotated; empty where the set withholds them.
-      question_type, answer_type: as annotated, such as 'how many' and 'number'; '' where they
-        are not.
-      weight: of all its answers together in a training loss.
+      answers: one per annotator, as annotated; empty if they are not public.
+      question_type, answer_type: the annotated types, such as 'how many' and 'number', or ''.
+      weight: weight of all its answers together in a training loss.
     """
 
     id: QuestionId
@@ -49,7 +48,7 @@ class Question:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `Item.qa` holds; what is at its default is not in it."""
+        """The object that `Item.qa` holds, without fields that have their default."""
         content: dict[str, Any] = {"question_id": self.id, "question": self.text}
         if self.answers:
             content["answers"] = list(self.answers)
@@ -64,8 +63,8 @@ class Question:
 def read_questions(qa: Sequence[Any], where: str) -> list[Question]:
     """The questions in the `qa` of an item or record; `where` is its name in errors and ids.
 
-    Written by hand, an object may be {"question", "answer"}: one string in place of the list
-    `answers`, and an id is made of `where` and the position.
+    An object written by hand may be {"question", "answer"}, with one string in place of the list
+    `answers`; its id is then made of `where` and the position.
     """
     fields = Fields(f"qa of {where}")
     questions = []
@@ -101,7 +100,7 @@ def has_answer(record: Any) -> bool:
 
 
 def read_id(fields: Fields, record: Any, index: int, key: str = "question_id") -> QuestionId:
-    """A whole number or a string, as annotated."""
+    """The annotated id, a whole number or a string."""
     value = fields.get(record, key, object, index)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(
@@ -112,7 +111,7 @@ def read_id(fields: Fields, record: Any, index: int, key: str = "question_id") -
 
 
 def read_answers(fields: Fields, record: dict[str, Any], key: str, index: int) -> tuple[str, ...]:
-    """One string or a list of strings; nothing where the field is absent."""
+    """The answers in a field that holds a string or a list of strings; () if it is absent."""
     value = record.get(key, [])
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):

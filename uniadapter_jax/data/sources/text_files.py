@@ -1,7 +1,7 @@
-"""Annotations as text: JSON, tables with a header, lists of names.
+"""Reads text files of annotations: JSON, tables with a header, lists of names.
 
 Only line feeds and carriage returns end a line. U+2028, U+0085, a form feed and the like, at which
-`str.splitlines` breaks as well, are letters of a caption.
+`str.splitlines` also breaks, may be part of a caption.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ LARGEST = 2**33  # bytes of an annotation file; VQAv2's have less than 2**29
 
 
 def read_text(path: str) -> str:
-    """The content of a UTF-8 file, line ends as they are.
+    """The content of a UTF-8 file with its line ends unchanged.
 
     Raises:
-      FileError: there is none, or it cannot be read.
+      FileError: the file is missing or cannot be read.
     """
     try:
         return read_bytes(path, LARGEST).decode("utf-8-sig")
@@ -34,7 +34,7 @@ def read_text(path: str) -> str:
 
 
 def read_json(path: str) -> Any:
-    """The JSON value of a file; NaN is let through, since some sets have it in fields unread."""
+    """The JSON value of a file; NaN is accepted, since some sets have it in unused fields."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -43,7 +43,7 @@ def read_json(path: str) -> Any:
 
 
 def read_names(path: str) -> list[str]:
-    """One name a line, without blanks at its ends; empty lines are none."""
+    """The names in a file, one per line, stripped; empty lines are skipped."""
     lines = (line.strip() for line in io.StringIO(read_text(path), newline=None))
     return [line for line in lines if line]
 
@@ -51,7 +51,7 @@ def read_names(path: str) -> list[str]:
 def read_columns(path: str, *columns: str, delimiter: str = ",") -> list[tuple[str, ...]]:
     """The named columns of a table with a header, row by row, by the rules of the module csv.
 
-    So a quoted field may hold delimiters, quotes (doubled) and line breaks.
+    A quoted field may hold delimiters, doubled quotes and line breaks.
 
     Raises:
       FileError: no such column, a row that is shorter or longer than the header, or a quote that
@@ -64,18 +64,18 @@ def read_columns(path: str, *columns: str, delimiter: str = ",") -> list[tuple[s
             count = f"{header.count(column)} times" if column in header else "no"
             raise FileError(path, f"{count} column {column!r} in the header {str(header)[:400]}")
     places = [header.index(column) for column in columns]
-    found = []
+    values = []
     for line, row in rows:
         if len(row) < len(header) or any(row[len(header) :]):
             few = "few" if len(row) < len(header) else "many"
             raise FileError(path, f"line {line}: too {few} columns: {len(row)}, not {len(header)}")
-        found.append(tuple(row[place] for place in places))
-    return found
+        values.append(tuple(row[place] for place in places))
+    return values
 
 
 def _rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """(line of the file that it ends on, fields) of every row that is not empty."""
-    # A quote that is still open takes in this line as well.
+    # A line that no file has: if a quote is still open, its field swallows this line.
     last = uuid.uuid4().hex
     text = io.StringIO(read_text(path), newline="")
     reader = csv.reader(itertools.chain(text, [last]), delimiter=delimiter)

@@ -1,4 +1,4 @@
-"""VQAv2 and Visual Genome QA as BLIP packs them; a picture is a clip of one frame.
+"""VQAv2 and Visual Genome QA in BLIP's files; a picture is a clip of one frame.
 
     vqa_train.json, vqa_val.json   [{"question_id", "question", "answer": [...], "image",
                                    "dataset": "vqa"}]
@@ -30,7 +30,7 @@ WEIGHTS = {"vqa": 1.0, "vg": 0.2}  # BLIP trusts one answer of Visual Genome les
 
 
 def read(root: str) -> Source:
-    """The splits whose files are there."""
+    """Reads the splits whose files exist."""
     tree = Tree(root)
     gathered = Gathered(root, tree.place_pictures)
     used = []

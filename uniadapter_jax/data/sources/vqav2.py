@@ -7,7 +7,7 @@
                           "answers": [{"answer"}, ... ten of them]}]}
 
 Pictures are COCO's: val2014/COCO_val2014_000000262148.jpg, in any folder below the input directory.
-The answers of the test splits are with the server; `test-dev` is a part of `test`.
+The answers of the test splits are not public; `test-dev` is a subset of `test`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MIXED = "the two files are not of one release"
 
 
 def read(root: str) -> Source:
-    """The splits whose questions are there."""
+    """Reads the splits whose question files exist."""
     tree = Tree(root)
     gathered = Gathered(root, tree.place_pictures)
     used = []
@@ -54,29 +54,29 @@ def read(root: str) -> Source:
 
 
 def _annotations(tree: Tree, name: str) -> dict[int, Any]:
-    """{question id: annotation}."""
+    """{question id: its annotation} of a split."""
     file = f"v2_mscoco_{name}_annotations.json"
     if not (path := tree.find(file)):
         raise UserError(f"--input={tree.root} holds the questions of {name} but no {file}")
     where = os.path.join(tree.root, path)
     fields = Fields(where)
-    found: dict[int, Any] = {}
+    annotations: dict[int, Any] = {}
     for i, record in enumerate(fields.get(tree.read_json(path), "annotations", list)):
         question = fields.get(record, "question_id", int, i)
-        if question in found:
+        if question in annotations:
             raise UserError(f"{where}: record {i}: question {question} is answered twice")
         answers = fields.get(record, "answers", list, i)
-        found[question] = {
+        annotations[question] = {
             "picture": fields.get(record, "image_id", int, i),
             "answers": tuple(clean_text(fields.get(a, "answer", str, i)) for a in answers),
             "question_type": fields.get(record, "question_type", str, i),
             "answer_type": fields.get(record, "answer_type", str, i),
         }
-    return found
+    return annotations
 
 
 def _asked(tree: Tree, path: str, folder: str, annotations: dict[int, Any]) -> Iterator[Asked]:
-    """Takes the annotations that it uses out of the dictionary."""
+    """Yields the questions; removes the annotations that it uses from the dictionary."""
     where = os.path.join(tree.root, path)
     fields = Fields(where)
     for i, record in enumerate(fields.get(tree.read_json(path), "questions", list)):

@@ -1,9 +1,9 @@
-"""Tokens that a tokenizer's files add to its vocabulary: in a text each is one id, never pieces.
+"""Added tokens: a tokenizer's files add them to its vocabulary, and each is always one id.
 
 The files and their order of precedence are those of transformers: `added_tokens_decoder` in
 tokenizer_config.json, `added_tokens` in tokenizer.json, added_tokens.json, and the tokens that
 special_tokens_map.json and tokenizer_config.json give a role. A token that has a role and no id in
-any file gets the next free one, there as here.
+any file gets the next free id, as in transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from uniadapter_jax.common.files import FileError, read_json
 
-JSON_BYTES = 6 * 2**20  # of a tokenizer's file; CLIP's largest has 4 MB, parsing takes 20 times it
+JSON_BYTES = 6 * 2**20  # bytes of a file; CLIP's largest has 4 MB, parsing takes 20 times that
 _FURTHER = "additional_special_tokens"  # transformers 5 does not call these special by role
 _LISTS = ("extra_special_tokens", _FURTHER)
 _NAMED = (
@@ -29,13 +29,13 @@ _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """One token, as the library `tokenizers` means it.
+    """One added token, with the flags of the library `tokenizers`.
 
     Attributes:
       special: decoding leaves it out.
-      normalized: it is looked for in the cleaned text, cleaned like it; else in the text as given.
+      normalized: it is cleaned and then looked for in the cleaned text; else in the raw text.
       lstrip, rstrip: it takes the blanks on that side with it.
-      single_word: it counts only where no letter or digit touches it.
+      single_word: it matches only where no letter or digit touches it.
     """
 
     content: str
@@ -48,7 +48,7 @@ class AddedToken:
 
 
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a tokenizer's directory; raises `FileError` if it is none."""
+    """Reads a tokenizer's file; raises `FileError` unless it holds a JSON object."""
     content: dict[str, Any] = read_json(path, dict, limit=JSON_BYTES)
     return content
 
@@ -59,13 +59,13 @@ def read_added_tokens(
     special: Iterable[str] = (),
     known_roles: Iterable[str] = (),
 ) -> tuple[AddedToken, ...]:
-    """The added tokens of a directory by id; `vocab` is that of its model.
+    """The added tokens of a directory, sorted by id; `vocab` is its model's vocabulary.
 
-    added_tokens.json has ids alone; what it lists is special if it has a role or is in `special`.
+    added_tokens.json has only ids; its tokens are special if they have a role or are in `special`.
 
     Raises:
-      FileError: an entry of the wrong form, a token with two ids, or one without any in a role of
-        `known_roles`.
+      FileError: an entry is malformed, a token has two ids, or a token with a role of `known_roles`
+        has none.
     """
     added: dict[str, AddedToken] = {}
     for path, token in _entries(root, vocab, frozenset(special), frozenset(known_roles)):
@@ -79,7 +79,7 @@ def read_added_tokens(
 def _entries(
     root: Path, vocab: Mapping[str, int], special: frozenset[str], known_roles: frozenset[str]
 ) -> Iterator[tuple[Path, AddedToken]]:
-    """(file, token), the file that decides first."""
+    """(file, token) of every entry, in order of precedence."""
     files = {
         name: read_tokenizer_json(path)
         for name in ("tokenizer_config.json", "tokenizer.json", "added_tokens.json")
@@ -115,19 +115,19 @@ def _entries(
 def _roles(root: Path) -> Iterator[tuple[str, Path, Any, str]]:
     """(token, file, its entry, role) of every token with a role, each once.
 
-    What special_tokens_map.json says of a role counts before tokenizer_config.json, and nothing
-    where the latter has `added_tokens_decoder`.
+    For a role special_tokens_map.json takes precedence over tokenizer_config.json, but it is
+    ignored where the latter has `added_tokens_decoder`.
     """
     seen: set[str] = set()
     files = [root / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
     contents = {path: read_tokenizer_json(path) for path in files if path.is_file()}
     if "added_tokens_decoder" in contents.get(files[1], {}):
         contents.pop(files[0], None)
-    own = [name for content in contents.values() for name in content if _names_a_token(name)]
-    for role in dict.fromkeys([*_NAMED, *own, *_LISTS]):
+    others = [name for content in contents.values() for name in content if _names_a_token(name)]
+    for role in dict.fromkeys([*_NAMED, *others, *_LISTS]):
         for path, content in contents.items():
             values = content.get(role)
-            if isinstance(values, dict) and "content" not in values:  # by roles of their own
+            if isinstance(values, dict) and "content" not in values:  # {role: token}
                 values = list(values.values())
             values = values if isinstance(values, list) else [values]
             for entry in values:
@@ -140,7 +140,7 @@ def _roles(root: Path) -> Iterator[tuple[str, Path, Any, str]]:
 
 
 def _names_a_token(name: str) -> bool:
-    """Whether a field's value is a token, such as image_token, not a flag about one."""
+    """Whether a field holds a token, as image_token does, rather than a flag."""
     return name.endswith("_token") and not name.startswith("add_")
 
 
@@ -166,7 +166,7 @@ class Splitter:
     """Cuts texts at added tokens, for a tokenizer that cleans text in Python."""
 
     def __init__(self, added: Iterable[AddedToken], clean: Callable[[str], str]):
-        # Of tokens that look the same, those that are special count first, then by their ids.
+        # Among tokens with the same text a special one wins, then the one with the lower id.
         tokens = sorted(added, key=lambda t: (t.special, -t.id))
         self._clean = clean
         self._raw = _Finder({t.content: t for t in tokens if not t.normalized})
@@ -174,21 +174,21 @@ class Splitter:
 
     def __call__(self, text: str) -> Iterator[str | int]:
         """Cleaned text and ids of added tokens, in order."""
-        for part in self._raw(text):
-            if isinstance(part, int):
-                yield part
+        for piece in self._raw(text):
+            if isinstance(piece, int):
+                yield piece
             else:
-                yield from self._cleaned(self._clean(part))
+                yield from self._cleaned(self._clean(piece))
 
 
 def _is_of_word(letter: str) -> bool:
-    """Whether it is one of a word to the library `tokenizers`: marks are, too, fractions not."""
+    """Whether the library `tokenizers` counts it as part of a word, as marks but not fractions."""
     kind = unicodedata.category(letter)
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or letter in "\u200c\u200d"
 
 
 class _Finder:
-    """Finds tokens in a text: the leftmost, of these the longest."""
+    """Finds tokens in a text: the leftmost first, and of several there the longest."""
 
     def __init__(self, tokens: Mapping[str, AddedToken]):
         self._tokens = {content: token for content, token in tokens.items() if content}

@@ -1,4 +1,4 @@
-"""What is done to captions and questions before they are cut into tokens."""
+"""Cleans captions and questions before they are tokenized."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BLANKS = re.compile(r"\s{2,}")
 class TextRule:
     """`config.data.preprocess`: 'none' leaves texts as they are, 'blip' cleans them as BLIP does.
 
-    `max_words` is how many words 'blip' keeps, 0 all of them.
+    `max_words` is the most words that 'blip' keeps; 0 keeps all.
     """
 
     preprocess: str = "none"
@@ -43,7 +43,7 @@ class TextRule:
 
 
 def pre_caption(text: str, max_words: int = 0) -> str:
-    """Lower case; a mark of BLIP's list is a blank, several blanks are one, ends are bare.
+    """Lower case, BLIP's marks replaced by blanks, runs of blanks by one, no blanks at the ends.
 
     Hyphen, comma, question mark, apostrophe and slash stay.
     """
@@ -52,7 +52,7 @@ def pre_caption(text: str, max_words: int = 0) -> str:
 
 
 def pre_question(text: str, max_words: int = 0) -> str:
-    """Lower case; a mark of BLIP's list is gone without a blank in its place, the end is bare."""
+    """Lower case, BLIP's marks removed without a blank in their place, no blanks at the end."""
     return _first(_MARKS.sub("", text.lower()).rstrip(" "), max_words)
 
 

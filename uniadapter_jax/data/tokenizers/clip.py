@@ -1,8 +1,8 @@
 """Text to token ids: CLIP's byte-level BPE, read from or written to a HuggingFace-layout directory.
 
-Text is cleaned as OpenAI's tokenizer does (ftfy, HTML entities, blanks, lower case) and only then
-handed to the Rust `tokenizers`; HuggingFace's own CLIP pipeline skips the cleaning, and so gives
-other ids for curly quotes, entities, full-width letters and mojibake.
+Text is cleaned as OpenAI's tokenizer does (ftfy, HTML entities, blanks, lower case) and then passed
+to the Rust `tokenizers`; HuggingFace's own CLIP pipeline skips the cleaning, and so gives other ids
+for curly quotes, entities, full-width letters and mojibake.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from uniadapter_jax.data.tokenizers.added_tokens import (
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
-# Contractions, runs of letters, single digits, runs of the rest; blanks separate and vanish.
+# Contractions, runs of letters, single digits, runs of other characters; blanks are dropped.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 PAD_ID = 0
 FILES = "tokenizer.json, or vocab.json and merges.txt"
 
 
 class Tokenizer(ABC):
-    """Strings to rows of ids. `vocab_size` is the largest id + 1; `fingerprint` a sha256."""
+    """Strings to rows of ids. `vocab_size` is the largest id + 1, `fingerprint` a SHA-256."""
 
     vocab_size: int
     bos_id: int
@@ -54,7 +54,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, all of them, without BOS and EOS."""
+        """All ids of each text, without BOS and EOS."""
 
     def encode(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "n l"]:
         """Rows of BOS, at most length - 2 ids, EOS, then `PAD_ID`; int32."""
@@ -69,12 +69,12 @@ class Tokenizer(ABC):
         return rows
 
     def lengths(self, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """How many tokens each text has, BOS and EOS included, where nothing is cut."""
+        """The number of tokens of each uncut text, BOS and EOS included."""
         return np.fromiter((len(ids) + 2 for ids in self.ids(texts)), np.int64, len(texts))
 
 
 class MissingTokenizer(Tokenizer):
-    """Of a backbone directory without tokenizer files: all is well until a string comes."""
+    """Stands in for a backbone's missing tokenizer; only encoding a string raises an error."""
 
     vocab_size, bos_id, eos_id, fingerprint = 0, -1, -1, ""
 
@@ -91,9 +91,9 @@ class MissingTokenizer(Tokenizer):
 
 @dataclasses.dataclass(frozen=True)
 class Bpe:
-    """What defines a byte-level BPE: ids of tokens, merges by rank, names of BOS and EOS.
+    """The definition of a byte-level BPE: ids of tokens, merges by rank, names of BOS and EOS.
 
-    `vocab` has the ids of `added` tokens, too; BOS and EOS need not be among those.
+    `vocab` includes the ids of `added` tokens; BOS and EOS need not be among these.
     """
 
     vocab: dict[str, int]
@@ -104,34 +104,34 @@ class Bpe:
 
 
 class ClipTokenizer(Tokenizer):
-    """CLIP's tokenizer over any such table; ids equal OpenAI's where the table is theirs."""
+    """CLIP's tokenizer for any `Bpe`; with OpenAI's table it gives OpenAI's ids."""
 
     def __init__(self, bpe: Bpe) -> None:
         self.bos_id, self.eos_id = bpe.vocab[bpe.bos], bpe.vocab[bpe.eos]
         self.vocab_size = max(bpe.vocab.values()) + 1
-        # BOS and EOS are looked for in the cleaned text, as OpenAI does. Where cleaning would
-        # change them, that would never find them.
-        own = [token for token in (bpe.bos, bpe.eos) if normalize(token) == token]
-        added = [token for token in bpe.added if token.content not in own]
+        # BOS and EOS are looked for in the cleaned text, as OpenAI does, unless cleaning changes
+        # them, so that they would never be found.
+        roles = [token for token in (bpe.bos, bpe.eos) if normalize(token) == token]
+        added = [token for token in bpe.added if token.content not in roles]
         table: list[Any] = [sorted(bpe.vocab.items()), bpe.merges, bpe.bos, bpe.eos]
         table += [list(map(dataclasses.astuple, added))] if added else []
         self.fingerprint = hashlib.sha256(json.dumps(table).encode()).hexdigest()
         self._pipeline = _pipeline(bpe)
         self._split = None
-        if added:  # BOS and EOS too, so that none is found within them
-            ours = [AddedToken(token, bpe.vocab[token]) for token in own]
+        if added:  # with BOS and EOS, so that no other token is found within them
+            ours = [AddedToken(token, bpe.vocab[token]) for token in roles]
             raw = [dataclasses.replace(token, normalized=False) for token in ours]
             self._split = Splitter([*added, *ours, *raw], normalize)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         if self._split is None:
             return self._ids_of_cleaned([normalize(text) for text in texts])
-        parts = [list(self._split(text)) for text in texts]
-        plain = [part for several in parts for part in several if isinstance(part, str)]
+        rows = [list(self._split(text)) for text in texts]
+        plain = [piece for row in rows for piece in row if isinstance(piece, str)]
         encoded = iter(self._ids_of_cleaned(plain))
         return [
-            [i for part in several for i in (next(encoded) if isinstance(part, str) else [part])]
-            for several in parts
+            [i for piece in row for i in (next(encoded) if isinstance(piece, str) else [piece])]
+            for row in rows
         ]
 
     def _ids_of_cleaned(self, texts: Sequence[str]) -> list[list[int]]:
@@ -141,7 +141,7 @@ class ClipTokenizer(Tokenizer):
 
 def normalize(text: str) -> str:
     """OpenAI's cleaning: ftfy, HTML entities (twice), one blank between words, lower case."""
-    if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy is idle
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # else ftfy changes nothing
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
@@ -150,7 +150,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a HuggingFace-layout CLIP directory.
 
     Reads tokenizer.json, else vocab.json with merges.txt. Without either, the result raises
-    `UserError` once it is asked to encode; files that are broken raise here.
+    `UserError` when it is to encode a string; broken files raise here.
     """
     root = Path(directory)
     if (root / "tokenizer.json").is_file():
@@ -179,11 +179,11 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
 def train_tokenizer(
     captions: Iterable[str], vocab_size: int, directory: str | os.PathLike[str]
 ) -> ClipTokenizer:
-    """Learns a BPE of CLIP's structure from captions and writes it, for transformers too.
+    """Learns a BPE of CLIP's structure from captions and writes it; transformers reads it, too.
 
-    Ids: 256 bytes, the same at a word's end, merges, BOS, EOS (the last two). Few captions may
-    hold fewer than `vocab_size` tokens worth a merge (pairs that come twice); then the table is
-    smaller. The same captions give the same bytes.
+    Ids: 256 bytes, the same at a word's end, merges, and last BOS and EOS. The table is smaller
+    than `vocab_size` if too few pairs of tokens occur twice, which a merge needs. The same captions
+    give the same bytes.
     """
     letters = list(byte_letters().values())
     base = letters + [letter + WORD_END for letter in letters]
@@ -194,8 +194,8 @@ def train_tokenizer(
         )
     learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     learner.pre_tokenizer = _pre_tokenizer()
-    # Special tokens get the first ids in this order. Left to itself the trainer numbers letters
-    # in the order of a randomly seeded hash map, and breaks ties between merges by number.
+    # Special tokens get the first ids in this order. Otherwise the trainer numbers letters in the
+    # order of a randomly seeded hash map, and breaks ties between merges by number.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 2,
         min_frequency=2,
@@ -215,7 +215,7 @@ def train_tokenizer(
 def write_merges(
     merges: Sequence[tuple[str, str]], directory: str | os.PathLike[str]
 ) -> ClipTokenizer:
-    """Writes the tokenizer of CLIP's structure that a list of merges, by rank, defines."""
+    """Writes a tokenizer of CLIP's structure with these merges, sorted by rank."""
     letters = list(byte_letters().values())
     at_end = [letter + WORD_END for letter in letters]
     tokens = [*letters, *at_end, *(left + right for left, right in merges), BOS, EOS]
@@ -248,12 +248,12 @@ def _pipeline(bpe: Bpe) -> tokenizers.Tokenizer:
         )
     )
     pipeline.pre_tokenizer = _pre_tokenizer()
-    pipeline.add_special_tokens([bpe.bos, bpe.eos])  # in a caption they mean themselves, as there
+    pipeline.add_special_tokens([bpe.bos, bpe.eos])  # as in OpenAI's, in a caption they are one id
     return pipeline
 
 
 def read_vocab(value: Any, path: Path) -> dict[str, int]:
-    """A table of ids that `path` holds; raises `FileError` unless it is one."""
+    """The vocabulary that `path` holds; raises `FileError` unless it maps tokens to ids."""
     if not isinstance(value, dict) or not value:
         raise FileError(path, "holds no vocabulary: an object of tokens and their ids")
     for token, number in value.items():
@@ -263,11 +263,11 @@ def read_vocab(value: Any, path: Path) -> dict[str, int]:
 
 
 def _pair(merge: Any, path: Path) -> tuple[str, str]:
-    """A merge as either version of tokenizer.json writes it: 'a b' or ['a', 'b']."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
+    """A merge in either form of tokenizer.json: 'a b' or ['a', 'b']."""
+    pair = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
         raise FileError(path, f"merges: not a pair of tokens: {str(merge)[:80]!r}")
-    return parts[0], parts[1]
+    return pair[0], pair[1]
 
 
 def _read_fast(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -301,10 +301,10 @@ def _read_slow(root: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def read_token_lines(path: Path) -> list[str]:
-    """The lines of a list of tokens. Only line feeds end one: U+2028 may be part of a token.
+    """The lines of a list of tokens. Only line feeds end a line: U+2028 may be part of a token.
 
     Raises:
-      FileError: it is no file of UTF-8 that can be read.
+      FileError: the file cannot be read, or is not UTF-8.
     """
     try:
         text = read_bytes(path, JSON_BYTES).decode("utf-8")
@@ -314,7 +314,7 @@ def read_token_lines(path: Path) -> list[str]:
 
 
 def special_token(root: Path, vocab: dict[str, int], role: str, usual: str) -> str:
-    """The token in a role, as the directory's files say, else CLIP's name for it if it exists."""
+    """The token with a role according to the directory's files, else `usual` if it exists."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (root / name).is_file():
             entry = read_tokenizer_json(root / name).get(f"{role}_token")
@@ -333,7 +333,7 @@ def special_token(root: Path, vocab: dict[str, int], role: str, usual: str) -> s
 
 
 def _write(bpe: Bpe, root: Path) -> None:
-    """The five files that HuggingFace's CLIP tokenizers, slow and fast, read, and digests."""
+    """Writes the five files of HuggingFace's slow and fast CLIP tokenizers, and digests."""
     merges = "".join(f"{left} {right}\n" for left, right in bpe.merges)
     named = {"bos_token": bpe.bos, "eos_token": bpe.eos, "unk_token": bpe.eos, "pad_token": bpe.eos}
     config = {
@@ -358,9 +358,9 @@ def _write(bpe: Bpe, root: Path) -> None:
 
 
 def _fast_content(bpe: Bpe) -> dict[str, Any]:
-    """tokenizer.json with HuggingFace's CLIP pipeline around our table.
+    """The content of tokenizer.json: HuggingFace's CLIP pipeline around our table.
 
-    Its normalizer does less than `normalize`, which is why we never read it back.
+    Its normalizer does less than `normalize`, so we never read that part back.
     """
     content = json.loads(_pipeline(bpe).to_str())
     content["normalizer"] = {

@@ -1,8 +1,8 @@
-"""Text to token ids: SigLIP's SentencePiece (a Unigram model), by the library `tokenizers`.
+"""Text to token ids: SigLIP's SentencePiece (a Unigram model) with the library `tokenizers`.
 
 Text is cleaned as SigLIP's authors and transformers' `SiglipTokenizer` do: lower case, ASCII
 punctuation removed, one blank between words. A row is the ids, EOS, and padding to its end; there
-is no BOS, and EOS and padding are usually one token. Since cleaning removes the brackets of
+is no BOS, and EOS and padding are usually the same token. Since cleaning removes the brackets of
 `</s>`, no text holds a special token.
 """
 
@@ -38,11 +38,11 @@ _BLANK = "\u2581"  # SentencePiece's mark of a blank
 
 
 class Pieces(NamedTuple):
-    """What defines a Unigram model.
+    """The definition of a Unigram model.
 
     Attributes:
       vocab: (piece, logarithm of its probability) by id.
-      unknown: the id of what no piece covers.
+      unknown: the id of characters that no piece covers.
       characters: SentencePiece's compiled table of equivalent characters; b"" for none.
     """
 
@@ -68,7 +68,7 @@ class SentencePieceTokenizer(Tokenizer):
         steps: list[Any] = []
         if pieces.characters:
             steps.append(normalizers.Precompiled(pieces.characters))
-        # Equivalents of a character may hold blanks.
+        # The table may replace a character by text with blanks.
         steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
         self._pipeline.normalizer = normalizers.Sequence(steps)
         self._pipeline.pre_tokenizer = pre_tokenizers.Metaspace(_BLANK, prepend_scheme="always")
@@ -90,14 +90,14 @@ class SentencePieceTokenizer(Tokenizer):
         return rows
 
     def lengths(self, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
-        """How many tokens each text has, EOS included, where nothing is cut."""
+        """The number of tokens of each uncut text, EOS included."""
         return np.fromiter((len(ids) + 1 for ids in self.ids(texts)), np.int64, len(texts))
 
 
 def canonical(text: str) -> str:
     """Lower case, no ASCII punctuation, one blank between words and none at the ends.
 
-    SentencePiece's own mark of a blank is one, too.
+    SentencePiece's mark of a blank counts as a blank, too.
     """
     bare = text.replace(_BLANK, " ").lower().translate(_PUNCTUATION)
     return re.sub(r"\s+", " ", bare).strip()
@@ -106,8 +106,8 @@ def canonical(text: str) -> str:
 def load_sentencepiece(directory: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a HuggingFace-layout SigLIP directory.
 
-    Reads tokenizer.json, else spiece.model. Without either, the result raises `UserError` once it
-    is asked to encode; files that are broken raise here.
+    Reads tokenizer.json, else spiece.model. Without either, the result raises `UserError` when it
+    is to encode a string; broken files raise here.
     """
     root = Path(directory)
     fast, slow = root / "tokenizer.json", root / MODEL_FILE
@@ -129,11 +129,10 @@ def write_sentencepiece(model: Path, directory: str | os.PathLike[str]) -> None:
     """Copies a `spiece.model` to where `load_sentencepiece` reads it.
 
     Raises:
-      UserError: it is no such model.
+      UserError: the file is no such model.
     """
     read_model(model)
-    place = Path(directory) / MODEL_FILE
-    place.write_bytes(read_bytes(model, JSON_BYTES))
+    (Path(directory) / MODEL_FILE).write_bytes(read_bytes(model, JSON_BYTES))
     write_digests(Path(directory), (MODEL_FILE,))
 
 
@@ -141,8 +140,8 @@ def _read_fast(path: Path) -> Pieces:
     content = read_tokenizer_json(path)
     model = content.get("model")
     if not isinstance(model, dict) or model.get("type") != "Unigram":
-        found = model.get("type") if isinstance(model, dict) else model
-        raise FileError(path, f"is no SigLIP tokenizer: expected a Unigram, found {found!r:.80}")
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise FileError(path, f"is no SigLIP tokenizer: expected a Unigram, found {kind!r:.80}")
     try:
         vocab = [(str(piece), float(score)) for piece, score in model["vocab"]]
         table = base64.b64decode(_characters(content.get("normalizer")), validate=True)
@@ -152,21 +151,21 @@ def _read_fast(path: Path) -> Pieces:
 
 
 def _characters(normalizer: Any) -> str:
-    """The compiled table of a normalizer, or of one among several."""
+    """The compiled table of characters of a normalizer, or of one of its steps."""
     if not isinstance(normalizer, Mapping):
         return ""
     if normalizer.get("type") == "Precompiled":
         return str(normalizer.get("precompiled_charsmap") or "")
     steps = normalizer.get("normalizers")
-    found = map(_characters, steps if isinstance(steps, list) else ())
-    return next(filter(None, found), "")
+    tables = map(_characters, steps if isinstance(steps, list) else ())
+    return next(filter(None, tables), "")
 
 
 def read_model(path: Path) -> Pieces:
-    """What SentencePiece's own file, a protocol buffer, says of a Unigram model.
+    """Reads a Unigram model from SentencePiece's own file, a protocol buffer.
 
     Raises:
-      UserError: it is no such file, or of another kind of model.
+      UserError: the file is no such protocol buffer, or another kind of model.
     """
     data = read_bytes(path, JSON_BYTES)
     vocab: list[tuple[str, float]] = []

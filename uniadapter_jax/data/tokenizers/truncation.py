@@ -1,4 +1,4 @@
-"""How many texts are longer than what is read of them: `config.data.words` and its neighbours."""
+"""Counts the texts that are cut by `config.data.words` and the limits beside it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _AT_ONCE = 2**16  # texts that are tokenized together
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a run reads of a text.
+    """The limits beyond which a run cuts texts.
 
     Attributes:
-      words, answer_words: tokens of a caption or question, and of an answer.
+      words, answer_words: most tokens of a caption or question, and of an answer.
       preprocess, max_words: see `TextRule`.
     """
 
@@ -36,10 +36,10 @@ class Limits:
 
     @classmethod
     def from_config(cls, data: Any) -> Limits | None:
-        """Those of `config.data`, None unless it has them all (`prepare` needs none).
+        """The limits in `config.data`, None unless it has them all (`prepare` needs none).
 
         Raises:
-          UserError: a value that cannot be; it is named.
+          UserError: a value is invalid; the message names it.
         """
         values = {name: data[name] for name in _KINDS if name in data}
         if len(values) < len(_KINDS):
@@ -54,7 +54,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """Of `texts`, each as often as it comes, `cut` are cut; `longest` is in tokens."""
+    """Number of texts, repeated ones included, number of those cut, and the most tokens of one."""
 
     texts: int
     cut: int
@@ -64,10 +64,10 @@ class Cut:
 def count_cut(
     records: Records, tokenizer: Tokenizer | None, limits: Limits, kinds: Sequence[str] = KINDS
 ) -> dict[str, Cut]:
-    """{kind: its `Cut`} of a split, as far as it has such texts.
+    """{kind: its `Cut`} of a split, for the kinds of text that it has.
 
-    A question's answers count once each, whoever gave them. Without a tokenizer every word counts
-    as one token, which is the least that it can be.
+    An answer counts once per question, even if several annotators gave it. Without a tokenizer
+    every word counts as one token, the least that it can be.
     """
     plain = TextRule(limits.preprocess, 0)
     kept = TextRule(limits.preprocess, limits.max_words)
@@ -78,16 +78,16 @@ def count_cut(
     for question in itertools.chain.from_iterable(records.questions if of_questions else ()):
         asked[question.text] += 1
         answers.update(question.answer_weights.keys())
-    found = {
+    counts = {
         "captions": _count(texts, plain.captions, kept.captions, tokenizer, limits.words),
         "questions": _count(asked, plain.questions, kept.questions, tokenizer, limits.words),
         "answers": _count(answers, list, list, tokenizer, limits.answer_words),
     }
-    return {name: cut for name, cut in found.items() if cut.texts and name in kinds}
+    return {name: cut for name, cut in counts.items() if cut.texts and name in kinds}
 
 
 def cut_lines(split: str, counts: Mapping[str, Cut], limits: Limits) -> list[str]:
-    """A line for people for each kind of text of which some are cut."""
+    """A line for people for each kind of text that has cut ones."""
     words = f"config.data.words={limits.words} tokens"
     if limits.preprocess != "none" and limits.max_words:
         words += f" or config.data.max_words={limits.max_words} words"
@@ -108,13 +108,13 @@ def _count(
     most: int,
 ) -> Cut:
     cut = longest = 0
-    for part in _parts(texts):
-        whole = plain(part)
-        lengths = _lengths(whole, tokenizer)
+    for chunk in _chunks(texts):
+        uncut = plain(chunk)
+        lengths = _lengths(uncut, tokenizer)
         fewer = np.fromiter(
-            (a != b for a, b in zip(whole, kept(part), strict=True)), bool, len(part)
+            (a != b for a, b in zip(uncut, kept(chunk), strict=True)), bool, len(chunk)
         )
-        times = np.fromiter((texts[text] for text in part), np.int64, len(part))
+        times = np.fromiter((texts[text] for text in chunk), np.int64, len(chunk))
         cut += int(times[(lengths > most) | fewer].sum())
         longest = max(longest, int(lengths.max()))
     return Cut(sum(texts.values()), cut, longest)
@@ -126,7 +126,7 @@ def _lengths(texts: list[str], tokenizer: Tokenizer | None) -> np.ndarray:
     return np.fromiter((len(text.split()) + 2 for text in texts), np.int64, len(texts))
 
 
-def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(texts)
-    while part := list(itertools.islice(iterator, _AT_ONCE)):
-        yield part
+    while chunk := list(itertools.islice(iterator, _AT_ONCE)):
+        yield chunk

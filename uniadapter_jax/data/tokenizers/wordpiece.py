@@ -1,7 +1,7 @@
-"""Text to token ids: BERT's WordPiece with BLIP's two tokens more, [DEC] and [ENC].
+"""Text to token ids: BERT's WordPiece with BLIP's two additional tokens, [DEC] and [ENC].
 
-[DEC] and [ENC] are the ids after BERT's own (30522 and 30523), whether a directory lists them or,
-like HuggingFace's for BLIP, does not.
+[DEC] and [ENC] are the ids after BERT's own (30522 and 30523), whether or not a directory lists
+them; HuggingFace's for BLIP do not.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ PAD, UNKNOWN, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 DEC, ENC = "[DEC]", "[ENC]"
 FILES = "tokenizer.json, or vocab.txt"
 _BLANKS = re.compile(r" (?:(?P<apostrophe>') |(?=[.,!?]))")
-_LONGEST_WORD = 100  # letters; BERT gives a longer word up as unknown
-# How BERT cleans text: bert-base-uncased, of which BLIP's vocabulary is.
+_LONGEST_WORD = 100  # letters; BERT treats a longer word as unknown
+# How BERT (bert-base-uncased, which has BLIP's vocabulary) cleans text.
 _CLEANING: Mapping[str, Any] = {
     "clean_text": True,
     "handle_chinese_chars": True,
-    "strip_accents": None,  # where letters are made small
+    "strip_accents": None,  # None follows `lowercase`
     "lowercase": True,
 }
-# Of these, what tokenizer_config.json says where there is no tokenizer.json.
+# Their names in tokenizer_config.json, which is read if there is no tokenizer.json.
 _IN_CONFIG: Mapping[str, str] = {
     "lowercase": "do_lower_case",
     "strip_accents": "strip_accents",
@@ -57,11 +57,11 @@ _IN_CONFIG: Mapping[str, str] = {
 class WordPieceTokenizer(Tokenizer):
     """BERT's tokenizer over `vocab` and `added` tokens, whose ids are 0 to their number - 1.
 
-    BOS is [CLS], EOS is [SEP]. `dec_id` and `enc_id` are those of either, else they follow the
-    last. `added` tokens are one id in a text, and no pieces of words; so are those with a role.
+    BOS is [CLS], EOS is [SEP]. If neither [DEC] nor [ENC] has an id, they follow the last token.
+    `added` tokens and tokens with a role are one id in a text, never split into pieces.
 
     Raises:
-      UserError: ids with gaps, or a special token missing or at another place.
+      UserError: ids have gaps, or a special token is missing or has another id than expected.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class WordPieceTokenizer(Tokenizer):
         roles = {token: _special(token, known[token]) for token in (*named, DEC, ENC)}
         more = [token for token in added if roles.get(token.content) != token]
         self.fingerprint = _fingerprint(known, cleaning, self.dec_id, more)
-        # Tokens that the model lacks get the ids behind its own, in the order of `known`.
+        # Tokens that the model lacks get the ids after its own, in the order of `known`.
         gaps = sorted(vocab.values()) != list(range(len(vocab)))
         model = models.WordPiece(
             known if gaps else dict(vocab),
@@ -101,8 +101,8 @@ class WordPieceTokenizer(Tokenizer):
         self._pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._pipeline.decoder = decoders.WordPiece(cleanup=False)
         tokens = roles | {token.content: token for token in more}
-        for one in sorted(tokens.values(), key=lambda token: token.id):
-            flags = dataclasses.asdict(one)
+        for added_token in sorted(tokens.values(), key=lambda token: token.id):
+            flags = dataclasses.asdict(added_token)
             del flags["id"]
             self._pipeline.add_tokens([tokenizers.AddedToken(**flags)])
 
@@ -111,9 +111,9 @@ class WordPieceTokenizer(Tokenizer):
         return [encoding.ids for encoding in encoded]
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Rows of ids as texts, as BERT's tokenizer writes them.
+        """The texts of rows of ids, as BERT's tokenizer writes them.
 
-        Special tokens are left out, and the blanks around an apostrophe and before . , ! ?
+        Special tokens are left out, as are blanks around an apostrophe and before . , ! ?
         """
         texts = self._pipeline.decode_batch([list(map(int, row)) for row in rows])
         return [_BLANKS.sub(r"\g<apostrophe>", text) for text in texts]
@@ -126,10 +126,10 @@ def _special(token: str, number: int) -> AddedToken:
 def _fingerprint(
     known: Mapping[str, int], cleaning: Mapping[str, Any], dec_id: int, added: Sequence[AddedToken]
 ) -> str:
-    """Covers [DEC] and [ENC] only where they do not follow all others, which is usual."""
-    own = {token: i for token, i in known.items() if token not in (DEC, ENC)}
-    table: list[Any] = [sorted(own.items()), sorted(cleaning.items())]
-    table += [dec_id] if dec_id != len(own) else []
+    """Hashes the tokens, and [DEC] and [ENC] if they do not follow all others."""
+    others = {token: i for token, i in known.items() if token not in (DEC, ENC)}
+    table: list[Any] = [sorted(others.items()), sorted(cleaning.items())]
+    table += [dec_id] if dec_id != len(others) else []
     table += [[dataclasses.astuple(token) for token in added]] if added else []
     return hashlib.sha256(json.dumps(table).encode()).hexdigest()
 
@@ -137,8 +137,8 @@ def _fingerprint(
 def load_wordpiece(directory: str | os.PathLike[str]) -> Tokenizer:
     """The tokenizer of a HuggingFace-layout BERT or BLIP directory.
 
-    Reads tokenizer.json, else vocab.txt. Without either, the result raises `UserError` once it is
-    asked to encode; files that are broken raise here.
+    Reads tokenizer.json, else vocab.txt. Without either, the result raises `UserError` when it is
+    to encode a string; broken files raise here.
     """
     root = Path(directory)
     fast, slow = root / "tokenizer.json", root / "vocab.txt"
@@ -161,8 +161,8 @@ def train_wordpiece(
     """Learns a vocabulary in BERT's form from texts and writes `vocab.txt`, and its digest.
 
     It has exactly `vocab_size` entries: five special tokens, the letters alone and inside a word
-    by code point, what is worth a merge (comes twice), and [unused...] for the rest, as in BERT's.
-    So [DEC] and [ENC] get the ids `vocab_size` and `vocab_size + 1`. The same texts give the same
+    by code point, merges of pairs that occur twice, and [unused...] for the rest, as in BERT's. So
+    [DEC] and [ENC] get the ids `vocab_size` and `vocab_size + 1`. The same texts give the same
     bytes.
 
     Raises:
@@ -180,8 +180,8 @@ def train_wordpiece(
             f"a WordPiece vocabulary needs at least {len(base)} entries for these texts (special "
             f"tokens and {len(letters)} letters, alone and inside a word), got {vocab_size}"
         )
-    # Special tokens get the first ids in this order. Left to itself the trainer numbers letters
-    # in the order of a randomly seeded hash map, and breaks ties between merges by number.
+    # Special tokens get the first ids in this order. Otherwise the trainer numbers letters in the
+    # order of a randomly seeded hash map, and breaks ties between merges by number.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=base, show_progress=False
     )
@@ -201,10 +201,10 @@ def _letters(learner: tokenizers.Tokenizer, text: str) -> str:
 
 
 def write_wordpiece(vocab: Path, directory: str | os.PathLike[str]) -> None:
-    """Copies a list of tokens, one a line, to where `load_wordpiece` reads it.
+    """Copies a list of tokens, one per line, to where `load_wordpiece` reads it.
 
     Raises:
-      UserError: it is no such list.
+      UserError: the file is no such list.
     """
     tokens, cleaning = _read_slow(vocab)
     try:
@@ -238,7 +238,7 @@ def _read_fast(path: Path) -> tuple[dict[str, int], dict[str, Any]]:
 
 
 def _cleaning(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`settings` of a BertNormalizer over BERT's own."""
+    """The settings of a BertNormalizer, completed by BERT's."""
     cleaning = {name: settings.get(name, usual) for name, usual in _CLEANING.items()}
     for name, value in cleaning.items():
         if not isinstance(value, bool) and not (name == "strip_accents" and value is None):
