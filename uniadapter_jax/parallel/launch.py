@@ -1,4 +1,4 @@
-"""Starting JAX: several processes, and the cache of compiled programs."""
+"""Starts JAX on all processes, and sets its cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 )
 _TIMEOUT = flags.DEFINE_integer("initialization-timeout", 300, "Seconds to wait for processes.")
 
-# After an error: how long a process waits at its end for others, which may be waiting for it.
+# How long a process that fails waits at its end for the others, which may be waiting for it.
 _SHUTDOWN_SECONDS = 10
-# JAX's own watch, should ours not see a process go.
+# JAX's own detection of dead processes, in case ours misses one.
 _HEARTBEAT_SECONDS = 45
 
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """All processes, as the flags say; before anything else touches a device.
+    """Connects all processes that the flags describe; to be used before any device is.
 
-    Within it a process that is gone, or fails alone, ends all others with a message and status 1.
+    Inside, a process that dies or fails ends all others with a message and status 1.
 
     Raises:
-      UserError: not all came (says which), process 0 does not answer, or the flags are wrong.
+      UserError: processes are missing (says which), process 0 does not answer, or the flags are
+        wrong.
     """
     peers = _start()
     if peers is None:
@@ -51,7 +52,7 @@ def processes() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # What a collective raises when a peer goes says less than who went.
+        # The error of a collective does not say which peer is gone.
         if not isinstance(error, UserError) and (reason := peers.lost(2)):
             peers.end(reason)
         peers.fail(str(error) or type(error).__name__)
@@ -61,7 +62,7 @@ def processes() -> Iterator[None]:
 
 
 def _start() -> Peers | None:
-    """Meets the others and starts JAX on all of them; None if there is one process only."""
+    """Connects the processes and starts JAX on all of them; None if there is only one."""
     address, count, index = _COORDINATOR.value, _PROCESSES.value, _INDEX.value
     devices = None
     if address is None and count is None and index is None:
@@ -87,8 +88,8 @@ def _start() -> Peers | None:
 
 
 def _detect() -> tuple[str, int, int, Any]:
-    """Coordinator, processes, this one and its devices, where JAX knows the kind of cluster."""
-    from jax._src.clusters import ClusterEnv  # private: in public JAX finds them and keeps it
+    """(coordinator, number of processes, index of this one, its devices) that JAX detects."""
+    from jax._src.clusters import ClusterEnv  # private: the public function keeps the result
 
     address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, None, None, _TIMEOUT.value
@@ -102,13 +103,13 @@ def _detect() -> tuple[str, int, int, Any]:
 
 
 def end_processes() -> None:
-    """Waits until every process has done its work."""
+    """Waits until every process has finished its work."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("end")
 
 
 def exchange(value: Any) -> list[Any]:
-    """The JSON value of each process in the order of their numbers, on all of them."""
+    """Gives every process the JSON values of all processes, in the order of their indices."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -120,14 +121,14 @@ def exchange(value: Any) -> list[Any]:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs of this user between runs, unless JAX was told where already."""
+    """Caches this user's compiled programs between runs, unless JAX has a cache directory set."""
     if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     directory = pathlib.Path(root) / "uniadapter_jax" / "xla"
     try:
-        # What lies there is executed: nobody else may write to it.
+        # The programs there are executed, so nobody else may write to it.
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        return  # a read-only home costs compilations, nothing more
+        return  # with a read-only home, programs are compiled again
     jax.config.update("jax_compilation_cache_dir", str(directory))

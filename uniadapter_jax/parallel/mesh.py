@@ -1,8 +1,8 @@
-"""The device mesh: its axes, and how host arrays get onto it and back.
+"""The device mesh: its axes, and the transfer of host arrays to it and back.
 
-The order of devices along the mesh is no order of processes: on most TPU slices hosts interleave
-along the batch. `rows_of_process` alone says which rows of a global batch a process supplies, and
-whatever is gathered from processes comes in the order of their numbers, wherever their devices lie.
+Devices along the mesh are not sorted by process: on most TPU slices hosts interleave along the
+batch. Only `rows_of_process` says which rows of a global batch a process supplies, and values
+gathered from processes are in the order of the processes' indices, wherever their devices are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Int, PyTree, Shaped
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # what a batch is cut over
+BATCH_AXES = ("data", "fsdp")  # the axes that shard a batch
 
 _Tree = TypeVar("_Tree")
 
@@ -31,7 +31,7 @@ _Tree = TypeVar("_Tree")
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices of all processes; one size may be -1, "the rest".
 
-    `devices` may be others, such as those of a TPU slice that is only described.
+    `devices` may be other devices, such as those of a TPU slice that is only described.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices, JAX finds no order of these
@@ -51,33 +51,33 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
 
 def _check_equal_shares(devices: Sequence[Any]) -> None:
-    """Raises `UserError` unless all processes have as many devices, as JAX's barriers assume."""
+    """Raises `UserError` unless all processes have equally many devices, as JAX assumes."""
     counts = collections.Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         most, least = (function(counts, key=lambda p: counts[p]) for function in (max, min))
         raise UserError(
-            f"config.mesh: all processes need as many devices, but process {most} has "
+            f"config.mesh: all processes need equally many devices, but process {most} has "
             f"{counts[most]} and process {least} has {counts[least]}"
         )
 
 
 def _arrange(shape: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
-    """The devices in JAX's order for their links."""
+    """A mesh of the devices in the order that JAX chooses for their links."""
     types = (AxisType.Auto,) * len(AXES)
     try:
         return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
     except NotImplementedError:
-        # Without leave JAX splits the links of a v5e between axes, of other chips not: a torus of
-        # 4 x 4 x 4 has no tensor=2.
+        # By default JAX splits the links of one physical axis between mesh axes only for v5e: on
+        # other chips a torus of 4 x 4 x 4 has no tensor=2.
         split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(split, AXES, axis_types=types)
 
 
 def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
-    """The sizes with -1 filled in, so that they multiply to the number of devices.
+    """The sizes with -1 replaced, so that they multiply to the number of devices.
 
     Raises:
-      UserError: there are none.
+      UserError: no such sizes exist.
     """
     wanted = [int(sizes[axis]) for axis in AXES]
     fixed = int(np.prod([size for size in wanted if size != -1]))
@@ -95,13 +95,13 @@ def _said(sizes: Mapping[str, int]) -> str:
 
 
 def one_device() -> Mesh:
-    """A mesh of this process' first device, for work that is not to be cut."""
+    """A mesh of this process' first device, for work that is not sharded."""
     device = np.array(jax.local_devices()[:1]).reshape((1,) * len(AXES))
     return Mesh(device, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def on_host() -> contextlib.AbstractContextManager[Any]:
-    """Within it new arrays lie with the host's processor, if JAX has that, not on a device."""
+    """Places new arrays in the host's memory, if JAX has a CPU backend, not on a device."""
     try:
         device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -110,7 +110,7 @@ def on_host() -> contextlib.AbstractContextManager[Any]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all batch axes of the mesh."""
+    """Shards the leading axis over all batch axes of the mesh."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
@@ -124,29 +124,29 @@ def constrain(tree: _Tree, mesh: Mesh | None, axes: tuple[str, ...]) -> _Tree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Puts a copy on every device."""
     return NamedSharding(mesh, P())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a global batch is cut."""
+    """The number of shards of a global batch."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
 def round_up(mesh: Mesh, batch_size: int) -> int:
     """The smallest global batch that is no smaller and divides over the mesh."""
-    parts = batch_shards(mesh)
-    return -(-batch_size // parts) * parts
+    shards = batch_shards(mesh)
+    return -(-batch_size // shards) * shards
 
 
 def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
     """Raises `UserError` unless the global batch divides over the mesh."""
-    parts = batch_shards(mesh)
-    if batch_size % parts:
+    shards = batch_shards(mesh)
+    if batch_size % shards:
         raise UserError(
-            f"config.{field}={batch_size} does not divide over {parts} devices "
+            f"config.{field}={batch_size} does not divide over {shards} devices "
             f"(mesh {dict(mesh.shape)}); the next sizes that do: "
-            f"{batch_size // parts * parts or parts} and {(batch_size // parts + 1) * parts}"
+            f"{batch_size // shards * shards or shards} and {(batch_size // shards + 1) * shards}"
         )
 
 
@@ -154,11 +154,11 @@ def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
 def rows_of_process(mesh: Mesh, size: int, process: int | None = None) -> Int[np.ndarray, " b"]:
     """The rows of a global batch of `size` that a process supplies, ascending; often with gaps.
 
-    They are the rows of the parts that its devices hold. Devices along `tensor` hold the same part:
-    where they belong to several processes, each of these supplies its rows.
+    They are the rows of the shards on its devices. Devices along `tensor` hold the same shard: if
+    they belong to several processes, each of these supplies its rows.
 
     Args:
-      process: its number; None is this one. Others serve for devices that are only described.
+      process: index of the process; None is this one. Others are for devices only described.
 
     Raises:
       UserError: the batch does not divide over the mesh, or the process has no device in it.
@@ -170,46 +170,46 @@ def rows_of_process(mesh: Mesh, size: int, process: int | None = None) -> Int[np
             f"parts of {_said(mesh.shape)}"
         )
     indices: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((size,))
-    parts = {
-        part.indices(size)[:2]
-        for device, (part,) in indices.items()
+    spans = {
+        span.indices(size)[:2]
+        for device, (span,) in indices.items()
         if device.process_index == process
     }
-    if not parts:
+    if not spans:
         raise UserError(f"config.mesh: process {process} has no device in {_said(mesh.shape)}")
-    rows = np.concatenate([np.arange(start, stop) for start, stop in sorted(parts)])
+    rows = np.concatenate([np.arange(start, stop) for start, stop in sorted(spans)])
     rows.setflags(write=False)  # one array for all callers
     return rows
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, size: int) -> dict[str, jax.Array]:
-    """A global batch of `size` rows, cut over the mesh, from this process' rows of it.
+    """A global batch of `size` rows, sharded over the mesh, from this process' rows of it.
 
     Raises:
-      ValueError: an array has not as many rows as `rows_of_process` says.
+      ValueError: an array has another number of rows than `rows_of_process` gives.
     """
-    own, sharding = rows_of_process(mesh, size), batch_sharding(mesh)
+    supplied, sharding = rows_of_process(mesh, size), batch_sharding(mesh)
 
     def put(name: str, rows: np.ndarray) -> jax.Array:
-        if len(rows) != len(own):
+        if len(rows) != len(supplied):
             raise ValueError(
                 f"{name!r} has {len(rows)} rows; of a global batch of {size} this process supplies "
-                f"{len(own)}"
+                f"{len(supplied)}"
             )
 
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None  # it is for keys of random numbers only
+        def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # None is for keys of random numbers only
             start, stop, _ = index[0].indices(size)
-            first = int(np.searchsorted(own, start))  # a part's rows are next to each other
+            first = int(np.searchsorted(supplied, start))  # a shard's rows are consecutive
             return rows[first : first + stop - start]
 
-        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, shard)
 
     return {name: put(name, rows) for name, rows in batch.items()}
 
 
 def put_everywhere(rows: Any, mesh: Mesh, size: int) -> jax.Array:
-    """A global array of `size` rows, a copy on every device, from this process' rows of it."""
+    """A global array of `size` rows, copied to every device, from this process' rows of it."""
     return _replicate(mesh)(put_batch({"rows": rows}, mesh, size)["rows"])
 
 
@@ -219,7 +219,7 @@ def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 
 def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Host arrays, equal on all processes, as arrays with a copy on every device."""
+    """Puts host arrays, which are equal on all processes, on every device."""
     sharding = replicated(mesh)
 
     def put(x: Any) -> jax.Array:
@@ -230,12 +230,12 @@ def put_replicated(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def of_processes(array: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "p ..."]:
-    """The arrays of all processes, which are of one shape, in the order of their numbers."""
+    """The arrays of all processes, which have one shape, in the order of their indices."""
     return _of_processes(array, _all)
 
 
 def of_first_process(array: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "n ..."]:
-    """The array of process 0, on all of them; others may have one of another length."""
+    """Gives every process the array of process 0; their own may have another length."""
     if jax.process_count() == 1:
         return array
     length = int(of_processes(np.array(len(array), np.int32))[0])
@@ -253,10 +253,10 @@ def _first(stacked: jax.Array) -> jax.Array:
 
 
 def _of_processes(array: np.ndarray, function: Callable[[jax.Array], jax.Array]) -> np.ndarray:
-    """`function` of the arrays of all processes, stacked; the result may be written to.
+    """`function` of the stacked arrays of all processes; the result is writable.
 
     One device of each process takes part, found by its process. JAX's `multihost_utils` reshapes
-    `jax.devices()` instead, as if these came process by process.
+    `jax.devices()` instead, as if these were sorted by process.
     """
     first: dict[int, Any] = {}
     for device in sorted(jax.devices(), key=lambda device: device.id):
@@ -270,10 +270,10 @@ def _of_processes(array: np.ndarray, function: Callable[[jax.Array], jax.Array])
 
 
 def fetch(tree: PyTree) -> PyTree:
-    """Arrays with a copy on every device as host arrays, where other processes own devices too.
+    """Copies replicated arrays to the host, also when other processes own devices too.
 
     Raises:
-      ValueError: an array is cut, so that this process may have a part of it only.
+      ValueError: an array is sharded, so that this process may not have all of it.
     """
 
     def one(x: jax.Array) -> np.ndarray:
@@ -285,5 +285,5 @@ def fetch(tree: PyTree) -> PyTree:
 
 
 def placed(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """The shapes of a tree of arrays or shapes, all with one place on the mesh."""
+    """The shapes of a tree of arrays or shapes, all with one sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -1,12 +1,12 @@
-"""The other processes of a run: who has come, and who is gone.
+"""Connects the processes of a run, and detects which are missing and which have died.
 
-JAX's own service says neither. When its time is over it ends the process by `abort()`, without the
-names of those that did not come; a process that dies is missed by its heartbeats a minute later,
-and what waits for it in a collective aborts or waits until then. So the processes meet here first,
-on the very port that JAX's service takes afterwards, and the connections stay: a process that dies
-closes its own, which the system tells process 0 at once, and process 0 tells all.
+JAX's own service names neither. On a timeout it ends the process by `abort()` without naming the
+missing ones; it notices a dead process by its heartbeats a minute later, and until then whoever
+waits for it in a collective aborts or hangs. So the processes connect here first, on the port that
+JAX's service uses afterwards, and the connections stay open: when a process dies, the system closes
+its connection, process 0 sees that at once, and tells all others.
 
-No JAX in here: everything happens before it, or beside it in a thread.
+This file does not use JAX: everything happens before it starts, or beside it in a thread.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from uniadapter_jax.common.errors import UserError
 
 _RETRY = 0.2  # seconds between attempts to reach process 0
 _LINE = 65536  # bytes of the longest message
-# A machine that vanishes closes nothing: after so many seconds without an answer it is gone.
+# A machine that vanishes closes no connection: TCP keep-alive (seconds, probes) detects it.
 _SILENCE, _PROBE = 10, 5
 _PROBES = 4
 
 
 @dataclasses.dataclass
 class _Link:
-    """A connection, and what came over it that is not yet a whole line."""
+    """A connection, and the received bytes that are not yet a complete line."""
 
     socket: socket.socket
     rest: bytes = b""
-    index: int | None = None  # of the process at its other end, once it has said so
+    index: int | None = None  # index of the process at the other end, once known
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a line; a broken connection is seen where it is read."""
+        """Sends a line; a broken connection is noticed when it is read."""
         try:
             self.socket.sendall(json.dumps(message).encode() + b"\n")
         except OSError:
             pass
 
     def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that are there, None at the end. Reads once.
+        """Reads once; returns the complete messages, or None if the connection has ended.
 
         Raises:
-          ValueError: what came is not from us.
+          ValueError: the sender is not one of our processes.
         """
         try:
             data = self.socket.recv(_LINE)
@@ -80,16 +80,16 @@ class Peers:
         self._links = links
         self._done: set[int] = set()
         self._reason: str | None = None
-        self._failed = False  # a process said why, and did not just go
+        self._failed = False  # a process reported a failure, rather than dying
         self._known = threading.Event()
         self._closed = False
         self._ending = threading.Lock()
 
     def watch(self, patience: float) -> None:
-        """From now on, a process that is gone ends this one, with a message and status 1.
+        """From now on, a process that dies ends this one, with a message and status 1.
 
-        patience: seconds that this process has to end by itself after another one said that it
-          fails: mostly for the same reason, which it then tells itself.
+        patience: seconds that this process has to end by itself after another one reported a
+          failure, which usually has the same cause in both.
         """
         for link in self._links:
             _keep_alive(link.socket)
@@ -97,23 +97,23 @@ class Peers:
         _on_abort(self._aborted)
 
     def lost(self, seconds: float) -> str | None:
-        """Why the run cannot go on, if that is known now or within so many seconds."""
+        """The reason why the run cannot go on, if one becomes known within so many seconds."""
         self._known.wait(seconds)
         return self._reason
 
     def fail(self, reason: str) -> None:
-        """Tells the others why this process ends."""
+        """Tells the others that this process failed, and why."""
         self._tell({"failed": f"{self.names[self.index]} failed: {reason}"})
 
     def close(self) -> None:
-        """Tells the others that this process ends well, or has said why not."""
+        """Tells the others that this process ends, successfully or after `fail`."""
         self._closed = True
         self._tell({"done": self.index})
 
     def end(self, reason: str) -> None:
-        """Ends this process with a message, whatever its other threads wait for."""
-        with self._ending:  # never left: the first of several says it
-            # Not by sys.stderr, whose lock another thread may hold.
+        """Ends this process with a message, whatever its other threads are waiting for."""
+        with self._ending:  # never released: only the first caller prints
+            # Not through sys.stderr, whose lock another thread may hold.
             os.write(2, f"error: {reason}\n".encode())
             os._exit(1)
 
@@ -136,7 +136,7 @@ class Peers:
             self.end(self._reason)
 
     def _read(self, link: _Link) -> bool:
-        """Takes in what a link says; False at its end."""
+        """Handles the messages of a link; returns False when the connection has ended."""
         messages = link.receive()
         if messages is None:
             assert link.index is not None
@@ -152,7 +152,7 @@ class Peers:
         return True
 
     def _learn(self, message: dict[str, Any]) -> None:
-        """The first reason why the run cannot go on; process 0 has to tell all others."""
+        """Keeps the first reason why the run cannot go on, and tells the others."""
         if self._reason is None:
             self._failed = "failed" in message
             self._reason = message["failed"] if self._failed else message["gone"]
@@ -160,18 +160,18 @@ class Peers:
             self._known.set()
 
     def _aborted(self) -> None:
-        """A library gave up because of a peer, mostly before we know of which."""
+        """A library aborts because of a peer, mostly before we know which peer."""
         reason = self.lost(5)
         if reason is not None:
             self.end(reason)
 
 
 def meet(address: str, index: int, count: int, seconds: float) -> Peers:
-    """Returns when all processes have come; process 0 waits for them at `address`.
+    """Connects all processes and returns; process 0 waits for the others at `address`.
 
     Raises:
-      UserError: the time is over (says who is missing, or that process 0 does not answer); two
-        say that they are the same one, or differ in how many there are.
+      UserError: the time is over (says which are missing, or that process 0 does not answer), or
+        two processes have the same index or disagree on how many there are.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -192,7 +192,7 @@ def _title(index: int, where: str) -> str:
 
 
 class _Host:
-    """Process 0, while it waits for the others."""
+    """The side of process 0 while it waits for the others."""
 
     def __init__(self, address: str, port: int, count: int, seconds: float):
         self.address = address
@@ -209,7 +209,7 @@ class _Host:
             ) from error
 
     def gather(self) -> Peers:
-        """All others, or an error that all who are here get to know."""
+        """Waits for all others; an error is sent to all that are connected."""
         deadline = time.monotonic() + self.seconds
         with self.listener, selectors.DefaultSelector() as self.selector:
             self.selector.register(self.listener, selectors.EVENT_READ)
@@ -232,17 +232,17 @@ class _Host:
         self.selector.register(connection, selectors.EVENT_READ, _Link(connection))
 
     def _hear(self, link: _Link) -> None:
-        """A hello, or the end of a connection."""
+        """Handles the greeting of a process, or the end of its connection."""
         try:
             messages = link.receive()
             for message in messages or ():
                 self._welcome(link, int(message["index"]), int(message["count"]), message["where"])
-        except (KeyError, TypeError, ValueError):  # a stranger; or one of us with other code
+        except (KeyError, TypeError, ValueError):  # not our process, or one with other code
             messages = None
         if messages is None:
             self.selector.unregister(link.socket)
             link.socket.close()
-            if link.index is not None:  # it will come again, or be missing
+            if link.index is not None:  # it may connect again, or will be missing
                 del self.names[link.index], self.links[link.index]
 
     def _welcome(self, link: _Link, index: int, count: int, where: str) -> None:
@@ -265,17 +265,17 @@ class _Host:
 
 
 def _join(address: tuple[str, int], index: int, count: int, seconds: float) -> Peers:
-    """As one of the others."""
+    """The side of the other processes: connects to process 0."""
     deadline = time.monotonic() + seconds
     here: dict[int, str] = {}
     problem: object = "no answer"
-    said = f"{address[0]}:{address[1]}"
+    target = f"{address[0]}:{address[1]}"
     while (left := deadline - time.monotonic()) > 0:
         try:
             link = _Link(socket.create_connection(address, timeout=min(left, 5)))
             link.index = 0
             link.send({"index": index, "count": count, "where": _me()})
-            # Process 0 may have begun later; once it is there its clock decides for all.
+            # Process 0 may have started later; once it answers, its timeout counts for all.
             names = _await_all(link, here, time.monotonic() + seconds + 5)
         except (OSError, ValueError) as error:
             problem = getattr(error, "strerror", None) or error
@@ -285,15 +285,15 @@ def _join(address: tuple[str, int], index: int, count: int, seconds: float) -> P
             return Peers(index, [link], names)
         time.sleep(_RETRY)
     if here:
-        raise UserError(missing(here, count, said, seconds))
+        raise UserError(missing(here, count, target, seconds))
     raise UserError(
-        f"process 0 does not answer at --coordinator={said} for {seconds:g} s ({problem}); is it "
+        f"process 0 does not answer at --coordinator={target} for {seconds:g} s ({problem}); is it "
         "running, on that host, and is the port open between the hosts?"
     )
 
 
 def _await_all(link: _Link, here: dict[int, str], deadline: float) -> list[str] | None:
-    """The names of all, None if process 0 went away; notes in `here` who has come so far."""
+    """The names of all, None if process 0 went away; `here` gets those connected so far."""
     while (left := deadline - time.monotonic()) > 0:
         link.socket.settimeout(left)
         messages = link.receive()
@@ -311,7 +311,7 @@ def _await_all(link: _Link, here: dict[int, str], deadline: float) -> list[str] 
 
 
 def missing(here: dict[int, str], count: int, address: str, seconds: float) -> str:
-    """Says which of `count` processes are not `here`."""
+    """A message that says which of `count` processes are not `here`."""
     absent = [str(i) for i in range(count) if i not in here]
     return (
         f"after {seconds:g} s at {address}, {len(absent)} of {count} processes are missing: "
@@ -337,14 +337,14 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-_HANDLERS: list[Any] = []  # C keeps a pointer only
+_HANDLERS: list[Any] = []  # keeps them alive: C has only a pointer
 
 
 def _on_abort(handle: Any) -> None:
-    """Calls `handle` before `abort()` ends this process, which then ends as ever.
+    """Calls `handle` before `abort()` ends this process.
 
-    Gloo and JAX's service end a process whose peer is gone by `abort()`, in threads of their own
-    and within milliseconds. Python's own signal handlers run in the main thread, too late.
+    Gloo and JAX's service abort a process whose peer is gone within milliseconds, in their own
+    threads. Python's signal handlers run in the main thread, which would be too late.
     """
 
     def aborted(_: int) -> None:

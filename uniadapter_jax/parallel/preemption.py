@@ -1,8 +1,7 @@
-"""A run that SIGTERM or SIGINT stops does so where nothing is lost, all processes at one point.
+"""Stops a run on SIGTERM or SIGINT where nothing is lost, all processes at the same point.
 
 With several processes JAX's own handler notes SIGTERM and agrees with the others on a point that
-none has passed, so all have to come by the same points in the same order; SIGINT is passed on to
-it.
+none has passed, so all have to pass the same points in the same order; SIGINT becomes a SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ from uniadapter_jax.parallel.progress import say
 
 
 class Preempted(KeyboardInterrupt):
-    """SIGTERM or SIGINT came; what is needed to go on is saved.
+    """SIGTERM or SIGINT stopped the run; everything needed to go on is saved.
 
-    As a KeyboardInterrupt it passes through `except Exception`, wherever it is raised.
+    A KeyboardInterrupt passes through `except Exception`, wherever it is raised.
     """
 
 
-_points = itertools.count(1)  # of this process; they have to grow, so one count serves all work
+_points = itertools.count(1)  # numbers of points; they have to grow, so all work shares them
 _may_leave = False
 
 
 def leaving_on_signal() -> contextlib.AbstractContextManager[None]:
-    """A signal raises `Preempted`: for work that is done again where it is not finished.
+    """Makes a signal raise `Preempted`: for work that is repeated if it is not finished.
 
-    With one process at once, with several at the next `pass_by`.
+    With one process that happens at once, with several at the next `pass_by`.
     """
     return _handling(_leave, lambda: True, may_leave=True)
 
@@ -44,9 +43,9 @@ def leaving_on_signal() -> contextlib.AbstractContextManager[None]:
 def noting_signal(
     handler: Callable[[], None], nothing_unsaved: Callable[[], bool]
 ) -> contextlib.AbstractContextManager[None]:
-    """Calls `handler` on a signal, where this is the only process: for work that asks `reached`.
+    """Calls `handler` on a signal if this is the only process: for work that calls `reached`.
 
-    nothing_unsaved: whether the process may be ended should it not come to react.
+    nothing_unsaved: whether the process may be ended if it does not react in time.
     """
     return _handling(handler, nothing_unsaved, may_leave=False)
 
@@ -80,7 +79,7 @@ def _handling(
 
 
 def end(stopped: Preempted) -> int:
-    """Says that the command was stopped, and ends it; with several processes returns the status."""
+    """Reports the stop and ends the command; with several processes returns the status."""
     say(f"{stopped}. Run the same command to go on.")
     if jax.process_count() == 1:
         signals.leave(signals.status())
@@ -88,12 +87,12 @@ def end(stopped: Preempted) -> int:
 
 
 def reached() -> bool:
-    """Whether all of several processes stop here; every call of one is a call of all."""
+    """Whether all processes stop here; all of several processes have to call it."""
     return bool(multihost_utils.reached_preemption_sync_point(next(_points)))
 
 
 def pass_by() -> None:
-    """A point of work that all processes come by: stops there if it may be left, and they agree."""
+    """A point that all processes pass: stops if the work may be left and they agree."""
     if _may_leave and jax.process_count() > 1 and reached():
         _leave()
 

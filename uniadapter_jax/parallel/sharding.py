@@ -1,18 +1,17 @@
-"""Where weights lie on the mesh: one table from the path of a parameter to its partition.
+"""The sharding of weights over the mesh: a table from the path of a parameter to its partition.
 
     weights = Weights.of(config.mesh, mesh, model_config)
-    frozen = weights.put(part.frozen)            at rest, as `RULES` say
-    part = dataclasses.replace(part, weights=weights)     whole again where they are used
+    frozen = weights.put(part.frozen)                     sharded by `RULES`
+    part = dataclasses.replace(part, weights=weights)     gathered again where they are used
 
-`tensor` cuts the towers as Megatron-LM does (Shoeybi et al., 2019, section 3): q, k, v and fc1 by
-their outputs, so that a device has whole heads and a share of the hidden units, out and fc2 by
-their inputs. `fsdp` cuts what lies there between two uses (ZeRO, Rajbhandari et al., 2020, stage
-3): the weights of a layer are gathered inside the scan when their layer comes, once more for the
-gradient, and never kept.
+`tensor` shards the towers as Megatron-LM does (Shoeybi et al., 2019, section 3): q, k, v and fc1 by
+their outputs, so that a device has complete heads and a share of the hidden units, out and fc2 by
+their inputs. `fsdp` shards weights at rest (ZeRO, Rajbhandari et al., 2020, stage 3): the scan
+gathers the weights of a layer when it reaches the layer, again for the gradient, and never keeps
+them.
 
-An axis that does not divide over its axis of the mesh is not cut. Trainables are replicated
-whatever the rules say: an adapter is small, and `method=full` on top of a large mesh is not what
-this package is for.
+An axis that does not divide over its axis of the mesh is not sharded. Trainables are always
+replicated: an adapter is small, and this package is not meant for `method=full` on a large mesh.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ from uniadapter_jax.backbones.scan import Stack
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import PyTree
 
-WEIGHTS = ("replicated", "sharded")  # what `config.mesh.weights` may be
+WEIGHTS = ("replicated", "sharded")  # values of `config.mesh.weights`
 
 _INPUT, _HIDDEN = r"((attn|cross)\.[qkv]|fc1)", r"((attn|cross)\.out|fc2)"
 _PLACES = r"prompts|(after|beside)_\w+|cross_key|cross_value|before|delta"
 
-# (the end of a parameter's path, the axes of the mesh that cut its last axes). What leads, such as
-# the axis of layers, is never cut. Methods come first: a path through one of their places, or
-# through `adapters`, is theirs, whatever its end.
+# (the end of a parameter's path, the axes of the mesh that shard its last axes). Leading axes, such
+# as that of layers, are never sharded. Methods come first: a path through one of their places, or
+# through `adapters`, belongs to them, whatever its end.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (rf"(adapters|{_PLACES})\.[\w.]+", ()),
     (rf"{_INPUT}\.kernel", ("fsdp", "tensor")),
     (rf"{_INPUT}\.bias", ("tensor",)),
     (rf"{_HIDDEN}\.kernel", ("tensor", "fsdp")),
-    (rf"{_HIDDEN}\.bias", ()),  # not worth a gather of their own
+    (rf"{_HIDDEN}\.bias", ()),  # too small for a gather
     (r"(token|position|class)_embedding", ("fsdp",)),
     (r"patch_embedding\.kernel", ("fsdp",)),
     (r"patch_embedding\.bias", ()),
@@ -59,10 +58,10 @@ _COMPILED = tuple((re.compile(rf"(.*\.)?({pattern})"), axes) for pattern, axes i
 
 
 def axes_of(path: str) -> tuple[str | None, ...]:
-    """The axes of the mesh that cut the last axes of the parameter of this dotted path.
+    """The axes of the mesh that shard the last axes of the parameter with this dotted path.
 
     Raises:
-      ValueError: no rule claims it; a new parameter needs one.
+      ValueError: no rule claims the path; a new parameter needs a rule.
     """
     for pattern, axes in _COMPILED:
         if pattern.fullmatch(path):
@@ -74,9 +73,9 @@ def axes_of(path: str) -> tuple[str | None, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where a run's frozen weights lie on its mesh, and how they come to where they are used.
+    """The sharding of a run's frozen weights on its mesh, at rest and where they are used.
 
-    sharded: whether `fsdp` cuts them, beside the batch; `tensor` always does.
+    sharded: whether `fsdp` shards them, beside the batch; `tensor` always does.
     """
 
     mesh: Mesh
@@ -84,7 +83,7 @@ class Weights:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], mesh: Mesh, model_config: Any) -> Weights:
-        """As `config.mesh` says.
+        """The sharding that `config.mesh` describes.
 
         Raises:
           UserError: the heads of a tower do not divide over `tensor`.
@@ -101,23 +100,23 @@ class Weights:
 
     @property
     def _at_rest(self) -> frozenset[str]:
-        """Axes of the mesh that cut anything."""
+        """The axes of the mesh that shard weights at rest."""
         axes = ("fsdp", "tensor") if self.sharded else ("tensor",)
         return frozenset(axis for axis in axes if self.mesh.shape[axis] > 1)
 
     @property
     def gathers(self) -> bool:
-        """Whether weights are cut at rest that are whole in use."""
+        """Whether weights have to be gathered before use."""
         return "fsdp" in self._at_rest
 
     def shardings(self, tree: PyTree) -> PyTree:
-        """Of arrays, or shapes, of frozen parameters."""
+        """The shardings of a tree of frozen parameters, arrays or shapes."""
         return jax.tree.map_with_path(
             lambda path, x: self._sharding(_dotted(path), x.shape, self._at_rest), tree
         )
 
     def put(self, tree: PyTree) -> PyTree:
-        """Frozen host arrays, equal on all processes, on the mesh: to each device its part."""
+        """Puts frozen host arrays, equal on all processes, on the mesh: a shard on each device."""
 
         def place(x: Any, sharding: NamedSharding) -> jax.Array:
             host = np.asarray(jax.device_get(x))
@@ -126,11 +125,11 @@ class Weights:
         return jax.tree.map(place, tree, self.shardings(tree))
 
     def __call__(self, tree: PyTree) -> PyTree:
-        """The parameters of one layer, or of no stack, as they are where they are used."""
-        return jax.tree.map_with_path(self._whole, tree)
+        """Gathers the parameters of one layer, or of modules outside stacks, for their use."""
+        return jax.tree.map_with_path(self._gathered, tree)
 
     def use(self, model: nnx.Module) -> None:
-        """Lets the stacks of a model bring their layers' weights together one by one."""
+        """Makes the stacks of a model gather their layers' weights one layer at a time."""
         if not self._at_rest:
             return
         for _, module in nnx.iter_modules(model):
@@ -138,16 +137,16 @@ class Weights:
                 module.weights = self
 
     def outside_stacks(self, frozen: PyTree) -> PyTree:
-        """Frozen parameters, those of no stack as they are where they are used."""
+        """Gathers the frozen parameters outside stacks; those of stacks stay sharded."""
         if not self._at_rest:
             return frozen
 
-        def whole(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-            return x if "blocks" in _dotted(path).split(".") else self._whole(path, x)
+        def gather(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+            return x if "blocks" in _dotted(path).split(".") else self._gathered(path, x)
 
-        return jax.tree.map_with_path(whole, frozen)
+        return jax.tree.map_with_path(gather, frozen)
 
-    def _whole(self, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+    def _gathered(self, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
         name = _dotted(path)
         if not self._at_rest.intersection(axes_of(name)):
             return x
@@ -167,5 +166,5 @@ class Weights:
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
-    """The path in a nested dict, or in a state, whose paths end in an attribute of the variable."""
+    """The dotted path in a nested dict or a state (whose paths end in the variable's attribute)."""
     return ".".join(str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey))

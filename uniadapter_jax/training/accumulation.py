@@ -1,12 +1,12 @@
-"""Gradients of a batch whose activations do not fit, part by part, with negatives from all of it.
+"""The gradient of a batch whose activations do not fit, in parts, with negatives from all rows.
 
 A contrastive loss is no mean over rows, so gradients of small batches do not add up to that of the
-large one. Features are small, though, and the loss needs nothing else (GradCache: Gao et al.,
-RepL4NLP 2021, arXiv 2101.06983): features of all parts, without a gradient; the loss of the global
-batch and its gradient with respect to every feature; then each part once more, forward and back
-from its features' gradients. Same loss and gradient as the large batch up to rounding, for one more
-forward pass. Dropout draws by row, so each of a row's passes drops the same, and so would the large
-batch.
+large one. But features are small, and the loss needs only them (GradCache: Gao et al., RepL4NLP
+2021, arXiv 2101.06983). First come the features of all parts, without a gradient; then the loss of
+the global batch and its gradient with respect to every feature; then each part again, forward, and
+backward from the gradients of its features. Loss and gradient equal the large batch's up to
+rounding, for one more forward pass. Dropout draws by row, so it is the same in both passes of a
+row, and in the large batch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _Tree = TypeVar("_Tree")
 
 @runtime_checkable
 class InHalves(Protocol):
-    """A task whose loss is that of its features: `features(model, batch, keys of the rows)`.
+    """A task whose loss is computed from features: `features(model, batch, keys of the rows)`.
 
-    Features are a tree of float arrays that lead with the batch's axis. Those of a row depend on
-    this row and its key alone. What `loss_of_features` does beside is not cut into parts.
+    Features are a tree of float arrays with a leading batch axis. Those of a row depend only on
+    this row and its key. `loss_of_features` is computed for all rows at once, not in parts.
     """
 
     def features(self, model: Any, batch: Batch, keys: Array | None) -> PyTree: ...
@@ -45,7 +45,7 @@ class InHalves(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """A batch in `count` parts, each with rows of every device: no row leaves its device."""
+    """A batch in `count` parts with rows of every device, so that no row changes its device."""
 
     mesh: Mesh
     count: int
@@ -60,7 +60,7 @@ class _Parts:
         return self._over_devices(jax.tree.map(one, tree))
 
     def join(self, tree: _Tree) -> _Tree:
-        """All parts, stacked, to the whole batch."""
+        """Joins all parts, which are stacked, to the full batch."""
 
         def one(x: Array) -> Array:
             shards = meshes.batch_shards(self.mesh)
@@ -77,7 +77,7 @@ class _Parts:
 
 
 def check(task: Any, mesh: Mesh, batch_size: int, count: int) -> None:
-    """Raises `UserError` where a batch cannot be accumulated from so many parts."""
+    """Raises `UserError` if a batch cannot be accumulated from `count` parts."""
     if count == 1:
         return
     if not isinstance(task, InHalves):
@@ -106,10 +106,10 @@ def value_and_grad(
     mesh: Mesh,
     count: int,
 ) -> tuple[Loss, PyTree]:
-    """((loss, metrics), gradients with respect to `trainable`), as of `task.loss` in one piece.
+    """((loss, metrics), gradients with respect to `trainable`), equal to those of `task.loss`.
 
-    merge: makes the model that holds given trainables.
-    count: parts of the batch; see `check`.
+    merge: makes the model with some trainables.
+    count: number of parts of the batch; see `check`.
     """
     parts = _Parts(mesh, count)
     rows = jnp.arange(len(jax.tree.leaves(batch)[0]))
@@ -120,13 +120,13 @@ def value_and_grad(
             merge(trainable), part, None if key is None else row_keys(key, numbers)
         )
 
-    def loss(trainable: PyTree, whole: PyTree) -> Loss:
-        return task.loss_of_features(merge(trainable), whole, batch, key, given)
+    def loss(trainable: PyTree, all_features: PyTree) -> Loss:
+        return task.loss_of_features(merge(trainable), all_features, batch, key, given)
 
-    whole = parts.join(jax.lax.map(lambda i: features(trainable, i), jnp.arange(count)))
-    # The loss may need trainables beside features: a temperature.
+    all_features = parts.join(jax.lax.map(lambda i: features(trainable, i), jnp.arange(count)))
+    # The loss may need trainables beside the features, such as a temperature.
     value, (gradient, of_features) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-        trainable, whole
+        trainable, all_features
     )
 
     def add(i: Array, gradient: PyTree) -> PyTree:

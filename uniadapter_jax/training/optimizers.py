@@ -1,8 +1,8 @@
-"""Optimizer recipes by name, and freezing for users who hold one whole tree.
+"""Optimizer recipes by name, and freezing for users who keep all parameters in one tree.
 
-A recipe is a chain over the trainables: clip the global norm, precondition, decay, times the
-learning rate of the step. State is float32 whatever the parameters are; updates come in the
-parameters' dtype.
+A recipe is a chain over the trainables: clip the global norm, precondition, decay, multiply by the
+step's learning rate. The state is float32 whatever the parameters are; updates have the parameters'
+dtype.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ TRAINABLE, FROZEN = "trainable", "frozen"
 
 
 class Recipe(NamedTuple):
-    """What distinguishes one recipe from another.
+    """The choices in which recipes differ.
 
     shape: (share of the run done, warm-up share) -> factor of the learning rate.
-    epsilon: outside the root.
-    decays_all: weight decay on biases and scales, too.
-    per_epoch: the learning rate changes after epochs only.
+    epsilon: added outside the root.
+    decays_all: whether weight decay applies to biases and scales, too.
+    per_epoch: whether the learning rate changes only after epochs.
     """
 
     bias_correction: bool
@@ -43,12 +43,12 @@ class Recipe(NamedTuple):
 
 
 def _cosine_of_run(done: Array, warmup: float) -> Array:
-    """BertAdam's: after the warm-up the cosine of the whole run, so it drops from 1 first."""
+    """BertAdam's: after the warm-up the cosine over the full run, so it first drops from 1."""
     return jnp.where(done < warmup, done / max(warmup, 1e-9), 0.5 + 0.5 * jnp.cos(math.pi * done))
 
 
 def _cosine_of_rest(done: Array, warmup: float) -> Array:
-    """Continuous: the cosine spans what remains after the warm-up."""
+    """Continuous: the cosine spans the steps after the warm-up."""
     rest = (done - warmup) / max(1.0 - warmup, 1e-9)
     return jnp.where(done < warmup, done / max(warmup, 1e-9), 0.5 + 0.5 * jnp.cos(math.pi * rest))
 
@@ -57,7 +57,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         "bert_adam_warmup_cosine": Recipe(bias_correction=False, shape=_cosine_of_run),
         "adamw_warmup_cosine": Recipe(bias_correction=True, shape=_cosine_of_rest),
-        # BLIP's and UniAdapter's: torch's defaults of AdamW, on everything.
+        # BLIP's and UniAdapter's: torch's defaults of AdamW, for all parameters.
         "adamw_cosine_per_epoch": Recipe(
             bias_correction=True,
             shape=_cosine_of_rest,
@@ -71,9 +71,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 
 def lr_schedule(config: Any, total_steps: int, epoch_steps: int = 1) -> Schedule:
-    """Learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0.
+    """The learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0.
 
-    `epoch_steps` matter to recipes whose rate changes after epochs only.
+    `epoch_steps` matters to recipes whose rate changes only after epochs.
     """
     recipe = _recipe(config.recipe)
     if total_steps < 1:
@@ -96,8 +96,8 @@ def make_optimizer(
 
     `config`: recipe, lr, weight_decay, warmup (share of the run), clip_norm (0: none), and
     optionally lr_multipliers {regular expression on a path such as 'heads/text/kernel': factor}, or
-    a sequence of such pairs, of which the first that matches counts. One that matches no path
-    raises `UserError`.
+    a sequence of such pairs; the first that matches counts. A pattern that matches no path raises
+    `UserError`.
     """
     recipe = _recipe(config.recipe)
     steps = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
@@ -127,7 +127,7 @@ def path_of(path: tuple[Any, ...]) -> str:
 
 
 def decays(params: PyTree) -> PyTree:
-    """True for leaves under weight decay: all but biases and scales, told by the last key."""
+    """True for leaves with weight decay: all but biases and scales, by the last key of the path."""
 
     def one(path: tuple[Any, ...], _: Any) -> bool:
         return not path_of(path[-1:]).endswith(("bias", "scale"))
@@ -171,7 +171,7 @@ def scale_by_adam(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def clip_by_norm(limit: float) -> optax.GradientTransformation:
-    """g * min(1, limit / (norm + 1e-6)), norm over the whole tree it is given."""
+    """g * min(1, limit / (norm + 1e-6)), with the norm of the full tree."""
 
     def update(gradients: PyTree, params: PyTree | None = None) -> PyTree:
         del params
@@ -210,7 +210,7 @@ def _check_patterns(multipliers: Mapping[str, float], params: PyTree) -> None:
 
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs `inner` in float32; updates leave in the dtype of the parameters they are added to."""
+    """Runs `inner` in float32; updates get the dtype of the parameters they are added to."""
 
     def wide(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), tree)
@@ -225,12 +225,11 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def frozen_partition(tx: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
-    """`tx` on the leaves labelled 'trainable' of one whole tree, nothing on the 'frozen' ones.
+    """Applies `tx` to the leaves of a tree labelled 'trainable', and nothing to the 'frozen' ones.
 
     `labels` is a tree of the parameters' structure (or a prefix of it), or a function from
-    parameters to one. Trainables get the updates, bit for bit, that `tx` gives them alone:
-    frozen leaves have no state and clipping does not see their gradients. Labels among which
-    nothing is trainable raise `UserError`.
+    parameters to one. Trainables get bit for bit the updates that `tx` gives them alone: frozen
+    leaves have no state and clipping does not see their gradients. `UserError` if all are frozen.
     """
 
     def checked(params: PyTree) -> PyTree:
@@ -240,17 +239,17 @@ def frozen_partition(tx: optax.GradientTransformation, labels: Any) -> optax.Gra
 
     if not callable(labels):
         _check_labels(labels)
-    # Zeros of negative sign: -0.0 + 0.0 is 0.0, which is no longer the same bits.
+    # Updates of -0.0: with 0.0 a parameter of -0.0 would become 0.0, which has other bits.
     frozen = optax.chain(optax.set_to_zero(), optax.scale(-1.0))
     return optax.partition({TRAINABLE: tx, FROZEN: frozen}, checked)
 
 
 def _check_labels(tree: PyTree) -> None:
-    found = set(jax.tree.leaves(tree))
-    unknown = found - {TRAINABLE, FROZEN}
+    used = set(jax.tree.leaves(tree))
+    unknown = used - {TRAINABLE, FROZEN}
     if unknown:
         raise UserError(
             f"labels are {TRAINABLE!r} or {FROZEN!r}, found {sorted(map(str, unknown))}"
         )
-    if TRAINABLE not in found:
+    if TRAINABLE not in used:
         raise UserError("no leaf is labelled 'trainable', so nothing would be trained")

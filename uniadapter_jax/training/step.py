@@ -19,8 +19,8 @@ from uniadapter_jax.training.accumulation import InHalves, value_and_grad
 
 Step = Callable[..., tuple[PyTree, PyTree, PyTree, dict[str, Array]]]
 
-# By the family of the backbone and the kind of device. For a v6e libtpu 0.0.42.1 weighs fusing
-# products within products of a BLIP's step, so deep that its thread's stack overflows (SIGSEGV).
+# {(family of the backbone, kind of device): options}. libtpu 0.0.42.1 for v6e recurses while it
+# considers nested dot fusions of BLIP's step and overflows its thread's stack (SIGSEGV).
 _COMPILER_OPTIONS = {("blip", "TPU v6 lite"): {"xla_tpu_dot_dot_fusion": False}}
 
 
@@ -32,12 +32,12 @@ def make_step(
     seed: int,
     accumulation: int = 1,
 ) -> Step:
-    """One compiled step: (trainable, opt_state, task_state, frozen, batch, step) -> the same three
-    and metrics.
+    """A compiled step from (trainable, opt_state, task_state, frozen, batch, step) to the new
+    (trainable, opt_state, task_state, metrics).
 
-    With `accumulation` the activations of one part of the batch at a time are held. The three are
-    donated. Metrics hold `nonfinite`, a flag per trainable leaf: its gradient or its new value is
-    not finite.
+    The first three arguments are donated. `accumulation` is the number of parts of the batch whose
+    activations are held one after another. The metric `nonfinite` has a flag per trainable leaf:
+    its gradient or its new value is not finite.
     """
     step = pure_step(task, part, optimizer, mesh, seed, accumulation)
     shardings = step_shardings(task, part.trainable, mesh)
@@ -58,7 +58,7 @@ def pure_step(
     seed: int,
     accumulation: int = 1,
 ) -> Step:
-    """The step before its compilation. `mesh` cuts the batch into parts; without it, one part."""
+    """The uncompiled step; `mesh` is needed to accumulate the gradient from parts."""
 
     def step_fn(
         trainable: PyTree,
