@@ -1,1 +1,1 @@
-"""What two rooms or more use and what knows none of them."""
+"""Helpers that several rooms use, and that import none of them."""

@@ -1,4 +1,4 @@
-"""Other commands that a command starts, and that end with it."""
+"""Starts other commands, which end with this one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from uniadapter_jax.common import signals
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
-    """Within it the command runs; it is killed at the end where it has not ended.
+    """Runs a command inside the block, and kills it at the end if it is still running.
 
-    It does not get SIGINT, which a terminal sends to both: one line is said, and by this process.
+    It does not get SIGINT, which a terminal sends to both, so that only this process reports it.
     """
     with signals.hidden_from_children():
         process = subprocess.Popen(command, **options)
@@ -28,7 +28,7 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
 
 
 def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess:
-    """`subprocess.run`, likewise."""
+    """`subprocess.run` with a command that ends with this process; see `started`."""
     with started(command, **options) as process:
-        said = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, *said)
+        output = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, *output)

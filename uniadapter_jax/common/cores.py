@@ -1,4 +1,4 @@
-"""How many processor cores this process may use."""
+"""The number of processor cores that this process may use."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, at least 1.
+    """The number of cores that this process may run on, at least 1.
 
-    Linux tells which (taskset, containers with cpusets); macOS has no such call, and all count.
+    Linux knows it (taskset, containers with cpusets); on macOS it is the number of all cores.
     """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

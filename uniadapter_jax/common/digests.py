@@ -1,4 +1,4 @@
-"""`digests.json`: the SHA-256 of the files beside it, so that one that has changed is told."""
+"""`digests.json`: the SHA-256 of the files beside it, which shows whether one has changed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from uniadapter_jax.common.files import FileError, open_regular, read_json, write_json
 
 DIGESTS_FILE = "digests.json"
-MOST_BYTES = 2**26  # of a file that is listed: configs and tokenizers; hashed in 0.1 s
+MOST_BYTES = 2**26  # bytes of a listed file (configs, tokenizers); hashed in 0.1 s
 _LIST_BYTES = 2**20
 
 AnyPath = str | os.PathLike[str]
 
 
 def file_digest(path: AnyPath) -> str:
-    """SHA-256 of a regular file's bytes, in hexadecimal; raises as `read_bytes` does."""
+    """The SHA-256 of a regular file in hexadecimal; raises the errors of `read_bytes`."""
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
             raise FileError(path, f"has {size:,} bytes, more than {MOST_BYTES:,}")
@@ -25,14 +25,14 @@ def file_digest(path: AnyPath) -> str:
 
 
 def write_digests(directory: AnyPath, names: Iterable[str]) -> None:
-    """Lists the files of those names in `directory`, which have been written, in a new list."""
+    """Writes the list for the existing files `names` of `directory`."""
     root = pathlib.Path(directory)
     listed = sorted(set(names) - {DIGESTS_FILE})
     write_json(root / DIGESTS_FILE, {name: file_digest(root / name) for name in listed})
 
 
 def check_digests(directory: AnyPath) -> None:
-    """Compares the files of `directory` with its list; one that has none is let through.
+    """Compares the files of `directory` with its list; without a list nothing is checked.
 
     Raises:
       FileError: a file is missing or has changed, or the list is damaged.
@@ -48,14 +48,14 @@ def check_digests(directory: AnyPath) -> None:
     for name, expected in listed.items():
         if not _is_plain(name) or not isinstance(expected, str):
             raise FileError(path, f"is damaged: {name[:80]!r} is no file name with a SHA-256")
-        meant = f"make {root} again, or delete {DIGESTS_FILE} if the change was meant"
+        advice = f"make {root} again, or delete {DIGESTS_FILE} if the change was meant"
         try:
             digest = file_digest(root / name)
         except FileNotFoundError:
-            raise FileError(root / name, f"is missing, {path} lists it; {meant}") from None
+            raise FileError(root / name, f"is missing, {path} lists it; {advice}") from None
         if digest != expected:
             reason = f"has changed since it was written: its SHA-256 is {digest}, {DIGESTS_FILE} "
-            raise FileError(root / name, f"{reason}says {expected[:80]!r}; {meant}")
+            raise FileError(root / name, f"{reason}says {expected[:80]!r}; {advice}")
 
 
 def _is_plain(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a disk may say no to: one error for all writers, with the bytes that are free."""
+"""Turns failed writes into one error for all writers, with the free bytes of the disk."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def disk_errors(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]
     """Turns a failed write below `path` into a `UserError` with needed and free bytes."""
     try:
         yield
-    except UserError:  # says more already
+    except UserError:  # already says more
         raise
     except Exception as error:  # orbax wraps the system's error in several types of its own
         reason = _reason(error)
@@ -56,7 +56,7 @@ def _reason(error: BaseException | None) -> str | None:
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
-    """On the file system of `path` or of its first parent that exists."""
+    """The free bytes on the file system of `path`, or of its first parent that exists."""
     place = pathlib.Path(path).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

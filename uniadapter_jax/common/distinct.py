@@ -1,7 +1,7 @@
-"""Rows that are equal: what is computed of a row is computed once, for the first of its equals.
+"""Finds equal rows, so that a result is computed only once for each distinct row.
 
-A row's place in a batch or in a block moves the last bits of what is computed of it. Where equal
-rows have to have equal results, to the bit, only the distinct ones are computed and then spread.
+A row's position in a batch or block changes the last bits of its result. Where equal rows must have
+equal results, to the bit, only the distinct ones are computed, and the results are then spread.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from jaxtyping import Int
 
 @dataclasses.dataclass(frozen=True)
 class Distinct:
-    """Which rows differ: `rows[first]` are the distinct ones, `rows[first][index]` are all.
+    """The distinct rows of an array: `rows[first]` are these, `rows[first][index]` are all rows.
 
-    first: places of the distinct rows, in order of appearance.
-    index: for each row, the place of its equal in `first`.
+    first: positions of the distinct rows, in order of appearance.
+    index: for each row, the position of the equal one in `first`.
     """
 
     first: Int[np.ndarray, " d"]
@@ -28,15 +28,15 @@ class Distinct:
 
     @property
     def counts(self) -> Int[np.ndarray, " d"]:
-        """How many rows are equal to each distinct one, itself included."""
+        """The number of rows equal to each distinct one, itself included."""
         return np.bincount(self.index, minlength=len(self.first))
 
     def take(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """The distinct ones of all rows; without a copy where all are."""
+        """The distinct rows of all rows; no copy if all are distinct."""
         return rows if self._all_differ else np.take(rows, self.first, axis)
 
     def spread(self, rows: np.ndarray, axis: int = 0) -> np.ndarray:
-        """All rows, from the distinct ones; without a copy where all are."""
+        """All rows, from the distinct ones; no copy if all are distinct."""
         return rows if self._all_differ else np.take(rows, self.index, axis)
 
     @property
@@ -45,7 +45,7 @@ class Distinct:
 
 
 def distinct(keys: Iterable[Hashable]) -> Distinct:
-    """Rows are equal where their keys are."""
+    """The distinct rows, where rows with equal keys are equal."""
     places: dict[Hashable, int] = {}
     first: list[int] = []
     index: list[int] = []
@@ -58,13 +58,13 @@ def distinct(keys: Iterable[Hashable]) -> Distinct:
 
 
 def distinct_rows(*arrays: Any) -> Distinct:
-    """Rows are equal where those of all arrays, which lead with the same axis, are bit for bit."""
+    """The distinct rows of arrays with a common leading axis, compared bit for bit."""
     return distinct(digest(*rows) for rows in zip(*arrays, strict=True))
 
 
 def digest(*arrays: Any) -> bytes:
-    """SHA-256 of the arrays' bytes; for arrays whose shapes and types are known to agree."""
-    found = hashlib.sha256()
+    """The SHA-256 of the arrays' bytes; their shapes and types have to be known to agree."""
+    sha = hashlib.sha256()
     for array in arrays:
-        found.update(np.asarray(array).tobytes())
-    return found.digest()
+        sha.update(np.asarray(array).tobytes())
+    return sha.digest()

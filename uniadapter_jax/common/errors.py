@@ -1,4 +1,4 @@
-"""Errors that a user can act on, and how a command ends on one."""
+"""Errors that a user can act on; a command that meets one ends with a report and a status."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from uniadapter_jax.common.pipes import ending_with_the_reader
 class UserError(Exception):
     """Wrong input, configuration or environment. The message says what, where, and what to do."""
 
-    status = 2  # of a command that ends with it
+    status = 2  # exit status of a command that ends with it
 
 
 class MachineError(UserError):
-    """Something outside of the input failed; the same command again may well succeed."""
+    """A failure outside the input; running the same command again may succeed."""
 
     status = 1
 
@@ -42,10 +42,9 @@ def run_app(main: Callable[[Sequence[str]], int | None]) -> None:
 
 
 def _silence_libraries() -> None:
-    """Orbax and TFDS narrate every file at INFO.
+    """Silences Orbax and TFDS, which log every file at INFO.
 
-    Orbax also logs, with its traceback, what a thread of it raises; that reaches us as an
-    exception.
+    Orbax also logs the errors of its threads with a traceback; they reach us as exceptions anyway.
     """
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_logger().addFilter(_no_traceback_of_orbax)
@@ -57,12 +56,12 @@ def _no_traceback_of_orbax(record: Any) -> bool:
 
 
 def _unraisable(problem: Any) -> None:
-    """Python's own hook, but for a signal and for what ends after another array failed.
+    """Python's own hook, except for signals and for errors that follow from an earlier one.
 
     A signal's exception that is raised where Python cannot pass it on, such as in the garbage
     collector, is lost; the command then ends after a grace (see `common.signals`). Orbax closes
-    its event loop on the first failure, which reaches us as an exception; what tensorstore still
-    had under way then finds the loop closed, once per array.
+    its event loop on the first failure, which reaches us as an exception; tensorstore's pending
+    writes then find the loop closed, once per array.
     """
     interrupted = isinstance(problem.exc_value, KeyboardInterrupt)
     if not interrupted and str(problem.exc_value) != "Event loop is closed":
@@ -70,12 +69,12 @@ def _unraisable(problem: Any) -> None:
 
 
 def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
-    """A `UserError` ends the command with one report and its status."""
+    """Wraps a command so that a `UserError` ends it with a report and the error's status."""
 
     @functools.wraps(command)
     def guarded(*args: Any) -> int | None:
         _silence_libraries()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a name may hold what no encoding has
+        if isinstance(sys.stdout, io.TextIOWrapper):  # names may have bytes beyond the encoding
             sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return command(*args)
@@ -86,7 +85,7 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 def plain_command(main: Callable[..., int | None]) -> Callable[..., int | None]:
-    """For commands without absl: how one ends on a `UserError` or a signal, as with `run_app`."""
+    """Wraps a command without absl so that it ends on a `UserError` or a signal as in `run_app`."""
 
     @functools.wraps(main)
     def guarded(*args: Any) -> int | None:
@@ -102,7 +101,7 @@ def _report(problem: Any) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """The arguments that are no flags; a flag that is wrong ends the command."""
+    """The arguments that are not flags; a wrong flag ends the command."""
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
@@ -113,20 +112,20 @@ def _parse_flags(argv: list[str]) -> list[str]:
         sys.exit(_report(error))
     except flags.Error as error:
         sys.exit(_report(_wrong_line(argv, str(error)) or f"{error}; see --help"))
-    except BrokenPipeError:  # --help, and its reader has gone
+    except BrokenPipeError:  # --help, and its reader has exited
         raise
     except OSError as error:
         sys.exit(_report(f"--config={_config_file(argv)}: {_first_cause(error)}"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # of --config.some.field
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # from --config.some.field
         if problem := _unknown_field(argv):
             raise SystemExit(_report(problem)) from error
         raise
 
 
 def _wrong_line(argv: Sequence[str], said: str) -> str | None:
-    """Where a config file raised a TypeError or ValueError; None if `said` is of something else.
+    """The line of a config file that raised a TypeError or ValueError; None for other errors.
 
-    ml_collections puts the traceback into the message.
+    said: message of ml_collections, which includes the traceback.
     """
     if "Error whilst parsing config file" not in said:
         return None
@@ -148,22 +147,22 @@ def _config_file(argv: Sequence[str]) -> str | None:
     for place, argument in enumerate(argv):
         if re.fullmatch("--?config", argument):
             return argv[place + 1] if place + 1 < len(argv) else None
-        if found := re.match("--?config=(.*)", argument, re.DOTALL):
-            return found[1]
+        if match := re.match("--?config=(.*)", argument, re.DOTALL):
+            return match[1]
     return None
 
 
 def _unknown_field(argv: Sequence[str]) -> str | None:
-    """What is wrong with the first --config.some.field that the config does not have."""
+    """A message about the first --config.some.field that the config does not have."""
     file = _config_file(argv)
     if file is None:
         return None
     config = flags.FLAGS["config"].parser.parse(file)
     for argument in argv:
-        found = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         node: Any = config
         path = "config"
-        for name in found[1].split(".") if found else ():
+        for name in match[1].split(".") if match else ():
             if not hasattr(node, "keys"):
                 return f"{argument}: {path} is {node!r}, it has no fields"
             if name not in node:
@@ -173,7 +172,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
 
 
 def unknown(path: str, name: str, known: Iterable[str]) -> str:
-    """Says that `path` has no field `name`, and which it has."""
+    """A message that `path` has no field `name`, with the fields that it has."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -1,4 +1,4 @@
-"""Files of ours that others may have damaged or made: read within bounds, written whole or not."""
+"""Reads files that may be damaged or malicious, within bounds; writes files atomically."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from typing import Any, NoReturn
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 
-JSON_BYTES = (
-    16 * 2**20
-)  # more than any config, identity or result of ours; parsing takes 30 times it
+JSON_BYTES = 2**24  # more than our configs, identities and results; parsing takes 30 times it
 
 _NAMES = {
     dict: "a JSON object",
@@ -47,7 +45,7 @@ class FileError(UserError):
         self.path = os.fspath(path)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a data worker hands it to its parent
+    def __reduce__(self) -> tuple[Any, ...]:  # a data worker sends it to its parent
         return type(self), (self.path, self.reason)
 
 
@@ -55,9 +53,9 @@ def read_bytes(path: AnyPath, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-      FileNotFoundError: there is none.
-      FileError: it is no regular file (a pipe would be waited for without end), is larger, or
-        cannot be read.
+      FileNotFoundError: there is no such file.
+      FileError: it is no regular file (reading a pipe might never end), is larger, or cannot be
+        read.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -68,7 +66,7 @@ def read_bytes(path: AnyPath, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def open_regular(path: AnyPath) -> Iterator[io.BufferedReader]:
-    """Opens a regular file for reading; see `read_bytes` for what it raises."""
+    """Opens a regular file for reading; raises the errors of `read_bytes`."""
     try:
         with open(path, "rb", opener=_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -103,14 +101,14 @@ def read_json(path: AnyPath, kind: type = dict, *, limit: int = JSON_BYTES) -> A
     """The JSON value of a file, which must be of `kind`, such as `dict`.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no such file.
       FileError: it is no JSON of that kind, too large, too deep, or holds NaN or infinity.
     """
     return parse_json(read_bytes(path, limit), path, kind)
 
 
 def parse_json(data: bytes | str, path: AnyPath, kind: type = dict) -> Any:
-    """The JSON value of `data`, which `path` holds; see `read_json`."""
+    """The JSON value of `data`, the content of `path`; see `read_json`."""
     try:
         value = parse_line(data if isinstance(data, str) else data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -126,7 +124,7 @@ def parse_line(text: bytes | str) -> Any:
     """The JSON value of a text.
 
     Raises:
-      ValueError: it is none, too deep, or holds NaN, infinity, a number beyond float64 or a
+      ValueError: it is not JSON, too deep, or holds NaN, infinity, a number beyond float64 or a
         key twice.
     """
     try:
@@ -162,7 +160,7 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    if len(text) > 308:  # float() and format() of it would raise wherever it is used
+    if len(text) > 308:  # float() and format() of it would raise later
         raise ValueError(f"{text[:40]}... is beyond float64")
     return int(text)
 
@@ -172,10 +170,10 @@ def _name(kind: type) -> str:
 
 
 def write_whole(path: AnyPath, data: bytes | str) -> None:
-    """Writes a file so that it is the old one or the new one whenever the machine dies.
+    """Replaces a file atomically: it is the old or the new one even if the machine dies.
 
-    A scratch file left by a process that died is written over by the next write of `path`.
-    Raises `UserError` where the disk is full or says no.
+    The next write of `path` overwrites the scratch file of a process that died. Raises `UserError`
+    if the disk is full or refuses the write.
     """
     path = pathlib.Path(path)
     content = data.encode() if isinstance(data, str) else data
@@ -190,17 +188,17 @@ def write_whole(path: AnyPath, data: bytes | str) -> None:
 
 
 def write_json(path: AnyPath, value: Any) -> None:
-    """Writes JSON that `read_json` reads back, whole or not at all; NaN and infinity raise."""
+    """Writes JSON for `read_json` atomically; NaN and infinity raise."""
     write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the SHA-256 of what it holds under "sha256"."""
+    """A JSON object with the SHA-256 of its content under "sha256"."""
     return {**value, "sha256": _seal(value)}
 
 
 def unsealed(value: Mapping[str, Any], path: AnyPath) -> tuple[dict[str, Any], bool]:
-    """(The object without its "sha256", whether it had one); `path` holds it.
+    """(The object without its "sha256", whether it had one); `path` is its file.
 
     Raises:
       FileError: the content has changed since it was sealed.
@@ -219,7 +217,7 @@ def _seal(value: Mapping[str, Any]) -> str:
 
 
 def sync_directory(path: AnyPath) -> None:
-    """Makes a rename in `path` last through a power cut."""
+    """Makes a rename in the directory `path` survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

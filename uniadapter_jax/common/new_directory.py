@@ -1,4 +1,4 @@
-"""A directory that gets its name when it is complete, or never exists."""
+"""A new directory that appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from uniadapter_jax.common.files import sync_directory
 def new_directory(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A directory to fill, which gets its name when it is complete and vanishes otherwise.
 
-    It is `.NAME.partial` until then, beside `.NAME.lock`. The next process that makes NAME removes
-    what a killed one has left of both; one that is alive is let alone.
+    Until then it is `.NAME.partial`, beside `.NAME.lock`. The next process that makes NAME removes
+    both if a killed process left them, but not those of a running one.
 
     Raises:
-      UserError: there is something of that name already, another process is making it, or nothing
-        can be written there.
+      UserError: NAME exists and is not empty, another process is making it, or it cannot be
+        written.
     """
     target = pathlib.Path(os.path.realpath(directory))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target) as alone:
-            made = target.with_name(f".{target.name}.partial")
+            filled = target.with_name(f".{target.name}.partial")
             if alone:
-                _remove(made)
+                _remove(filled)
             if target.exists() and not (target.is_dir() and not any(target.iterdir())):
                 raise UserError(f"{directory} exists and is not empty; choose another directory")
             if alone:
-                made.mkdir()
+                filled.mkdir()
             else:
-                made = pathlib.Path(tempfile.mkdtemp(prefix=f"{made.name}.", dir=made.parent))
+                filled = pathlib.Path(tempfile.mkdtemp(prefix=f"{filled.name}.", dir=filled.parent))
             try:
-                yield made
-                _sync(made)
-                os.rename(made, target)  # also over an empty directory
+                yield filled
+                _sync(filled)
+                os.rename(filled, target)  # also over an empty directory
                 sync_directory(target.parent)
             finally:
-                _remove(made)
+                _remove(filled)
     except OSError as error:
         where = directory if error.filename is None else error.filename
         raise UserError(f"{where}: {error.strerror or error}") from error
@@ -54,9 +54,9 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _alone(target: pathlib.Path) -> Iterator[bool]:
-    """Holds the lock of `target`; False where the file system knows no locks.
+    """Holds the lock of `target`; yields False if the file system has no locks.
 
-    The system lets go of a process' lock when it ends, however it ends.
+    The system releases the lock of a process that ends, for whatever reason.
     """
     path = target.with_name(f".{target.name}.lock")
     while True:
@@ -74,7 +74,7 @@ def _alone(target: pathlib.Path) -> Iterator[bool]:
             path.unlink(missing_ok=True)
             yield False
             return
-        if _is_open(path, lock):  # else its last holder has removed it in between
+        if _is_open(path, lock):  # else its last holder has just removed it
             break
         os.close(lock)
     try:
@@ -106,6 +106,6 @@ def _remove(place: pathlib.Path) -> None:
 
 
 def _sync(directory: pathlib.Path) -> None:
-    """Makes all that lies in `directory` last through a power cut."""
+    """Makes everything in `directory` survive a power cut."""
     for place in [directory, *directory.rglob("*")]:
         sync_directory(place)

@@ -1,4 +1,4 @@
-"""What is printed may go to a program that stops reading, as `head` does."""
+"""Ends a command quietly when the reader of its output has exited, as `head` does."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-STATUS = 128 + signal.SIGPIPE  # as shells report a program that ended so
+STATUS = 128 + signal.SIGPIPE  # as shells report a program that SIGPIPE ended
 
 
 @contextlib.contextmanager
 def ending_with_the_reader() -> Iterator[None]:
-    """Within it, a command whose output nobody reads any more ends without a traceback."""
+    """Ends a command without a traceback if nobody reads its output any more."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, and not at the interpreter's end, where it cannot be caught
+            sys.stdout.flush()  # here, because an error at the interpreter's end cannot be caught
     except BrokenPipeError:
         gone = [stream for stream in (sys.stdout, sys.stderr) if _nobody_reads(stream)]
-        if not gone:  # it was another pipe, such as a worker's
+        if not gone:  # another pipe broke, such as a worker's
             raise
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in gone:
@@ -38,5 +38,5 @@ def _nobody_reads(stream: TextIO) -> bool:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
         return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError):  # no file, such as a test's own stream
+    except (OSError, ValueError):  # not a file, such as a test's stream
         return False

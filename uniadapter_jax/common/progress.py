@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-FEWEST = 2  # items from which a rate, and a time left, can be told
+FEWEST = 2  # items from which a rate and a remaining time can be computed
 
 
 def duration(seconds: float) -> str:
@@ -17,11 +17,11 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Says how far a long piece of work is, at most every few seconds.
+    """Reports the progress of long work, at most every few seconds.
 
     Args:
-      total: items of the work; `kept` of them were done before.
-      write: takes a line.
+      total: number of items; `kept` of them were done before.
+      write: prints a line.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.every, self.kept, self.write = every, kept, write
         self.start = self.last = time.monotonic()
-        self.done = 0  # by this process
-        self.note = ""  # ends the line
+        self.done = 0  # items done by this process
+        self.note = ""  # end of the line
 
     def advance(self, count: int) -> None:
-        """`count` more items are done; below 0 they were counted too early."""
+        """Counts `count` more items as done; a negative count takes items back."""
         self.done += count
         now = time.monotonic()
         if now - self.last >= self.every and self.kept + self.done < self.total:
@@ -59,7 +59,7 @@ class Progress:
 
 
 def on_terminal(line: str) -> None:
-    """Writes a line to stderr; on a terminal the next one takes its place."""
+    """Writes a line to stderr; on a terminal the next one replaces it."""
     if sys.stderr.isatty():
         print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
     else:

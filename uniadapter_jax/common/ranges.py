@@ -1,4 +1,4 @@
-"""Types and ranges that a setting may have, and the errors that name the setting."""
+"""Types and ranges of settings, and checks whose errors name the setting."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`; infinite ends are no limit, but no value is infinite or NaN.
+    """Finite numbers from `low` to `high`; an infinite end is no limit.
 
     Attributes:
       low_open, high_open: whether the end itself is excluded.
-      also: single values beside the range, such as -1 for "the rest".
+      also: single values outside the range, such as -1 for "the rest".
     """
 
     low: float = -math.inf
@@ -52,17 +52,17 @@ class Range:
 
 
 def at_least(low: float) -> Range:
-    """From `low` up; whole numbers stay within int32 in any case."""
+    """Numbers from `low` up; `check_range` keeps whole numbers within int32."""
     return Range(low)
 
 
 POSITIVE = Range(0, low_open=True)
 SHARE = Range(0, 1)
-BELOW_ONE = Range(0, 1, high_open=True)  # rates of what is dropped, momentum, smoothing
+BELOW_ONE = Range(0, 1, high_open=True)  # rates of dropout, momentum, smoothing
 
 
 def has_type(value: Any, kind: type) -> bool:
-    """Whether a setting of this kind may have the value: True is no number, 1 is a float."""
+    """Whether a setting of this kind may have the value; True is no number, 1 is a float."""
     if kind is tuple:
         return isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
     if isinstance(value, bool):
@@ -79,12 +79,12 @@ def check_type(path: str, value: Any, kind: type) -> None:
 def check_range(path: str, value: int | float, allowed: Range, why: str = "") -> None:
     """Raises `UserError` that names `path` unless the range has the number.
 
-    A whole number has to fit into int32, too, where the range does not end before.
+    A whole number also has to fit into int32.
     """
     if isinstance(value, int) and not math.isfinite(allowed.high):
         allowed = dataclasses.replace(allowed, high=INT32)
         if value <= INT32 and value not in allowed:
-            allowed = dataclasses.replace(allowed, high=math.inf)  # says less
+            allowed = dataclasses.replace(allowed, high=math.inf)  # for a shorter message
     if value not in allowed:
         raise UserError(f"{path}={value}: {allowed}{why}")
 

@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM of a command: one line and a status; a second signal ends it at once.
+"""Ends a command on SIGINT or SIGTERM with one line and a status; on a second signal at once.
 
-Python runs a handler only between two steps of its own, so a command that is deep in a compiler or
-a decoder would not hear of a signal for minutes. A thread therefore hears of each one at once, and
-ends the process where the command does not, unless that would lose something. All files are
-written whole or not at all, so that a command may end anywhere.
+Python runs a handler only between two of its instructions, so a command inside a compiler or a
+decoder would not notice a signal for minutes. Therefore a thread notices each signal at once, and
+ends the process if the command does not, unless that would lose something. All files are written
+atomically, so that a command may end anywhere.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE_SECONDS = 3.0  # in which a command ends by itself, before it is ended
+GRACE_SECONDS = 3.0  # time for a command to end by itself
 
-_leaving = threading.Lock()  # never given back
-_received: list[int] = []  # in this process, by handlers of ours
+_leaving = threading.Lock()  # never released
+_received: list[int] = []  # signals that our handlers got in this process
 _nothing_unsaved: Callable[[], bool] | None = None
-_waiting: list[tuple[int, Callable[[int, Any], None]]] | None = None  # handlers, amid `_deferred`
+_waiting: list[tuple[int, Callable[[int, Any], None]]] | None = None  # set inside `_deferred`
 CHILDREN: set[Any] = set()  # processes that `common.children` started
 
 
 def receive(number: int, handler: Callable[[int, Any], None]) -> bool:
-    """Handlers call this first, with themselves; whether they go on, or are called again later."""
+    """To be called first by handlers; False if the handler is to return and is called later."""
     if _waiting is not None:
         _waiting.append((number, handler))
         return False
@@ -38,16 +38,16 @@ def receive(number: int, handler: Callable[[int, Any], None]) -> bool:
 
 
 def status() -> int:
-    """How a run ends that a signal stopped and that goes on when started again.
+    """The exit status of a run that a signal stopped and that resumes when started again.
 
-    130 after SIGINT, as shells expect; 0 after SIGTERM, with which schedulers stop what is well.
+    It is 130 after SIGINT, as shells expect, and 0 after SIGTERM, by which schedulers stop jobs.
     """
     return 130 if signal.SIGINT in _received else 0
 
 
 @contextlib.contextmanager
 def unsaved(nothing: Callable[[], bool]) -> Iterator[None]:
-    """For runs that go on: within it the process is not ended while `nothing()` is False."""
+    """Keeps the process from being ended while `nothing()` is False: for runs that resume."""
     global _nothing_unsaved
     before, _nothing_unsaved = _nothing_unsaved, nothing
     try:
@@ -59,7 +59,7 @@ def unsaved(nothing: Callable[[], bool]) -> Iterator[None]:
 def run(command: Callable[[], int | None]) -> int | None:
     """Runs a command in the main thread: the first signal raises KeyboardInterrupt in it.
 
-    A command that lets that pass ends with one line and status 128 + the signal's number.
+    If the command does not catch it, it ends with one line and status 128 + the signal's number.
     """
     if threading.current_thread() is not threading.main_thread():
         return command()
@@ -72,7 +72,7 @@ def run(command: Callable[[], int | None]) -> int | None:
         leave(128 + number, "stopped; no file is half-written. Run the same command to go on.")
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
-        if signal.getsignal(signal.SIGTERM) is _interrupt:  # JAX has its own with several processes
+        if signal.getsignal(signal.SIGTERM) is _interrupt:  # with several processes it is JAX's
             signal.signal(signal.SIGTERM, before[signal.SIGTERM])
     return None
 
@@ -88,19 +88,19 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def leave(status: int, message: str = "") -> None:
-    """Ends the process without the interpreter's own end.
+    """Ends the process without the interpreter's shutdown.
 
-    Threads of XLA that still compile would meet what that has taken down, and crash.
+    During that, threads of XLA that still compile would crash.
     """
     if not _leaving.acquire(blocking=False):
-        time.sleep(0.1)  # in which the other thread says its line
+        time.sleep(0.1)  # time for the other thread to print its line
         os._exit(status)
     if processes := sys.modules.get("multiprocessing"):  # else there are no children
         for child in processes.active_children():
             child.kill()
     for started in list(CHILDREN):
         started.kill()
-    with contextlib.suppress(OSError):  # such as a pipe that nobody reads any more
+    with contextlib.suppress(OSError):  # e.g. a pipe that nobody reads any more
         if message:
             print(message, file=sys.stderr)
     with contextlib.suppress(OSError):
@@ -111,16 +111,16 @@ def leave(status: int, message: str = "") -> None:
 
 @contextlib.contextmanager
 def _watching() -> Iterator[None]:
-    """A thread that hears of every signal at once."""
-    here, there = socket.socketpair()
-    here.setblocking(False)
-    before = signal.set_wakeup_fd(here.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(there,), daemon=True).start()
+    """Runs a thread that notices every signal at once."""
+    writer, reader = socket.socketpair()
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), daemon=True).start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        here.close()  # the thread ends
+        writer.close()  # ends the thread
 
 
 def _watch(wakeups: socket.socket) -> None:
@@ -133,7 +133,7 @@ def _watch(wakeups: socket.socket) -> None:
                     leave(128 + second, "ended at once.")
                 return
             except TimeoutError:
-                _received.append(first)  # its handler has not come to it
+                _received.append(first)  # its handler has not run
                 if _nothing_unsaved is None:
                     leave(128 + first, "stopped; no file is half-written.")
                 elif _nothing_unsaved():
@@ -141,19 +141,19 @@ def _watch(wakeups: socket.socket) -> None:
 
 
 def _next(wakeups: socket.socket) -> int:
-    """The next signal that ends a command, 0 when there will be none."""
-    while heard := wakeups.recv(1):
-        if heard[0] in SIGNALS:
-            return heard[0]
+    """The next signal that ends a command, 0 after the last."""
+    while number := wakeups.recv(1):
+        if number[0] in SIGNALS:
+            return number[0]
     return 0
 
 
 @contextlib.contextmanager
 def hidden_from_children() -> Iterator[None]:
-    """Processes started within do not get SIGINT, which a terminal sends to all of a command's.
+    """Keeps SIGINT, which a terminal sends to all processes of a command, from new children.
 
-    They end with their parent (see `data.child`). A signal of this process waits for the end of
-    the block: amid a start it would leave a child that reads from a closed pipe.
+    They end with their parent (see `data.child`). Signals to this process wait for the end of the
+    block: during a start they would leave a child that reads from a closed pipe.
     """
     from multiprocessing import resource_tracker
 
@@ -168,19 +168,19 @@ def hidden_from_children() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred() -> Iterator[None]:
-    """Handlers of ours run at the end of the block; a blocked signal still reaches other threads.
+    """Defers our handlers to the end of the block, as a blocked signal still reaches other threads.
 
-    No handler is exchanged: that would take JAX's own away, which Python does not know of.
+    Handlers are not replaced: that would remove JAX's, which Python does not know of.
     """
     global _waiting
     if threading.current_thread() is not threading.main_thread() or _waiting is not None:
         yield
         return
-    came: list[tuple[int, Callable[[int, Any], None]]] = []
-    _waiting = came
+    deferred: list[tuple[int, Callable[[int, Any], None]]] = []
+    _waiting = deferred
     try:
         yield
     finally:
         _waiting = None
-        for number, handler in came:
+        for number, handler in deferred:
             handler(number, None)

@@ -1,8 +1,8 @@
-"""Every knob of a run with its default: the one place where defaults live.
+"""Every knob of a run with its default, in one place.
 
-A config file returns `base_config(...)` and says what differs. Options of a method live with the
-method (`adapters/`); choosing a method by argument (`--config=configs/msrvtt.py:method=lora`)
-brings its options in, and any of them can then be overridden (`--config.method.rank=4`).
+A config file returns `base_config(...)` with its changes. Options of a method are defined with the
+method (`adapters/`); choosing a method by argument (`--config=configs/msrvtt.py:method=lora`) adds
+its options, and any of them can then be overridden (`--config.method.rank=4`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.tokenizer = ""
 
     config.compute = ConfigDict()
-    config.compute.dtype = "float32"  # of frozen weights and activations: float32 | bfloat16
+    config.compute.dtype = "float32"  # for frozen weights, activations: float32 | bfloat16
     config.compute.remat = "none"  # none | full | dots
     config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
-    config.compute.dropout = 0.1  # BLIP: of its text transformer, while training
-    config.compute.drop_path = 0.0  # BLIP: stochastic depth of the last vision layer, likewise
+    config.compute.dropout = 0.1  # BLIP: in its text transformer, while training
+    config.compute.drop_path = 0.0  # BLIP: stochastic depth in the last vision layer, likewise
 
     chosen = get_method(method)
     config.method = ConfigDict({"name": method, **chosen.options})
@@ -40,7 +40,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.task = ConfigDict({"name": task, **kind.options})
 
     config.data = ConfigDict()
-    config.data.records = ""  # what `python -m uniadapter_jax.prepare` wrote
+    config.data.records = ""  # directory that `python -m uniadapter_jax.prepare` wrote
     config.data.train_split = "train"  # or several: "train,val,vg"
     config.data.test_split = "test"
     config.data.val_split = ""  # the set's own validation split; "": none, or what val carves
@@ -48,16 +48,16 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.frames = 12
     config.data.words = 32  # tokens, BOS and EOS included
     config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
-    config.data.sampling = "evenly"  # of stored frames: evenly | uniform | middle | random
+    config.data.sampling = "evenly"  # which stored frames: evenly | uniform | middle | random
     config.data.resize = "crop"  # short side, then the middle: crop; both sides: squash (BLIP)
     config.data.augment = "none"  # none | crop_flip | crop_flip_color | blip
-    config.data.preprocess = "none"  # of captions and questions: none | blip
-    config.data.max_words = 0  # of a text that preprocess=blip keeps; 0: all
+    config.data.preprocess = "none"  # captions and questions: none | blip
+    config.data.max_words = 0  # words of a text that preprocess=blip keeps; 0: all
     config.data.answers = 10  # most distinct answers of a question in a training batch
     config.data.answer_words = 10  # tokens of an answer, [DEC] and [SEP] included
     config.data.workers = 0  # processes that decode; 0 decodes in threads
     config.data.threads = 2
-    config.data.prefetch_mb = 256  # bound on host batches that wait, in megabytes
+    config.data.prefetch_mb = 256  # megabytes of prepared host batches
 
     config.data.prepare = ConfigDict()
     config.data.prepare.source = "manifest"  # a name of data/sources
@@ -65,7 +65,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.prepare.fps = 1.0  # for sampling=fps
     config.data.prepare.frames = 12  # for sampling=uniform and middle
     config.data.prepare.short_side = 224  # pixels of the stored JPEG frames
-    config.data.prepare.quality = 95  # of the JPEG frames
+    config.data.prepare.quality = 95  # quality of the JPEG frames
     config.data.prepare.max_bad_share = 0.05  # more broken or missing items stop `prepare`
 
     config.optimizer = ConfigDict()
@@ -75,20 +75,20 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.optimizer.weight_decay = 0.2
     config.optimizer.warmup = 0.1  # share of all steps
     config.optimizer.clip_norm = 1.0  # 0: none
-    # {regular expression on a path such as "heads/text/kernel": factor of its learning rate}, of
-    # which the first that is found in a path counts; None: one rate. A placeholder takes a dict as
-    # it is, where a ConfigDict would sort the patterns and refuse dots in them.
+    # {regular expression on a path such as "heads/text/kernel": factor of its learning rate}; the
+    # first that matches a path counts; None: one rate. A placeholder keeps a dict unchanged, while
+    # a ConfigDict would sort the patterns and refuse dots in them.
     config.optimizer.lr_multipliers = placeholder(object)
 
     config.train = ConfigDict()
     config.train.batch_size = 128  # pairs of the global batch
-    # Parts whose activations are held one after another; loss and gradients are the whole batch's.
+    # Parts whose activations are held one after another; loss and gradient are the full batch's.
     config.train.accumulation = 1
     config.train.epochs = 5
-    config.train.steps = 0  # 0: epochs decides
+    config.train.steps = 0  # 0: as many as epochs needs
     config.train.log_every = 10  # steps
     config.train.checkpoint_every = 0  # steps; 0: at the end of each epoch
-    config.train.keep = 2  # latest checkpoints that are kept, beside the best
+    config.train.keep = 2  # number of latest checkpoints to keep, beside the best
 
     config.eval = ConfigDict()
     config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
@@ -97,26 +97,26 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     # auto: val where data.val_split or data.val gives one, else last. test is what the papers'
     # code does: not clean.
     config.selection = "auto"
-    # Rsum, or <group>/<metric>, such as t2v/R@1; by default what the task says.
+    # Rsum, or <group>/<metric>, such as t2v/R@1; the default is the task's.
     config.selection_metric = kind.selection_metric
 
     config.mesh = ConfigDict()  # devices along each axis; -1: the rest
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
-    # What fsdp, which always cuts the batch, does to frozen weights: replicated | sharded.
+    # fsdp always shards the batch; frozen weights are then replicated | sharded.
     config.mesh.weights = "replicated"
     return config
 
 
 def parse_argument(argument: str | None, **defaults: str) -> dict[str, str]:
-    """`key=value,key=value` behind the colon of --config, over `defaults`, which name the keys."""
+    """Parses `key=value,key=value` after the colon of --config; `defaults` has the allowed keys."""
     values = dict(defaults)
-    for part in filter(None, (argument or "").split(",")):
-        key, found, value = part.partition("=")
-        if not found or key not in defaults:
+    for setting in filter(None, (argument or "").split(",")):
+        key, equals, value = setting.partition("=")
+        if not equals or key not in defaults:
             known = ",".join(f"{name}=..." for name in defaults)
-            raise UserError(f"--config=FILE:{argument}: {part!r} is not one of {known}")
+            raise UserError(f"--config=FILE:{argument}: {setting!r} is not one of {known}")
         values[key] = value
     return values
 
@@ -130,11 +130,11 @@ _HINTS = {
 def validate(config: ConfigDict) -> ConfigDict:
     """The config with `selection` resolved.
 
-    `optimizer.lr_multipliers`, in the given config too, becomes a tuple of (pattern, factor): a
-    copy of a config would turn a dict into a ConfigDict.
+    `optimizer.lr_multipliers` becomes a tuple of (pattern, factor), in the argument too: a copy of
+    a config would turn a dict into a ConfigDict.
 
     Raises:
-      UserError: a field that does not exist, a value outside its choices or range; it is named.
+      UserError: a field is unknown or missing, or a value is not allowed; the field is named.
     """
     defaults = _check_fields(config)
     check_values(config, defaults)
@@ -170,7 +170,7 @@ def validate(config: ConfigDict) -> ConfigDict:
 
 
 def _check_fields(config: ConfigDict) -> ConfigDict:
-    """The default config of its method and task; `UserError` where the fields are not the same."""
+    """The default config of its method and task; raises `UserError` if the fields differ."""
 
     def compare(mine: ConfigDict, known: ConfigDict, path: str) -> None:
         for name in known:

@@ -1,8 +1,8 @@
-"""What the fields of a config may hold: a type, a range or a list of choices for every one.
+"""The values that fields of a config may have: a type, and a range or a list of choices.
 
-The type is that of the default. Whole numbers fit into int32 whatever their range says. A float
-whose range has no end on one side has no limit there: `optimizer.lr` of 100 is a choice, if a bad
-one. Ranges of a method's and of a task's options stand beside the options.
+The type is that of the default. Whole numbers have to fit into int32 whatever their range is. A
+float whose range is open on one side has no limit there: `optimizer.lr` may be 100, if unwisely.
+Ranges of the options of a method or task are defined beside the options.
 """
 
 from __future__ import annotations
@@ -83,20 +83,20 @@ _WHY = {
 
 
 def ranges_of(method: str, task: str) -> dict[str, Range]:
-    """{path: range} of every number in the config of that method and task."""
+    """{path: range} of every number in the config of a method and task."""
     of_method = {f"method.{name}": r for name, r in get_method(method).ranges.items()}
     return {**RANGES, **of_method, **{f"task.{n}": r for n, r in get_task(task).ranges.items()}}
 
 
 def choices_of(method: str, task: str) -> dict[str, tuple[str, ...]]:
-    """{path: choices} of every field of that config that has a list of them."""
+    """{path: choices} of every field with choices in the config of a method and task."""
     of_method = {f"method.{name}": values for name, values in get_method(method).choices.items()}
     of_task = {f"task.{name}": values for name, values in get_task(task).choices.items()}
     return {**CHOICES, **of_method, **of_task}
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(path, value) of every field that is no section, such as ("train.steps", 0)."""
+    """(path, value) of every field that is not a section, such as ("train.steps", 0)."""
     for name in config:
         value = config[name]
         if isinstance(value, ConfigDict) and f"{prefix}{name}" != MULTIPLIERS:
@@ -106,9 +106,9 @@ def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_values(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Raises `UserError` for a value of another type, out of its range, or no choice; names it.
+    """Raises `UserError` that names a field whose type, range or choice is wrong.
 
-    Both have the same fields; `defaults` says their types.
+    Both configs have the same fields; `defaults` gives their types.
     """
     method, task = config.method.name, config.task.name
     ranges, choices = ranges_of(method, task), choices_of(method, task)
@@ -130,10 +130,10 @@ def _at(config: ConfigDict, path: str) -> Any:
 
 
 def multipliers(value: Any) -> tuple[tuple[str, float], ...]:
-    """(regular expression, factor) in order, from a mapping or pairs; none from None.
+    """(regular expression, factor) in order, from a mapping, pairs, or None for none.
 
     Raises:
-      UserError: it is neither, an expression is none, or a factor is no number from 0 up.
+      UserError: the value is neither, an expression is invalid, or a factor is no number >= 0.
     """
     field = f"config.{MULTIPLIERS}"
     pairs = list(value.items() if isinstance(value, Mapping | ConfigDict) else _pairs(value))

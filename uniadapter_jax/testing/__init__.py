@@ -1,23 +1,24 @@
-"""For people who port weights or compare with another implementation.
+"""Functions for people who port weights or compare with another implementation.
 
-What a PyTorch reference computes on one batch, computed here, under the reference's own tensor
-names, as float32 NumPy arrays:
+They compute what a PyTorch reference computes on a batch, and return it as float32 NumPy arrays
+under the reference's own tensor names:
 
     model = uniadapter_jax.load_model("made/", "made/adapter")    # from `convert`
     losses, grads = loss_and_grads(model, batch, "retrieval")
     after = recipe_steps(model, batches, {"lr": 1e-3, "total_steps": 20}, n=3)
 
-Tasks are those of a run, of CLIP `retrieval`, of BLIP `matching` and `vqa`. The two halves of
-matching's loss can be asked for alone: `itc` (contrastive) and `itm` (matching).
+Tasks are those of a run: `retrieval` for CLIP and SigLIP, `matching` and `vqa` for BLIP. The two
+halves of matching's loss can be computed alone: `itc` (contrastive) and `itm` (matching).
 
-A batch has arrays or anything that becomes one; those of BLIP are in `testing_batches`:
+A batch has arrays or anything that becomes one; `testing.batches` describes those of BLIP:
 
     frames      "b f H W 3"   normalised floats, or uint8
-    frame_mask  "b f"         False where a clip has ended; left out: no clip has
+    frame_mask  "b f"         False where a clip has ended; default: no clip has
     text        "b l"         ids with BOS and EOS
-    item        "b"           which clip a row shows; left out: every row its own
+    item        "b"           number of the clip that a row shows; default: all rows differ
 
-`reference_batch` makes one of PyTorch's layout. Features and similarities are methods of the model.
+`reference_batch` makes one from PyTorch's layout. Features and similarities are the model's
+methods.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ __all__ = [
 ]
 
 Model = AdaptedModel | AdaptedBLIP
-_PARTS = ("itc", "itm")  # of the loss of matching
+_PARTS = ("itc", "itm")  # the halves of matching's loss
 Task = str | Mapping[str, Any]
 
 
@@ -89,9 +90,9 @@ def loss_and_grads(
     The gradient is that of `loss`; `matching` also has its parts `itc` and `itm`.
 
     Args:
-      task: name of a task, or fields of `config.task` (such as {"similarity": "mean_pool"}); what
-        is not said is the model's own, else the default.
-      deterministic: no dropout; otherwise `seed` draws it, and negatives that are not given.
+      task: name of a task, or fields of `config.task` (such as {"similarity": "mean_pool"}); other
+        fields are the model's own, else the defaults.
+      deterministic: without dropout; otherwise `seed` draws it, and negatives that are missing.
     """
     name, options = _task(model, task)
     part = model.partition
@@ -102,12 +103,12 @@ def loss_and_grads(
         raise UserError(f"{name} without dropout draws nothing: give the batch its 'negatives'")
     key = None if deterministic else stream(seed, "dropout")
     gradient = _gradient(model, name, options)
-    (_, found), grads = gradient(part.trainable, part.frozen, arrays, key)
-    losses = {name: float(value) for name, value in found.items()}
+    (_, values), grads = gradient(part.trainable, part.frozen, arrays, key)
+    losses = {name: float(value) for name, value in values.items()}
     return losses, official_names(model.method, grads)
 
 
-# Compiled functions of the models that are alive, by task.
+# Compiled functions by model and task; those of deleted models are dropped.
 _COMPILED: weakref.WeakKeyDictionary[Model, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -125,7 +126,7 @@ def _gradient(model: Model, name: str, options: ConfigDict) -> Any:
             pairs = dict(batch)
             given, negatives = pairs.pop("given"), pairs.pop("negatives")
             if name == "itc" and negatives is None:
-                # Of these nothing is computed: the compiler leaves out what no one reads.
+                # Placeholders: the compiler removes whatever is computed from them.
                 first = jnp.zeros(len(pairs["item"]), jnp.int32)
                 negatives = Negatives(first, first == 0, first, first == 0)
             value, metrics = made.loss(merged, pairs, key, given, negatives)
@@ -148,8 +149,8 @@ def momentum_update(
 ) -> dict[str, np.ndarray]:
     """factor * averaged + (1 - factor) * the model's trained tensors, by official name.
 
-    One step of our average. The authors' code of UniAdapter does this twice a step to adapters of
-    layers, with the same `factor`, and once to the rest; there call it again for these.
+    This is one step of our average. UniAdapter's own code applies it twice per step, with the same
+    `factor`, to the adapters of layers, and once to the rest; to compare, call it again for these.
     """
     _check_model(model)
     now = official_names(model.method, model.partition.trainable)
@@ -178,8 +179,8 @@ def rank_scores(
     Args:
       batch: frames, question and, if clips end, frame_mask.
       candidates: "n a", [DEC] first, [SEP] last, then 0.
-      task: fields of `config.task` such as {"rank_k": 3, "rank_smoothing": 0.0}. All of the
-        `rank_k` that are ranked come back; of no candidates or no questions, none.
+      task: fields of `config.task` such as {"rank_k": 3, "rank_smoothing": 0.0}. The result has
+        `rank_k` answers per question, and is empty without candidates or questions.
     """
     named = {"name": "vqa", **task} if isinstance(task, Mapping) else task
     name, options = _task(model, named)
@@ -217,11 +218,11 @@ def rank_scores(
 
 
 def trained_counts(model: Model) -> dict[str, int]:
-    """{trained, as_released}: how many numbers train here, and in the authors' code.
+    """{trained, as_released}: the number of parameters that train here, and in the authors' code.
 
-    They differ for UniAdapter in BLIP. LN_x never trains there, and trains here if the method says
-    so, as `convert` does of a file whose LN_x is not (1, 0). For questions there is a second set of
-    adapters for the decoder there, which trains in name only, since nothing calls it.
+    They differ for UniAdapter in BLIP. In the authors' code LN_x never trains; here an option of
+    the method decides, which `convert` sets for a file whose LN_x is not (1, 0). For questions the
+    authors' code has a second set of adapters for the decoder, which counts but is never called.
     """
     _check_model(model)
     ours = flat_names(model.partition.trainable)
@@ -248,12 +249,12 @@ def recipe_steps(
     """The trained tensors after `n` steps of the real training step, by official name.
 
     Args:
-      batches: at least `n` of them; one step each.
+      batches: at least `n` of them, one for each step.
       recipe: fields of `config.optimizer` over its defaults (recipe, lr, weight_decay, warmup,
-        clip_norm), and `total_steps` of the whole schedule (`n` if not said).
-      seed: of dropout, where there is one, and of negatives.
+        clip_norm), and `total_steps` of the full schedule (default: `n`).
+      seed: seed of dropout, if there is any, and of negatives.
 
-    `model` is left as it was.
+    `model` is not changed.
     """
     arguments.whole(n, "n", 0)
     arguments.whole(seed, "seed", 0)
@@ -284,15 +285,15 @@ def recipe_steps(
 
 
 def _recipe(recipe: Mapping[str, Any], n: int) -> tuple[ConfigDict, int]:
-    """(`config.optimizer`, steps of the whole schedule)."""
+    """(`config.optimizer`, steps of the full schedule)."""
     if not isinstance(recipe, Mapping):
         raise UserError(f"recipe: fields by name are meant, not {type(recipe).__name__}")
-    given = dict(recipe)
-    total = arguments.whole(given.pop("total_steps", max(n, 1)), "recipe.total_steps", 1)
+    settings = dict(recipe)
+    total = arguments.whole(settings.pop("total_steps", max(n, 1)), "recipe.total_steps", 1)
     if n > total:
         raise UserError(f"recipe_steps: {n} steps of a schedule of {total}")
     options, ranges = base_config().optimizer, of_section(RANGES, "optimizer")
-    for name, value in given.items():
+    for name, value in settings.items():
         if name not in options:
             raise UserError(unknown("recipe", str(name), [*options, "total_steps"]))
         if name == "lr_multipliers":
@@ -303,7 +304,7 @@ def _recipe(recipe: Mapping[str, Any], n: int) -> tuple[ConfigDict, int]:
 
 
 def _of_step(batch: Mapping[str, Any], kind: str, model: Model) -> dict[str, Array]:
-    """What a training step reads: it makes what momentum gives, and draws negatives, itself."""
+    """The fields that a training step reads; it makes momentum's features and negatives itself."""
     if isinstance(batch, Mapping):
         for what, fields in (
             ("given", ("momentum", "queue", "alpha")),
@@ -313,16 +314,16 @@ def _of_step(batch: Mapping[str, Any], kind: str, model: Model) -> dict[str, Arr
                 raise UserError(
                     f"recipe_steps: a step makes its own {what}; leave them out of batches"
                 )
-    found = device_batch(batch, kind, model.config)
-    return {name: value for name, value in found.items() if name not in ("given", "negatives")}
+    arrays = device_batch(batch, kind, model.config)
+    return {name: value for name, value in arrays.items() if name not in ("given", "negatives")}
 
 
 def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
-    """A tree like a method's trainables (values, gradients) under the tensor names of its authors.
+    """A tree like a method's trainables (values, gradients) under the authors' tensor names.
 
-    Cross-Modal Adapter: those of the released checkpoints, `clip.` in front. UniAdapter in BLIP:
-    those of the released checkpoints, each adapter once, as `adapters.{i}`. A method without a
-    reference keeps our dotted paths.
+    For Cross-Modal Adapter these are the names in released checkpoints, with the prefix `clip.`;
+    for UniAdapter in BLIP also, each adapter once, as `adapters.{i}`. A method without a reference
+    keeps our dotted paths.
     """
     if not isinstance(method, str):
         raise UserError(f"method: a name is meant, not {type(method).__name__}")
@@ -348,12 +349,12 @@ def _check_model(model: Any) -> None:
 
 
 def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
-    """(the name that was said, `config.task`); the halves of matching's loss are no tasks."""
+    """(the name in `task`, `config.task`); for a half of matching's loss these differ."""
     _check_model(model)
     if not isinstance(task, str | Mapping):
         raise UserError(f"task: a name or fields are meant, not {type(task).__name__}")
-    given = {"name": task} if isinstance(task, str) else dict(task)
-    name = given.pop("name", "retrieval" if isinstance(model, AdaptedModel) else "matching")
+    fields = {"name": task} if isinstance(task, str) else dict(task)
+    name = fields.pop("name", "retrieval" if isinstance(model, AdaptedModel) else "matching")
     if not isinstance(name, str):
         raise UserError(f"task: its name is a string, not {name!r}")
     kind = get_task("matching" if name in _PARTS else name)
@@ -364,7 +365,7 @@ def _task(model: Model, task: Task) -> tuple[str, ConfigDict]:
     options = ConfigDict({"name": kind.name, **kind.options})
     for field in set(kind.options) & set(model.task):
         options[field] = model.task[field]
-    for field, value in given.items():
+    for field, value in fields.items():
         if field not in kind.options:
             raise UserError(unknown("task", str(field), kind.options))
         usual = kind.options[field]

@@ -1,17 +1,17 @@
-"""Batches for `testing`: what each task reads, checked and put on the device.
+"""Batches for `testing`: the fields that each task reads, checked and put on the device.
 
-`retrieval` is in `testing`. BLIP's have `frames` and `frame_mask` like it, and
+`testing` describes `retrieval`. Batches for BLIP have `frames` and `frame_mask` as there, and
 
     matching, itc, itm
         text            "b l"     ids, [CLS] first, then 0 where a text has ended
-        item            "b"       left out: every row its own
+        item            "b"       default: all rows differ
         negatives       {"clip": "b", "text": "b"}: for each text the row of a clip that does not
                         match, for each clip the row of such a text; all count. `itc` needs none
-        momentum        {"image": "b c", "text": "b c"}: unit vectors of the batch by the averages
+        momentum        {"image": "b c", "text": "b c"}: unit vectors from the averaged weights
         queue           {"image": "q c", "text": "q c", "item": "q"}; needs momentum
-        alpha           the weight of momentum's targets; 0 if not said
+        alpha           the weight of momentum's targets; default: 0
     vqa
-        question        "b l"     as text
+        question        "b l"     like text
         answer          "b p a"   [DEC] first, [SEP] last, then 0
         answer_weight   "b p"     0 where there is no answer
 """
@@ -43,12 +43,12 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 
 
 def device_batch(batch: Mapping[str, Any], kind: str, config: Any) -> dict[str, Any]:
-    """The arrays that the task of that name reads; of `matching` also `given` and `negatives`.
+    """The arrays that the task `kind` reads; for `matching` also `given` and `negatives`.
 
     `config` is the backbone's.
 
     Raises:
-      UserError: a field that the task does not know, or lacks, or whose shape or values cannot be.
+      UserError: a field is unknown or missing, or its shape or values are invalid.
     """
     if not isinstance(batch, Mapping):
         raise UserError(f"a batch is a mapping of fields, not {type(batch).__name__}")
@@ -59,22 +59,22 @@ def device_batch(batch: Mapping[str, Any], kind: str, config: Any) -> dict[str, 
     for name in ("frames", ids, *(("answer", "answer_weight") if kind == "vqa" else ())):
         if name not in batch:
             raise UserError(f"the batch has no {name!r}; a batch of {kind} needs it")
-    found: dict[str, Any] = dict(clip_fields(batch, config))
+    arrays: dict[str, Any] = dict(clip_fields(batch, config))
     text = (clip_ids if kind == "retrieval" else question_ids)(batch[ids], ids, config)
-    rows = len(found["frames"])
+    rows = len(arrays["frames"])
     arguments.check_shape(text, ids, "b l", (rows, None))
     if not rows:
-        raise UserError("the batch is empty, and of nothing there is no loss")
-    found[ids] = jnp.asarray(text)
+        raise UserError("the batch is empty, so it has no loss")
+    arrays[ids] = jnp.asarray(text)
     if kind == "vqa":
-        return found | _answers(batch, rows, config)
+        return arrays | _answers(batch, rows, config)
     item = batch.get("item")
     item = arguments.integers(np.arange(rows) if item is None else item, "item", "b", (rows,))
-    found["item"] = jnp.asarray(item)
+    arrays["item"] = jnp.asarray(item)
     if kind == "matching":
-        found["given"] = _given(batch, rows, config)
-        found["negatives"] = _negatives(batch, item)
-    return found
+        arrays["given"] = _given(batch, rows, config)
+        arrays["negatives"] = _negatives(batch, item)
+    return arrays
 
 
 def clip_fields(batch: Mapping[str, Any], config: Any) -> dict[str, Array]:
@@ -92,7 +92,7 @@ def question_ids(value: Any, name: str, config: Any) -> Int[np.ndarray, "b l"]:
 
 
 def candidate_ids(value: Any, config: Any) -> Int[np.ndarray, "n a"]:
-    """Answers to rank, checked; none is fine."""
+    """The checked ids of answers to rank; there may be none."""
     ids = _answer_ids(value, "candidates", "n a", config)
     arguments.check_begin(ids, np.ones(len(ids), bool), "candidates", config.dec_id, "[DEC]")
     return ids
@@ -145,7 +145,7 @@ def _given(batch: Mapping[str, Any], rows: int, config: Any) -> Given | None:
 def _features(
     given: Any, what: str, shape: tuple[int | None, int], *others: str
 ) -> tuple[Array, Array]:
-    """The unit vectors of both sides."""
+    """The unit vectors of pictures and texts."""
     check_keys(given, what, ("image", "text", *others))
     image, text = (
         arguments.unit_vectors(given[side], f"{what}[{side!r}]", shape)
@@ -171,31 +171,31 @@ def _negatives(batch: Mapping[str, Any], item: Int[np.ndarray, " b"]) -> Negativ
     if given is None:
         return None
     check_keys(given, "negatives", ("clip", "text"))
-    found, pairs = [], len(item)
+    arrays, pairs = [], len(item)
     for side in ("clip", "text"):
         name = f"negatives[{side!r}]"
         rows = arguments.as_array(given[side], name)
-        whole = rows.dtype.kind in "iu" and rows.shape == (pairs,)
-        if not whole or (rows < 0).any() or (rows >= pairs).any():
+        valid = rows.dtype.kind in "iu" and rows.shape == (pairs,)
+        if not valid or (rows < 0).any() or (rows >= pairs).any():
             raise UserError(f"{name} are {str(rows.tolist())[:80]}: {pairs} rows of the batch")
         if (same := np.flatnonzero(item[rows] == item)).size:
             raise UserError(
                 f"{name}: row {rows[same[0]]} is of item {item[same[0]]}, as is row {same[0]}; a "
                 "negative is of another item"
             )
-        found += [jnp.asarray(rows, jnp.int32), jnp.ones(pairs, bool)]
-    return Negatives(*found)
+        arrays += [jnp.asarray(rows, jnp.int32), jnp.ones(pairs, bool)]
+    return Negatives(*arrays)
 
 
 def reference_batch(pixels: Any, mask: Any, text: Any) -> dict[str, np.ndarray]:
-    """PyTorch's "b f 3 H W", "b f" and "b l" as a batch."""
-    found = arguments.floats(pixels, "pixels", "b f 3 H W", (None, None, 3, None, None))
-    rows, frames = found.shape[:2]
+    """A batch from PyTorch's "b f 3 H W", "b f" and "b l"."""
+    channels_first = arguments.floats(pixels, "pixels", "b f 3 H W", (None, None, 3, None, None))
+    rows, frames = channels_first.shape[:2]
     ids = arguments.integers(text, "text", "b l", (rows, None))
     if not ids.shape[1]:
         raise UserError(f"text has the shape {ids.shape}: rows of no ids")
     return {
-        "frames": np.moveaxis(found, 2, -1),
+        "frames": np.moveaxis(channels_first, 2, -1),
         "frame_mask": arguments.mask_of(mask, "mask", "b f", (rows, frames)),
         "text": ids,
     }
