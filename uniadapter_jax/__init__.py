@@ -1,6 +1,6 @@
 """Adapters for frozen vision-language models, in JAX.
 
-`load_model` is the library's front door; `uniadapter_jax.testing` is for people who port weights.
+`load_model` is the library's entry point; `uniadapter_jax.testing` is for people who port weights.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __version__ = "0.1.0"
 __all__ = ["AdaptedBLIP", "AdaptedModel", "__version__", "load_model"]
 
 
-if sys.argv[:1] == ["-m"]:  # Python's own word while it looks for one of our commands
+if sys.argv[:1] == ["-m"]:  # Python sets this while it looks up one of our commands
     from uniadapter_jax.common import signals
 
     signals.end_quietly_while_importing()
 
 
 def __getattr__(name: str) -> Any:
-    """Imports JAX only when something needs it: `import uniadapter_jax` takes milliseconds."""
+    """Imports JAX only when it is needed: `import uniadapter_jax` takes milliseconds."""
     if name in ("AdaptedBLIP", "AdaptedModel", "load_model"):
         from uniadapter_jax.inference import load
 

@@ -3,11 +3,11 @@
     python -m uniadapter_jax.compare workdirs/zero_shot workdirs/adapter_0 workdirs/adapter_1
     python -m uniadapter_jax.compare workdirs/* --baseline=zero_shot --json
 
-A run is a workdir or its result.json; a folder without one is skipped. Runs are seeds of one row
-where they differ in nothing but the seed; other runs of a method are rows of their own, named by
-what differs. Runs on other test data, or measured by another protocol, are in tables of their own.
-The interval is of the mean rank's difference to the baseline (below 0: better), paired by query,
-over test clips; see docs/protocols.md.
+A run is a workdir or its result.json; a folder without one is skipped. Runs that differ only in the
+seed form one row; other runs of a method form further rows, named by the fields that differ. Runs
+with other test data or another protocol are in further tables. The interval is that of the mean
+rank's difference to the baseline (below 0: better), paired by query, over test clips; see
+docs/protocols.md.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from uniadapter_jax.runs.rows import Row, find_row, rows_of
 from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, paired_bootstrap
 
-# What numbers of one table have in common; similarity, say, is part of a method and may differ.
+# Fields that all runs of a table share; others may differ, such as similarity, a method's choice.
 PROTOCOL = {"ranks": ("v2t", "ties"), "answers": ("metric",)}
-GROUPS = {"ranks": DIRECTIONS, "answers": ("accuracy", "per_answer_type")}  # that are shown
+GROUPS = {"ranks": DIRECTIONS, "answers": ("accuracy", "per_answer_type")}  # shown ones
 _TITLES = {
     "t2v": "text to clip or picture",
     "v2t": "clip or picture to text",
@@ -40,7 +40,7 @@ Result = dict[str, Any]
 
 
 def read_results(paths: Sequence[str]) -> list[Result]:
-    """result.json of each run, with its 'path'; a folder without one is skipped, and named.
+    """result.json of each run, with its 'path'; a folder without one is skipped with a message.
 
     Raises:
       UserError: a file is missing, damaged or no result, or no run has one.
@@ -85,7 +85,7 @@ def compare_all(
     """A table (see `compare`) for each test set and protocol, in order of appearance.
 
     Raises:
-      UserError: no table has the baseline; see `compare`, too.
+      UserError: no table has the baseline, or an error of `compare`.
     """
     tables: dict[str, list[Result]] = {}
     for result in results:
@@ -108,11 +108,11 @@ def compare(
     {"kind", "data", "protocol", "baseline", "queries", "methods": [one row each, in order of
     appearance]}. A row has name, method, task, differs, seeds, parameters, metrics {t2v|v2t: {R@1:
     {"mean", "sd"}}}, caveats, and, against the baseline, mnr_difference {t2v|v2t: {"difference",
-    "low", "high"}}. sd is None for one seed. `baseline` defaults to zero_shot where that is one
-    row, else there is none.
+    "low", "high"}}. sd is None for one seed. `baseline` defaults to zero_shot if that is one row,
+    else there is none.
 
     Raises:
-      UserError: runs that cannot be compared, a seed that comes twice, no such baseline.
+      UserError: the runs cannot be compared, a row has a seed twice, or the baseline is unknown.
     """
     kind = _check_comparable(results)
     rows = rows_of(results)
@@ -137,7 +137,7 @@ def compare(
 
 
 def _basis(result: Result) -> dict[str, Any]:
-    """What all runs of a table share."""
+    """The values that all runs of a table share."""
     kind = "answers" if "questions" in result else "ranks"
     protocol = result.get("protocol", {})
     return {
@@ -148,7 +148,7 @@ def _basis(result: Result) -> dict[str, Any]:
 
 
 def _check_comparable(results: Sequence[Result]) -> str:
-    """Their kind."""
+    """The kind of the results; raises `UserError` unless they can be compared."""
     if not results:
         raise UserError("no runs given; see --help")
     first = results[0]
@@ -211,7 +211,7 @@ def _interval(
 
 
 def _clip_of(query: str, way: str) -> str:
-    """The clip of a query: a text is named by its clip and its number there, 'video7#0'."""
+    """The clip of a query; a text is named by its clip and a number, as in 'video7#0'."""
     return query.rpartition("#")[0] if way == "t2v" and "#" in query else query
 
 
@@ -235,14 +235,14 @@ def table(compared: dict[str, Any]) -> str:
         lines += ["the answers of this split are withheld, so there are no numbers", ""]
     tasks = {row["task"]: [r["name"] for r in rows if r["task"] == row["task"]] for row in rows}
     if len(tasks) > 1:
-        said = (f"{task} ({', '.join(names)})" for task, names in tasks.items())
-        lines.append(f"tasks differ: {'; '.join(said)}")
+        lists = (f"{task} ({', '.join(names)})" for task, names in tasks.items())
+        lines.append(f"tasks differ: {'; '.join(lists)}")
     lines += [f"{row['name']}, {line}" for row in rows for line in row["caveats"]]
     return "\n".join(lines).rstrip()
 
 
 def tables(several: Sequence[dict[str, Any]]) -> str:
-    """All tables; several are told apart by what they do not share."""
+    """All tables as text; several have headings with the values that tell them apart."""
     if len(several) == 1:
         return table(several[0])
     lines = [
@@ -284,7 +284,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the comparison; exit status 2 and one line where runs cannot be compared."""
+    """Prints the comparison; if runs cannot be compared, an error with exit status 2."""
     parser = argparse.ArgumentParser(
         prog="python -m uniadapter_jax.compare",
         description=__doc__,
@@ -298,8 +298,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.samples < 1:
         raise UserError(f"--samples={arguments.samples}: at least 1")
     results = read_results(arguments.runs)
-    found = compare_all(results, arguments.baseline, arguments.samples)
-    print(json.dumps({"tables": found}, indent=2) if arguments.json else tables(found))
+    compared = compare_all(results, arguments.baseline, arguments.samples)
+    print(json.dumps({"tables": compared}, indent=2) if arguments.json else tables(compared))
     return 0
 
 

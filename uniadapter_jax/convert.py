@@ -1,17 +1,16 @@
-"""Foreign weights to a backbone directory that the other commands and transformers read.
+"""Converts foreign weights to a backbone directory for the other commands and transformers.
 
     python -m uniadapter_jax.convert SOURCE DEST [--tokenizer PATH] [--image-size N]
 
-SOURCE is a directory or a file: HuggingFace CLIP, BLIP or SigLIP (safetensors or .bin, sharded
-or not),
-open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and its like, any
-torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-trained, retrieval, VQA),
-or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter. Nothing
-of a torch file is executed, and torch is not needed.
+SOURCE is a directory or a file: HuggingFace CLIP, BLIP or SigLIP (safetensors or .bin, sharded or
+not), open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and similar,
+any torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-trained, retrieval,
+VQA), or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter.
+Nothing in a torch file is executed, and torch is not needed.
 
 DEST gets config.json, model.safetensors, the tokenizer's files, and fingerprint.json and
-digests.json, by which loading tells damage. It appears when it is complete; one that holds anything
-is refused. See docs/weights.md.
+digests.json, by which loading detects damage. It appears when it is complete; a directory that is
+not empty is refused. See docs/weights.md.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-# Shapes are worked out by JAX; no accelerator is needed for that, nor should one be taken.
+# JAX only computes shapes here, so no accelerator should be taken.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from uniadapter_jax.backbones.functions import ACTIVATIONS
@@ -45,7 +44,7 @@ from uniadapter_jax.weights.names.rules import Context, convert
 from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 
-_PROGRESS_FROM = 2**28  # bytes; smaller conversions are over before a line could be read
+_PROGRESS_FROM = 2**28  # bytes; smaller conversions end before a line could be read
 _MARGIN = 2**20  # bytes of config, tokenizer and headers
 
 
@@ -60,52 +59,51 @@ def convert_weights(
     """Converts `source` to a new backbone directory and returns its fingerprint.
 
     Raises:
-      UserError: see the module; a destination that is not empty; or tensors that do not fit, all
-        of them in one report. Nothing is left behind then.
+      UserError: the source cannot be read, the destination is not empty, or tensors do not fit
+        (all in one report). Nothing is left behind.
     """
-    found = open_source(source, hints)
-    if found.ours:
-        _check_source(found)
-    config = _resized(found.config, image_size)
+    weights = open_source(source, hints)
+    if weights.ours:
+        _check_source(weights)
+    config = _resized(weights.config, image_size)
     grid = config.image_size // config.patch_size if image_size else None
     tensors, problems = convert(
-        found.tensors,
-        found.rules,
+        weights.tensors,
+        weights.rules,
         huggingface_shapes(config),
-        ignored=found.ignored,
+        ignored=weights.ignored,
         context=Context(grid),
     )
-    if found.adapter is not None:
-        problems += found.adapter.problems
+    if weights.adapter is not None:
+        problems += weights.adapter.problems
     raise_problems(source, problems)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    with new_directory(destination) as made:
-        free = shutil.disk_usage(made).free
+    with new_directory(destination) as folder:
+        free = shutil.disk_usage(folder).free
         if free < total + _MARGIN:
             raise UserError(f"{destination}: {total + _MARGIN} bytes are needed, {free} are free")
         with workers() as pool:
             digests = pool.map(lambda pair: (pair[0], digest(*pair)), tensors.items())
-            write_backbone(made, config, tensors, _progress(total))
-            made_of = combine(digests, config)
-        if (own := found.adapter) is not None:
-            adapter = AdapterFiles(own.method, own.options, own.tensors, made_of)
-            write_adapter(made / "adapter", adapter)
-        said = provide_tokenizer(
-            tokenizer, found.folder, made, config.vocab_size, family_of(config)
-        )
-        seal_backbone(made, {"fingerprint": made_of, "converted_from": found.kind})
-    print(f"{found.kind} -> {destination}: {_describe(config)}; {said}", file=sys.stderr)
-    return made_of
+            write_backbone(folder, config, tensors, _progress(total))
+            combined = combine(digests, config)
+        if (foreign := weights.adapter) is not None:
+            adapter = AdapterFiles(foreign.method, foreign.options, foreign.tensors, combined)
+            write_adapter(folder / "adapter", adapter)
+        family = family_of(config)
+        note = provide_tokenizer(tokenizer, weights.folder, folder, config.vocab_size, family)
+        seal_backbone(folder, {"fingerprint": combined, "converted_from": weights.kind})
+    print(f"{weights.kind} -> {destination}: {_describe(config)}; {note}", file=sys.stderr)
+    return combined
 
 
-def _check_source(found: Source) -> None:
-    """Raises `UserError` where a directory that we wrote has changed since."""
-    check_digests(found.folder)
+def _check_source(source: Source) -> None:
+    """Raises `UserError` if a directory that we wrote has changed since."""
+    check_digests(source.folder)
     tensors, problems = convert(
-        found.tensors, found.rules, huggingface_shapes(found.config), ignored=found.ignored
+        source.tensors, source.rules, huggingface_shapes(source.config), ignored=source.ignored
     )
-    if not problems:  # else they are reported
-        check_fingerprint(found.folder, fingerprint(tensors.items(), found.config))
+    if not problems:  # else the caller reports them
+        check_fingerprint(source.folder, fingerprint(tensors.items(), source.config))
 
 
 def _resized(config: Config, image_size: int | None) -> Config:
@@ -121,7 +119,7 @@ def _describe(config: Config) -> str:
 
 
 def _progress(total: int) -> Callable[[int], None]:
-    """A function that hears of bytes written and says how far it is, once a second."""
+    """A function to call with bytes written, which prints the progress once a second."""
     done, last = 0, time.monotonic()
 
     def advance(count: int) -> None:
@@ -135,13 +133,13 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 def _heads(text: str) -> tuple[int, int]:
-    vision, text_heads = (int(part) for part in text.split(","))
+    vision, text_heads = map(int, text.split(","))
     return vision, text_heads
 
 
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command; returns its exit status."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m uniadapter_jax.convert",

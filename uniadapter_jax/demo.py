@@ -1,15 +1,15 @@
-"""The whole job in a minute or two: clips and texts in, a table and a picture out.
+"""A complete run in a minute or two: clips and texts in, a table and a picture out.
 
     python -m uniadapter_jax.demo [--workdir=runs/demo] [--seed=0] [--method=cross_modal_adapter]
     python -m uniadapter_jax.demo --backbone=blip [--method=uniadapter]
 
 Draws clips of coloured shapes (real mp4 files), prepares them, measures how well the tiny CLIP or
-BLIP that ships with the package finds them as it is, adapts it by `--method`, and measures again;
-with BLIP the best of the first stage are matched again. Every step is the one that a user's own
-data takes: `prepare.prepare`, `run.run`. Run again, it skips what is done; another seed, method or
-backbone uses the same clips.
+BLIP that ships with the package finds them without training, adapts it by `--method`, and measures
+again; with BLIP the best of the first stage are re-ranked. A user's own data takes the same steps:
+`prepare.prepare`, `run.run`. Run again, it skips finished steps; another seed, method or backbone
+uses the same clips.
 
-The same by hand, once the clips are there (configs/demo.py is `get_config` below):
+The same steps by hand, once the clips exist (configs/demo.py is `get_config` below):
 
     python -m uniadapter_jax.prepare --config=configs/demo.py --input=runs/demo/clips
     python -m uniadapter_jax.main --config=configs/demo.py:method=lora --workdir=runs/demo/lora
@@ -50,18 +50,18 @@ from uniadapter_jax.tasks.retrieval.evaluator import Embedded, RetrievalEvaluato
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
-# The method that a backbone's own paper has.
+# The method of the paper that used the backbone.
 METHOD = {"clip": "cross_modal_adapter", "blip": "uniadapter"}
-# Peak learning rates. Full fine-tuning forgets at the rate that suits a few new parameters.
+# Peak learning rates. At the rate for a few new parameters, full fine-tuning would forget.
 LR, LR_FULL = 8e-3, 7e-4
-_SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # in the picture
+_SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # rows and columns of the picture
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Clips of the two splits, and training steps."""
+    """The numbers of clips in the two splits, and of training steps."""
 
     train: int = 600
     test: int = 160
@@ -79,7 +79,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.name = f"demo-{backbone}-{method}"
     config.backbone = str(ASSETS / f"tiny_{backbone}")
     if backbone == "clip":
-        # A text is about all frames alike, and the raw features of so small a CLIP are too long
+        # A text describes all frames alike, but the raw features of so small a CLIP are too long
         # for q_score's temperature: its softmax would pick one frame.
         config.task.similarity = "mean_pool_unit"
     else:
@@ -111,7 +111,7 @@ def demo(
     size: Size = Size(),
     backbone: str = "clip",
 ) -> dict[str, Any]:
-    """Runs all of it; returns {"before", "after": result.json's, "seconds": per phase, "picture"}.
+    """Runs the demo; returns {"before", "after": results, "seconds": {phase: seconds}, "picture"}.
 
     Raises:
       UserError: `workdir` holds clips of another size, or another command works there.
@@ -155,14 +155,14 @@ def sized_config(
 
 
 def make_clips(directory: pathlib.Path, size: Size) -> None:
-    """Draws the clips, unless they are there."""
+    """Draws the clips, unless they exist."""
     manifest = directory / "manifest.jsonl"
     if manifest.is_file():
         lines = list(json_lines(str(manifest)))
-        found = Counter(line["split"] for _, line in lines)
-        if (found["train"], found["test"]) != (size.train, size.test):
+        counts = Counter(line["split"] for _, line in lines)
+        if (counts["train"], counts["test"]) != (size.train, size.test):
             raise UserError(
-                f"{directory} holds {found['train']} + {found['test']} clips, not {size.train} + "
+                f"{directory} holds {counts['train']} + {counts['test']} clips, not {size.train} + "
                 f"{size.test}; choose another --workdir"
             )
         say(f"{len(lines)} clips are there")
@@ -178,11 +178,11 @@ def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
 
 
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
-    """Draws the best clips of some test texts; the model is what `run` left in `place`."""
+    """Draws the best clips of some test texts by the model that `run` left in `place`."""
     experiment = build(config)
     evaluator = experiment.kind.evaluator(experiment, None)
     assert isinstance(evaluator, RetrievalEvaluator)
-    trainable = fit(experiment, place, evaluator).trainable  # restores: nothing is left to train
+    trainable = fit(experiment, place, evaluator).trainable  # only restores it: all steps are done
     test, encoder = experiment.data.test, evaluator.encoder
     clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
     texts = [test.captions[i][0] for i in clips]
@@ -190,45 +190,45 @@ def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Pat
     embedded = Embedded(ids, encoder.ids(trainable, ids), *encoder.clips(trainable, test))
     scores = evaluator.scores(trainable, test, embedded)["t2v"]
     rows = []
-    for text, own, row in zip(texts, clips, scores, strict=True):
-        order = np.argsort(-row, kind="stable")
-        hits = [gallery.Hit(test.read(int(i)).frames, bool(i == own)) for i in order[:_SHOWN_CLIPS]]
-        rank = 1 + int((row > row[own]).sum())
+    for text, clip, row in zip(texts, clips, scores, strict=True):
+        best = np.argsort(-row, kind="stable")[:_SHOWN_CLIPS]
+        hits = [gallery.Hit(test.read(int(i)).frames, bool(i == clip)) for i in best]
+        rank = 1 + int((row > row[clip]).sum())
         rows.append(gallery.Row(text, rank, hits))
     title = f"{config.method.name}: the best {_SHOWN_CLIPS} of {len(test)} clips for a text"
     gallery.draw_rows(title, rows).save(picture)
 
 
-def table(found: dict[str, Any]) -> str:
-    """Both evaluations side by side, what was trained, and the seconds of each phase."""
+def table(outcome: dict[str, Any]) -> str:
+    """Both evaluations as a table, the trained parameters, and the seconds of each phase."""
     ways = (("t2v", "text finds clip"), ("v2t", "clip finds text"))
-    names = list(found["after"]["metrics"]["t2v"])
+    names = list(outcome["after"]["metrics"]["t2v"])
     head = f"{'':16s}{'':>17s}" + "".join(f"{name:>8s}" for name in names)
     lines = [head]
-    for label, key in (("zero-shot", "before"), (found["after"]["method"], "after")):
+    for label, key in (("zero-shot", "before"), (outcome["after"]["method"], "after")):
         for way, words in ways:
-            values = found[key]["metrics"][way]
+            values = outcome[key]["metrics"][way]
             cells = "".join(f"{values[name]:8.1f}" for name in names)
             lines.append(f"{label:20s} {words:15s}{cells}")
-    parameters = found["after"]["parameters"]
-    clips = found["after"]["clips"]
+    parameters = outcome["after"]["parameters"]
+    clips = outcome["after"]["clips"]
     share = f"{parameters['trained']:,} of {parameters['total']:,} parameters trained"
     lines += [
         "",
         f"{share} ({parameters['percent']:.2f} %)",
         f"{clips} test clips, a text for each; by chance R@1 is {100 / clips:.1f}",
-        "seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in found["seconds"].items()),
+        "seconds: " + ", ".join(f"{name} {took:.0f}" for name, took in outcome["seconds"].items()),
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     size = Size()
     workdir = flags.DEFINE_string("workdir", WORKDIR, "Where everything goes.")
     backbone = flags.DEFINE_enum("backbone", "clip", list(METHOD), "What to adapt.")
     method = flags.DEFINE_string("method", "", "How to adapt; default: the backbone's own paper's.")
-    seed = flags.DEFINE_integer("seed", 0, "Of the adapter's start and of the order of the clips.")
+    seed = flags.DEFINE_integer("seed", 0, "Draws the adapter's start and the order of the clips.")
     train = flags.DEFINE_integer("train-clips", size.train, "Clips to train on.", 1)
     test = flags.DEFINE_integer("test-clips", size.test, "Clips to test on.", 1)
     steps = flags.DEFINE_integer("steps", size.steps, "Training steps.", 1)
@@ -239,12 +239,12 @@ def main() -> None:
         began = time.monotonic()
         chosen = Size(train.value, test.value, steps.value)
         try:
-            found = demo(workdir.value, method.value, seed.value, chosen, backbone.value)
+            outcome = demo(workdir.value, method.value, seed.value, chosen, backbone.value)
         except Preempted as stopped:
             return end(stopped)
-        print(f"\n{table(found)}")
-        place = os.path.dirname(found["picture"])
-        print(f"\n{duration(time.monotonic() - began)} in all. Look at {found['picture']}")
+        print(f"\n{table(outcome)}")
+        place = os.path.dirname(outcome["picture"])
+        print(f"\n{duration(time.monotonic() - began)} in all. Look at {outcome['picture']}")
         print(f"Clips, records and runs are in {workdir.value}; the result is {place}/result.json")
         return 0
 

@@ -1,14 +1,14 @@
-"""A finished run to a small, strict directory that others can load.
+"""Exports a finished run to a small, strict directory that others can load.
 
     python -m uniadapter_jax.export --workdir RUN --to DIR [--push REPO] [--merge]
 
 DIR gets adapter_model.safetensors (float32), adapter_config.json (method, options, fingerprint of
-the backbone), README.md (a model card with what the run measured) and, where the backbone has none
-of its own, the tokenizer's files. `uniadapter_jax.load_model(backbone, DIR)` reads it, and tells
-damage by the digests in it. An exported LoRA is also there in PEFT's layout, under DIR/peft. DIR
-appears when it is complete; one that holds anything is refused.
+the backbone), README.md (a model card with the run's measurements) and, if the backbone has none,
+the tokenizer's files. `uniadapter_jax.load_model(backbone, DIR)` reads it, and detects damage by
+its digests. A LoRA is also exported in PEFT's layout, under DIR/peft. DIR appears when it is
+complete; a directory that is not empty is refused.
 
-With --merge, DIR is a whole backbone with the adapter worked into its weights: for lora,
+With --merge, DIR is a complete backbone with the adapter merged into its weights: for lora,
 projection and full. See docs/weights.md.
 """
 
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# A few MB are read and written; no accelerator should be taken for that.
+# Only a few MB are read and written, so no accelerator should be taken.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
@@ -45,12 +45,12 @@ from uniadapter_jax.weights.directory import Backbone, copy_tokenizer, fill_back
 from uniadapter_jax.weights.families import family_of
 from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
 
-# Of `config.data`, what an adapter remembers: how texts become ids, and pictures pixels.
+# Fields of `config.data` that an adapter keeps: how texts become ids, and pictures pixels.
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
 
 
 def _tested_step(run: Run) -> int:
-    """The step that the result is of, else the newest."""
+    """The step of the run's result, else of its newest checkpoint."""
     step = run.result["step"] if run.result else last_step(run.workdir / "checkpoints")
     if step is None:
         raise UserError(f"{run.workdir} holds no checkpoint yet")
@@ -71,16 +71,15 @@ def export(
     """Writes a run's adapter to the new directory `to`.
 
     Args:
-      backbone: where the run's backbone is now, if not where it was.
-      tokenizer: likewise, the directory of its tokenizer.
-      step: of the checkpoint; by default the one that was tested.
-      merge: write a whole backbone instead, with the adapter in its weights.
-      license, base_model: for the model card; names that the HuggingFace hub knows.
+      backbone: directory of the run's backbone, if it has moved.
+      tokenizer: directory of its tokenizer, if it has moved.
+      step: step of the checkpoint; by default the one that was tested.
+      merge: writes a complete backbone instead, with the adapter in its weights.
+      license, base_model: names for the model card that the HuggingFace hub knows.
 
     Raises:
-      UserError: no run there, or one that is at work just now, a method that has nothing to export
-        or cannot be merged, another backbone than the run's, a tokenizer that is nowhere. Nothing
-        is left behind then.
+      UserError: there is no run, or it is still at work; its method has nothing to export or cannot
+        be merged; the backbone is not the run's; the tokenizer is missing. Nothing is left behind.
     """
     check_free(workdir)
     run = read_run(workdir)
@@ -89,7 +88,7 @@ def export(
     base = _load_backbone(run, backbone)
     chosen = _tested_step(run) if step is None else step
     adapter = _adapter(run, method, base, chosen)
-    part = put_adapter(base, adapter)  # as strictly as whoever loads it
+    partition = put_adapter(base, adapter)  # checks it as strictly as loading does
     texts = _tokenizer_directory(run, base, tokenizer)
     card = model_card(
         adapter,
@@ -97,22 +96,22 @@ def export(
         _result_of(run, chosen),
         step=chosen,
         family=family_of(base.model.config),
-        parameters=part.counts(),
+        parameters=partition.counts(),
         license=license,
         base_model=base_model,
         merged=base.model.config.to_huggingface()["architectures"] if merge else (),
     )
-    with new_directory(to) as made:
+    with new_directory(to) as folder:
         if merge:
-            _write_merged(made, method, part, texts)
+            _write_merged(folder, method, partition, texts)
         else:
-            write_adapter(made, adapter)
+            write_adapter(folder, adapter)
             family = family_of(base.model.config)
             if further := FURTHER_LAYOUTS.get((method.name, family.title)):
-                further.write(made / further.folder, adapter)
+                further.write(folder / further.folder, adapter)
             if texts != base.source:
-                write_digests(made, copy_tokenizer(texts, made, family))
-        (made / "README.md").write_text(card)
+                write_digests(folder, copy_tokenizer(texts, folder, family))
+        (folder / "README.md").write_text(card)
 
 
 def _check_method(run: Run, merge: bool) -> Method:
@@ -138,15 +137,15 @@ def _check_method(run: Run, merge: bool) -> Method:
 
 
 def _check_settings(run: Run) -> None:
-    """Raises `UserError` for a setting that no config can have; config.json may be damaged."""
+    """Raises `UserError` for an invalid setting, as config.json may be damaged."""
     where, config = run.workdir / "config.json", run.config
     method, task = get_method(config["method"]["name"]), get_task(config["task"]["name"])
     ranges = ranges_of(method.name, task.name)
     for path, usual in leaves(base_config(method.name, task.name)):
         section, _, name = path.rpartition(".")
         fields: Any = config
-        for part in filter(None, section.split(".")):
-            fields = fields.get(part, {})
+        for key in filter(None, section.split(".")):
+            fields = fields.get(key, {})
             if not isinstance(fields, Mapping):
                 raise UserError(f"{where}: config.{section} should be a JSON object")
         if path != MULTIPLIERS and name in fields:  # a run of an earlier version may have fewer
@@ -156,7 +155,7 @@ def _check_settings(run: Run) -> None:
 
 
 def _result_of(run: Run, step: int) -> Mapping[str, Any] | None:
-    """The run's result, if it is of that step."""
+    """The run's result, if it belongs to that step."""
     if run.result is None or run.result["step"] != step:
         return None
     where = run.workdir / "result.json"
@@ -170,14 +169,14 @@ def _result_of(run: Run, step: int) -> Mapping[str, Any] | None:
     return run.result
 
 
-def _load_backbone(run: Run, given: str | None) -> Backbone:
+def _load_backbone(run: Run, directory: str | None) -> Backbone:
     named = run.config["backbone"]
-    if given is None and not named.startswith("random:") and not pathlib.Path(named).is_dir():
+    if directory is None and not named.startswith("random:") and not pathlib.Path(named).is_dir():
         raise UserError(
             f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
             f"{pathlib.Path.cwd()}; pass --backbone=DIR"
         )
-    base = load_backbone(given or named, seed=run.config["seed"])
+    base = load_backbone(directory or named, seed=run.config["seed"])
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "
@@ -187,8 +186,7 @@ def _load_backbone(run: Run, given: str | None) -> Backbone:
 
 
 def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFiles:
-    own = run.config["method"]
-    options = {name: own[name] for name in method.options}
+    options = {name: run.config["method"][name] for name in method.options}
     like = trainable_shapes(base, method, options)
     trained, identity = restore_trainable(run.workdir / "checkpoints", step, like)
     check_same(run.workdir, run.identity, identity)
@@ -208,13 +206,13 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
     )
 
 
-def _tokenizer_directory(run: Run, base: Backbone, given: str | None) -> str:
-    """Where the tokenizer lies that the run used; raises `UserError` if it is nowhere."""
+def _tokenizer_directory(run: Run, base: Backbone, directory: str | None) -> str:
+    """The directory of the run's tokenizer; raises `UserError` if it is not found."""
     config, family = run.config, family_of(base.model.config)
     records = str(pathlib.Path(config["data"]["records"]) / family.records_tokenizer)
     expected = run.identity["tokenizer"]
     seen = []
-    for place in (given,) if given else (config["tokenizer"], base.source, records):
+    for place in (directory,) if directory else (config["tokenizer"], base.source, records):
         if not place or place.startswith("random:"):
             continue
         if not pathlib.Path(place).is_dir():
@@ -236,20 +234,20 @@ def _tokenizer_directory(run: Run, base: Backbone, given: str | None) -> str:
     )
 
 
-def _write_merged(made: pathlib.Path, method: Method, part: Partition, tokenizer: str) -> None:
-    model = part.merge(part.trainable, part.frozen)
+def _write_merged(folder: pathlib.Path, method: Method, trained: Partition, tokenizer: str) -> None:
+    model = trained.merge(trained.trainable, trained.frozen)
     assert method.merge is not None
     method.merge(model)
-    fill_backbone(made, model, tokenizer)
+    fill_backbone(folder, model, tokenizer)
 
 
 def push(directory: str | os.PathLike[str], repository: str) -> str:
     """Uploads an exported directory to the HuggingFace hub; returns the commit's address.
 
     Raises:
-      UserError: no permission, no such place, no connection; the hub's words.
+      UserError: no permission, no such repository, or no connection, in the hub's words.
     """
-    import huggingface_hub  # half a second that only this needs
+    import huggingface_hub  # takes half a second, and only this needs it
     from huggingface_hub import errors
 
     hub = huggingface_hub.HfApi()
@@ -269,7 +267,7 @@ def push(directory: str | os.PathLike[str], repository: str) -> str:
 
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command; returns its exit status."""
     assert __doc__
     parser = argparse.ArgumentParser(
         prog="python -m uniadapter_jax.export",
@@ -280,8 +278,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--workdir", required=True, metavar="RUN", help="workdir of a run of the main command")
     add("--to", required=True, metavar="DIR", help="new directory to write")
     add("--step", type=int, metavar="N", help="checkpoint; default: the one that was tested")
-    add("--backbone", metavar="DIR", help="the run's backbone, if it is not where it was")
-    add("--tokenizer", metavar="DIR", help="likewise, the run's tokenizer")
+    add("--backbone", metavar="DIR", help="the run's backbone, if it has moved")
+    add("--tokenizer", metavar="DIR", help="the run's tokenizer, if it has moved")
     add("--merge", action="store_true", help="write a backbone with the adapter in its weights")
     add("--license", default=UNKNOWN_LICENSE, help="for the model card, such as apache-2.0")
     add("--base-model", metavar="NAME", help="the backbone's name on the hub, for the model card")

@@ -4,7 +4,7 @@
     python -m uniadapter_jax.main --config=configs/msrvtt.py:method=lora --config.method.rank=4
 
 Rerunning the same command resumes from the last checkpoint, or evaluates again when training is
-complete. SIGTERM or Ctrl-C has it save and stop, a second one ends it at once. The result is in
+complete. SIGTERM or Ctrl-C makes it save and stop, a second one ends it at once. The result is in
 WORKDIR/result.json, the losses in WORKDIR/metrics.jsonl (and TensorBoard); see docs/results.md.
 """
 
@@ -29,7 +29,7 @@ flags.DEFINE_alias("save_backbone", "save-backbone")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Flags in, run out."""
+    """Runs the config that the flags name."""
     del argv
     config = _CONFIG.value
     if config is None:

@@ -1,12 +1,12 @@
-"""Proves that a run fits a TPU slice before the slice is paid for.
+"""Checks that a run fits a TPU slice before the slice is paid for.
 
     python -m uniadapter_jax.plan --config=configs/msrvtt.py --topology=v5e:16x16
 
 compiles the training step and the evaluation of that config for the slice, on any machine: no TPU,
 no weights and no data are needed, only `pip install 'uniadapter_jax[tpu]'`. `--topology=cpu:8`
-compiles for fake devices without it. Says what a chip holds, does and sends; see docs/scale.md.
-Exit status: 0 it fits, 1 it does not (the smallest change with which it does is named), 2 wrong
-input.
+compiles for fake devices without it. Reports the memory, work and traffic of a chip; see
+docs/scale.md. Exit status: 0 it fits, 1 it does not (the smallest change that helps is named), 2
+wrong input.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def plan(
     hbm: int | None = None,
     train_only: bool = False,
 ) -> dict[str, Any]:
-    """The whole plan; `docs/scale.md` has its schema.
+    """The plan of a run; `docs/scale.md` has its schema.
 
     Args:
-      batch_per_chip: examples of a chip; None: what `config.train.batch_size` leaves for it.
+      batch_per_chip: examples per chip; None: its share of `config.train.batch_size`.
       backbone: see `planning.sizes.backbone_config`.
-      hbm: bytes of memory of a device, instead of the chip's own.
-      train_only: leave the programs of the evaluation out.
+      hbm: bytes of memory of a device, in place of the chip's.
+      train_only: leaves out the programs of the evaluation.
 
     Raises:
-      UserError: no such slice or backbone, a mesh that does not fit the slice, a wrong config.
+      UserError: an unknown slice or backbone, a mesh that does not fit the slice, a wrong config.
     """
     config = configs.validate(config).copy_and_resolve_references()
     where = open_slice(topology)
@@ -65,9 +65,9 @@ def plan(
         config.train.batch_size = batch_per_chip * where.chips
     sizes, source = backbone_config(config, backbone)
     mesh = meshes.make_mesh(config.mesh, where.devices)
-    found = _header(config, where, mesh, source)
+    report = _header(config, where, mesh, source)
     if config.train.batch_size % meshes.batch_shards(mesh):
-        return {**found, "fits": False, "misfit": _misfit(config, where, mesh)}
+        return {**report, "fits": False, "misfit": _misfit(config, where, mesh)}
     run = build(config, sizes, mesh, where.platform)
     limit = hbm
     if limit is None and where.chip is not None:
@@ -84,15 +84,15 @@ def plan(
                 "needed_bytes": change.program.needed,
                 "program": describe(change.program, where, useful_flops(change.run, name)),
             }
-    found |= {
+    report |= {
         "fits": all(program["fits"] for program in programs.values()),
         "programs": programs,
         "changes": changes,
     }
     estimate = programs.get(TRAIN, {}).get("estimate")
     if estimate:
-        found["estimate"] = _rates(config, estimate["seconds"])
-    return found
+        report["estimate"] = _rates(config, estimate["seconds"])
+    return report
 
 
 def _header(config: ConfigDict, where: Slice, mesh: Mesh, source: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _header(config: ConfigDict, where: Slice, mesh: Mesh, source: str) -> dict[s
 
 
 def _unit(config: ConfigDict) -> str:
-    """What a batch is of."""
+    """The unit of a batch: pictures, clips, ..."""
     unit = get_task(config.task.name).samples.unit
     return "pictures" if unit == "clips" and config.data.frames == 1 else unit
 
@@ -142,7 +142,7 @@ def _misfit(config: ConfigDict, where: Slice, mesh: Mesh) -> dict[str, Any]:
 
 
 def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
-    """Examples per second, and seconds of an epoch if the records are there."""
+    """Examples per second, and seconds of an epoch if the records exist."""
     batch = config.train.batch_size
     rates: dict[str, Any] = {"step_seconds": seconds, "examples_per_second": batch / seconds}
     if not os.path.isdir(config.data.records):
@@ -155,7 +155,7 @@ def _rates(config: ConfigDict, seconds: float) -> dict[str, Any]:
 
 
 def _define_flags() -> dict[str, flags.FlagHolder]:
-    """When the command runs, not when this module is imported: `main` has a --config as well."""
+    """Defines the flags when the command runs, not on import: `main` has a --config as well."""
     return {
         "config": config_flags.DEFINE_config_file(
             "config", None, "The experiment, configs/NAME.py[:ARGS]."
@@ -180,27 +180,27 @@ def _define_flags() -> dict[str, flags.FlagHolder]:
 
 
 def main() -> None:
-    """The command."""
-    given = _define_flags()
+    """Runs the command."""
+    holders = _define_flags()
 
     def command(argv: Sequence[str]) -> int:
         del argv
-        config, topology, hbm = (given[name].value for name in ("config", "topology", "hbm"))
+        config, topology, hbm = (holders[name].value for name in ("config", "topology", "hbm"))
         if config is None or not topology:
             missing = "--config" if config is None else "--topology"
             raise UserError(
                 f"{missing} is missing; for example --config=configs/msrvtt.py --topology=v5e:16x16"
             )
-        found = plan(
+        report = plan(
             config,
             topology,
-            batch_per_chip=given["batch"].value,
-            backbone=given["backbone"].value,
+            batch_per_chip=holders["batch"].value,
+            backbone=holders["backbone"].value,
             hbm=None if hbm is None else int(hbm * _GIB),
-            train_only=given["train"].value,
+            train_only=holders["train"].value,
         )
-        print(json.dumps(found) if given["json"].value else "\n".join(tables(found)))
-        return 0 if found["fits"] else 1
+        print(json.dumps(report) if holders["json"].value else "\n".join(tables(report)))
+        return 0 if report["fits"] else 1
 
     run_app(command)
 

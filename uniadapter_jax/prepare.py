@@ -4,13 +4,13 @@
 
 `config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy,
 msrvtt_qa, vqav2, vqa_blip, easy_vqa, manifest), which frames are kept (sampling: fps, uniform,
-middle) and how (short_side, quality); any of it can be set here, as in
+middle) and how (short_side, quality); flags can set each of them, as in
 --config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file: {"id", "path",
 "start", "end", "captions": [], "qa": [], "split"} in each line.
 
 Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
-config.data.prepare.max_bad_share the command stops. Killed or stopped, the same command goes on
-where it was: finished work waits in RECORDS_DIR.work, which is removed at the end.
+config.data.prepare.max_bad_share the command stops. After a kill or a stop, the same command
+resumes: finished work is kept in RECORDS_DIR.work, which is removed at the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,12 +65,12 @@ def prepare(
 
     Args:
       input_path: directory with annotations and media, or the manifest.
-      workers: decoding processes; 0 decodes in this one.
+      workers: number of decoding processes; 0 decodes in this one.
       tokenizer_size: entries of a byte-level BPE to train on the train captions, 0 for none.
       wordpiece_size: entries of a WordPiece vocabulary to train on the captions, questions and
         answers of train, [DEC] and [ENC] not counted; 0 for none.
       overwrite: whether records of another input or with other settings may be replaced.
-      config: of a run, whose text lengths say which texts are cut; None counts none.
+      config: config of a run, whose limits say which texts are cut; None counts none.
     """
     output = os.path.abspath(output)
     source = read_source(settings.source, input_path)
@@ -84,7 +83,7 @@ def prepare(
             _make(source, settings, facts, output, work, workers, sizes, config)
     else:
         print(f"{output} is up to date")
-    # Work beside finished records is what a kill between the last rename and the end left.
+    # Work beside finished records is left by a kill between the last rename and the end.
     if finished is not None and (sizes or os.path.exists(f"{output}.work")):
         with _work_directory(f"{output}.work") as work:
             _add_tokenizers(output, work, sizes)
@@ -96,7 +95,7 @@ def prepare(
 
 
 def _input_hash(source: Source) -> str:
-    """Covers the annotations and the size of every media file."""
+    """The hash of the annotations and the size of every media file."""
     return hash_json(
         [
             (i.id, i.path, i.split, i.captions, i.start, i.end, i.qa, media_size(source.root, i))
@@ -108,7 +107,7 @@ def _input_hash(source: Source) -> str:
 def _finished(
     output: str, settings: PrepareSettings, facts: dict[str, Any], overwrite: bool
 ) -> dict[str, Any] | None:
-    """What is there already, if it answers this command; None if it has to be made."""
+    """prepare.json of existing records if they fit this command; None if they have to be made."""
     content = read_prepared(output)
     if content is None:
         if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
@@ -133,12 +132,12 @@ def _work_directory(path: str) -> Iterator[str]:
     """The directory for unfinished work; one command at a time may use it."""
     with holding(path, "prepare"):
         yield path
-    with contextlib.suppress(OSError):  # it has work in it
+    with contextlib.suppress(OSError):  # not empty: it has unfinished work
         os.rmdir(path)
 
 
 def _empty(path: str) -> None:
-    """Removes everything in it but the lock."""
+    """Removes everything in a directory but the lock."""
     for entry in os.scandir(path):
         if entry.name != LOCK:
             _remove(entry.path)
@@ -161,28 +160,28 @@ def _make(
 
     from uniadapter_jax.data.preparation import builder  # TFDS is not needed by the workers
 
-    found = builder.survey(source, shards)
-    if found.bad > settings.max_bad_share * found.expected or found.bad == found.expected:
+    survey = builder.survey(source, shards)
+    if survey.bad > settings.max_bad_share * survey.expected or survey.bad == survey.expected:
         report = os.path.join(work, "report.jsonl")
-        builder.write_report(report, found)
+        builder.write_report(report, survey)
         raise UserError(
-            f"{found.bad} of {found.expected} items ({found.bad / found.expected:.1%}) gave no "
+            f"{survey.bad} of {survey.expected} items ({survey.bad / survey.expected:.1%}) gave no "
             f"clip, more than config.data.prepare.max_bad_share={settings.max_bad_share:.1%}: "
-            f"{_reasons(found.coverage)}; listed in {report}. What was decoded is kept: mend the "
+            f"{_reasons(survey.coverage)}; listed in {report}. What was decoded is kept: mend the "
             "input or raise the share and run the same command again"
         )
     new = os.path.join(work, "new")
-    builder.build(found, settings, facts, new)
+    builder.build(survey, settings, facts, new)
     for folder, size in sizes.items():
         _train(new, os.path.join(new, folder), size)
     if config is not None:
         _keep_cut(new, config)
     _publish(new, output, work)
-    _print_report(output, found.coverage)
+    _print_report(output, survey.coverage)
 
 
 def _clean(work: str, shards: Sequence[Shard]) -> None:
-    """Removes what a killed run or other settings left; keeps the lock and the planned shards."""
+    """Removes leftovers of killed runs and other settings; keeps the lock and planned shards."""
     keep = {os.path.basename(shard.path) for shard in shards}
     with disk_errors(work):
         os.makedirs(os.path.join(work, "shards"), exist_ok=True)
@@ -195,7 +194,7 @@ def _clean(work: str, shards: Sequence[Shard]) -> None:
 
 
 def _remove_damaged(shards: Sequence[Shard]) -> None:
-    """What an earlier run left is read once, before its clips are counted as done."""
+    """Checks the shards of earlier runs, before their clips are counted as done."""
     for shard in shards:
         if shard.done:
             try:
@@ -213,7 +212,7 @@ def _remove(path: str) -> None:
 
 
 def _publish(new: str, output: str, work: str) -> None:
-    """Puts the finished directory in its place; a half-written one is never seen there."""
+    """Moves the finished directory to its place, where a half-written one never appears."""
     with disk_errors(output):
         if os.path.isdir(output):
             os.rename(output, os.path.join(work, "old"))
@@ -222,7 +221,7 @@ def _publish(new: str, output: str, work: str) -> None:
 
 
 def _train(records: str, target: str, size: int) -> None:
-    """The tokenizer that `target` is named after: `tokenizer`, CLIP's, or `wordpiece`, BLIP's."""
+    """Trains the tokenizer that `target` is named after: `tokenizer` (CLIP), `wordpiece` (BLIP)."""
     from uniadapter_jax.data.records import open_records
     from uniadapter_jax.data.tokenizers.clip import train_tokenizer
     from uniadapter_jax.data.tokenizers.wordpiece import train_wordpiece
@@ -238,13 +237,13 @@ def _train(records: str, target: str, size: int) -> None:
 
 
 def _keep_cut(records: str, config: ConfigDict, *alone: Any) -> None:
-    from uniadapter_jax.runs.prepared_texts import keep_cut  # needs what workers do not
+    from uniadapter_jax.runs.prepared_texts import keep_cut  # workers do not need its imports
 
     keep_cut(records, config, *alone)
 
 
 def _add_tokenizers(output: str, work: str, sizes: Mapping[str, int]) -> None:
-    """Trains for finished records what they do not have."""
+    """Trains the tokenizers that finished records lack."""
     for folder, size in sizes.items():
         target = os.path.join(output, folder)
         if not os.path.exists(target):
@@ -313,14 +312,14 @@ def define_flags() -> dict[str, Any]:
             "workers", usable_cores(), "Decoding processes; 0: none beside this one.", 0
         ),
         "tokenizer": flags.DEFINE_integer(
-            "train_tokenizer",
+            "train-tokenizer",
             0,
             "Also train a byte-level BPE of this many entries on the train captions, into "
             "OUTPUT/tokenizer.",
             0,
         ),
         "wordpiece": flags.DEFINE_integer(
-            "train_wordpiece",
+            "train-wordpiece",
             0,
             "Also train a WordPiece vocabulary of this many entries, for BLIP, on the captions, "
             "questions and answers of train, into OUTPUT/wordpiece.",
@@ -332,13 +331,10 @@ def define_flags() -> dict[str, Any]:
     }
 
 
-def _arguments(argv: Sequence[str]) -> list[str]:
-    """absl knows no dashes inside names; `--train-tokenizer` is accepted as well."""
-    return [re.sub("^(--?train)-(tokenizer|wordpiece)", r"\1_\2", arg) for arg in argv]
-
-
 def main() -> None:
     values = define_flags()
+    for name in ("tokenizer", "wordpiece"):
+        flags.DEFINE_alias(f"train_{name}", f"train-{name}")
 
     def run(argv: Sequence[str]) -> None:
         del argv
@@ -361,7 +357,6 @@ def main() -> None:
             config=config,
         )
 
-    sys.argv = _arguments(sys.argv)
     run_app(run)
 
 
