@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or its result.json")
-    parser.add_argument("--baseline", help="row to compare with (default: zero_shot, if there)")
+    parser.add_argument("--baseline", help="row to compare with (default: zero_shot, if any)")
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap draws")
     parser.add_argument("--json", action="store_true", help='print {"tables": [...]} instead')
     arguments = parser.parse_args(argv)

@@ -165,7 +165,7 @@ def make_clips(directory: pathlib.Path, size: Size) -> None:
                 f"{directory} holds {counts['train']} + {counts['test']} clips, not {size.train} + "
                 f"{size.test}; choose another --workdir"
             )
-        say(f"{len(lines)} clips are there")
+        say(f"{len(lines)} clips exist already")
         return
     progress = Progress("drawing", size.train + size.test, "clips", every=5.0)
     for _ in toy.write_clips(str(directory), size.train, size.test):

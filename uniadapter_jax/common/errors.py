@@ -122,17 +122,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise
 
 
-def _wrong_line(argv: Sequence[str], said: str) -> str | None:
+def _wrong_line(argv: Sequence[str], message: str) -> str | None:
     """The line of a config file that raised a TypeError or ValueError; None for other errors.
 
-    said: message of ml_collections, which includes the traceback.
+    message: the message of ml_collections, which includes the traceback.
     """
-    if "Error whilst parsing config file" not in said:
+    if "Error whilst parsing config file" not in message:
         return None
     file = str(_config_file(argv)).split(":")[0]
-    lines = re.findall(rf'File "{re.escape(file)}", line (\d+)', said)
+    lines = re.findall(rf'File "{re.escape(file)}", line (\d+)', message)
     where = f", line {lines[-1]}" if lines else ""
-    return f"{file}{where}: {said.rstrip().splitlines()[-1]}"
+    return f"{file}{where}: {message.rstrip().splitlines()[-1]}"
 
 
 def _first_cause(error: BaseException) -> str:

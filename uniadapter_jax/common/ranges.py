@@ -79,7 +79,7 @@ def check_type(path: str, value: Any, kind: type) -> None:
 def check_range(path: str, value: int | float, allowed: Range, why: str = "") -> None:
     """Raises `UserError` that names `path` unless the range has the number.
 
-    A whole number also has to fit into int32.
+    If the range has no upper end, a whole number has to fit into int32.
     """
     if isinstance(value, int) and not math.isfinite(allowed.high):
         allowed = dataclasses.replace(allowed, high=INT32)

@@ -31,7 +31,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.compute.remat = "none"  # none | full | dots
     config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
     config.compute.dropout = 0.1  # BLIP: in its text transformer, while training
-    config.compute.drop_path = 0.0  # BLIP: stochastic depth in the last vision layer, likewise
+    config.compute.drop_path = 0.0  # BLIP: stochastic depth in the last vision layer
 
     chosen = get_method(method)
     config.method = ConfigDict({"name": method, **chosen.options})

@@ -1,8 +1,8 @@
 """The values that fields of a config may have: a type, and a range or a list of choices.
 
-The type is that of the default. Whole numbers have to fit into int32 whatever their range is. A
-float whose range is open on one side has no limit there: `optimizer.lr` may be 100, if unwisely.
-Ranges of the options of a method or task are defined beside the options.
+The type is that of the default. A range without an upper end stops at int32 for whole numbers; for
+floats it has no limit: `optimizer.lr` may be 100, if unwisely. Ranges of the options of a method or
+task are defined beside the options.
 """
 
 from __future__ import annotations

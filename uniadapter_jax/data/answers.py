@@ -128,8 +128,8 @@ def written_answers(
     ids = tokenizer.ids(texts)
     written = tokenizer.decode(ids)
     return {
-        text: said if row and len(row) < answer_words and tokenizer.unknown_id not in row else None
-        for text, row, said in zip(texts, ids, written, strict=True)
+        text: out if row and len(row) < answer_words and tokenizer.unknown_id not in row else None
+        for text, row, out in zip(texts, ids, written, strict=True)
     }
 
 

@@ -1,7 +1,7 @@
 """Connects the processes of a run, and detects which are missing and which have died.
 
 JAX's own service names neither. On a timeout it ends the process by `abort()` without naming the
-missing ones; it notices a dead process by its heartbeats a minute later, and until then whoever
+missing ones; it notices a dead process by its heartbeats a minute later, and until then a peer that
 waits for it in a collective aborts or hangs. So the processes connect here first, on the port that
 JAX's service uses afterwards, and the connections stay open: when a process dies, the system closes
 its connection, process 0 sees that at once, and tells all others.

@@ -144,9 +144,9 @@ def _name(rows: Sequence[Row]) -> None:
     for count in (_SHOWN, len(differing)):
         for row in rows:
             row.differs = {n: row.fields[n] for n in differing if row.fields[n] is not ABSENT}
-            said = [f"{labels[name]}={_short(row.differs[name])}" for name in row.differs]
-            more = [f"and {len(said) - count} more"] if len(said) > count else []
-            row.name = " ".join([row.method, *said[:count], *more])
+            settings = [f"{labels[name]}={_short(row.differs[name])}" for name in row.differs]
+            more = [f"and {len(settings) - count} more"] if len(settings) > count else []
+            row.name = " ".join([row.method, *settings[:count], *more])
         if len({row.name for row in rows}) == len(rows):
             return
     for row in rows:

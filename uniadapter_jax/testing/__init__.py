@@ -116,12 +116,12 @@ def _gradient(model: Model, name: str, options: ConfigDict) -> Any:
     known = _COMPILED.setdefault(model, {})
     called = f"{name} {options.to_json(sort_keys=True)}"
     if called not in known:
-        part, made = model.partition, _make(model, options)
+        part, built = model.partition, _make(model, options)
 
         def loss(trainable: PyTree, frozen: PyTree, batch: Any, key: Any) -> tuple[Array, Any]:
             merged = part.merge(trainable, frozen)
             if options.name != "matching":
-                value, _ = made.loss(merged, batch, key)
+                value, _ = built.loss(merged, batch, key)
                 return value, {"loss": value}
             pairs = dict(batch)
             given, negatives = pairs.pop("given"), pairs.pop("negatives")
@@ -129,7 +129,7 @@ def _gradient(model: Model, name: str, options: ConfigDict) -> Any:
                 # Placeholders: the compiler removes whatever is computed from them.
                 first = jnp.zeros(len(pairs["item"]), jnp.int32)
                 negatives = Negatives(first, first == 0, first, first == 0)
-            value, metrics = made.loss(merged, pairs, key, given, negatives)
+            value, metrics = built.loss(merged, pairs, key, given, negatives)
             parts = {part: metrics[part] for part in _PARTS}
             if name in _PARTS:
                 return parts[name], {"loss": parts[name], name: parts[name]}
@@ -187,7 +187,7 @@ def rank_scores(
     if name != "vqa":
         raise UserError(f"rank_scores ranks answers to questions, task 'vqa', not {name!r}")
     options.top_answers = options.rank_k
-    made = _make(model, options)
+    built = _make(model, options)
     if not isinstance(batch, Mapping):
         raise UserError(f"a batch is a mapping of fields, not {type(batch).__name__}")
     fields = ("frames", "frame_mask", "question")
@@ -210,8 +210,8 @@ def rank_scores(
     @jax.jit
     def rank(trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
         merged = part.merge(trainable, frozen)
-        clips = made.encode_clips(merged, arrays)
-        return made.rank(merged, clips, arrays["question"][:, None], jnp.asarray(rows))
+        clips = built.encode_clips(merged, arrays)
+        return built.rank(merged, clips, arrays["question"][:, None], jnp.asarray(rows))
 
     best, scores = rank(part.trainable, part.frozen)
     return np.asarray(best), np.asarray(scores)
@@ -271,12 +271,12 @@ def recipe_steps(
         raise UserError(f"recipe_steps: batches of several sizes, {sorted(sizes)}")
     mesh = meshes.one_device()
     part = model.partition
-    made = _make(model, kind, len(arrays[0]["frames"]) if arrays else 0, n)
+    built = _make(model, kind, len(arrays[0]["frames"]) if arrays else 0, n)
     optimizer = make_optimizer(options, total, part.trainable)
-    step_fn = make_step(made, part, optimizer, mesh, seed)
+    step_fn = make_step(built, part, optimizer, mesh, seed)
     trainable = jax.tree.map(jnp.copy, part.trainable)  # the step takes its arguments' memory
     state = init_opt_state(optimizer, trainable, mesh)
-    task_state = place_state(made, trainable, mesh)
+    task_state = place_state(built, trainable, mesh)
     for step, batch in enumerate(arrays):
         trainable, state, task_state, _ = step_fn(
             trainable, state, task_state, part.frozen, batch, np.int32(step)

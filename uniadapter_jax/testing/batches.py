@@ -143,38 +143,38 @@ def _given(batch: Mapping[str, Any], rows: int, config: Any) -> Given | None:
 
 
 def _features(
-    given: Any, what: str, shape: tuple[int | None, int], *others: str
+    vectors: Any, what: str, shape: tuple[int | None, int], *others: str
 ) -> tuple[Array, Array]:
     """The unit vectors of pictures and texts."""
-    check_keys(given, what, ("image", "text", *others))
+    check_keys(vectors, what, ("image", "text", *others))
     image, text = (
-        arguments.unit_vectors(given[side], f"{what}[{side!r}]", shape)
+        arguments.unit_vectors(vectors[side], f"{what}[{side!r}]", shape)
         for side in ("image", "text")
     )
     return jnp.asarray(image), jnp.asarray(text)
 
 
-def check_keys(given: Any, what: str, names: tuple[str, ...]) -> None:
-    """Raises unless `given` is a mapping with exactly these names."""
-    if not isinstance(given, Mapping):
+def check_keys(fields: Any, what: str, names: tuple[str, ...]) -> None:
+    """Raises unless `fields` is a mapping with exactly these names."""
+    if not isinstance(fields, Mapping):
         raise UserError(f"the batch's {what} is a mapping of {', '.join(names)}")
     for name in names:
-        if name not in given:
+        if name not in fields:
             raise UserError(f"the batch's {what} has no {name!r}")
-    for name in given:
+    for name in fields:
         if name not in names:
             raise UserError(unknown(f"the batch's {what}", str(name), names))
 
 
 def _negatives(batch: Mapping[str, Any], item: Int[np.ndarray, " b"]) -> Negatives | None:
-    given = batch.get("negatives")
-    if given is None:
+    chosen = batch.get("negatives")
+    if chosen is None:
         return None
-    check_keys(given, "negatives", ("clip", "text"))
+    check_keys(chosen, "negatives", ("clip", "text"))
     arrays, pairs = [], len(item)
     for side in ("clip", "text"):
         name = f"negatives[{side!r}]"
-        rows = arguments.as_array(given[side], name)
+        rows = arguments.as_array(chosen[side], name)
         valid = rows.dtype.kind in "iu" and rows.shape == (pairs,)
         if not valid or (rows < 0).any() or (rows >= pairs).any():
             raise UserError(f"{name} are {str(rows.tolist())[:80]}: {pairs} rows of the batch")

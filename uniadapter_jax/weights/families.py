@@ -115,7 +115,7 @@ def _blip_roles(config: BLIPConfig) -> Mapping[str, tuple[str, int]]:
         "[SEP]": ("eos_id", config.sep_id),
         "[DEC]": ("dec_id", config.dec_id),
         "[ENC]": ("enc_id", config.enc_id),
-        "[PAD]": ("pad_id", config.pad_id),  # texts are told from padding by it
+        "[PAD]": ("pad_id", config.pad_id),  # separates texts from padding
     }
 
 

@@ -1,4 +1,4 @@
-"""Where a converted backbone's tokenizer comes from."""
+"""Finds the tokenizer of a converted backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CLIP_VOCABULARY = 49408
 
 
 def provide_tokenizer(
-    given: str | None,
+    source: str | None,
     folder: pathlib.Path,
     destination: pathlib.Path,
     vocab_size: int,
@@ -22,19 +22,19 @@ def provide_tokenizer(
 ) -> str:
     """Puts tokenizer files into `destination`; returns what it did, for people.
 
-    They come from `given` (a directory, or the one file of the family), else from the
-    source's own folder, else, for a vocabulary of CLIP's size, from the optional package that
-    carries CLIP's table. A backbone without tokenizer files works, but not on strings.
+    They come from `source` (a directory, or the one file of the family), else from the folder of
+    the weights, else, for a vocabulary of CLIP's size, from the optional package that carries
+    CLIP's table. A backbone without tokenizer files works, but not on strings.
 
     Raises:
-      UserError: `given` holds no tokenizer, or one with another vocabulary.
+      UserError: `source` holds no tokenizer, or one with another vocabulary.
     """
-    if given is not None and pathlib.Path(given).is_file():
-        family.write_tokenizer(pathlib.Path(given), destination, vocab_size)
-    elif not copy_tokenizer(given or folder, destination, family):
-        if given is not None:
+    if source is not None and pathlib.Path(source).is_file():
+        family.write_tokenizer(pathlib.Path(source), destination, vocab_size)
+    elif not copy_tokenizer(source or folder, destination, family):
+        if source is not None:
             names = ", ".join(family.tokenizer_files)
-            raise UserError(f"--tokenizer {given} holds none of {names}")
+            raise UserError(f"--tokenizer {source} holds none of {names}")
         if family.title != "CLIP":
             return (
                 "no tokenizer (to encode strings, pass --tokenizer PATH, e.g. "
@@ -50,6 +50,6 @@ def provide_tokenizer(
     size = family.load_tokenizer(destination).vocab_size
     if size > vocab_size or (family.whole_vocabulary and size < vocab_size):
         raise UserError(
-            f"the tokenizer in {given or folder} has {size} ids, the weights know {vocab_size}"
+            f"the tokenizer in {source or folder} has {size} ids, the weights know {vocab_size}"
         )
     return f"tokenizer of {size} ids"

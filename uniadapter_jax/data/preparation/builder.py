@@ -185,14 +185,14 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
 
 
 def build(
-    found: Survey, settings: PrepareSettings, facts: Mapping[str, Any], directory: str
+    survey: Survey, settings: PrepareSettings, facts: Mapping[str, Any], directory: str
 ) -> None:
     """Writes a complete records directory, synced to disk; `facts` go into `prepare.json`."""
     shutil.rmtree(directory, ignore_errors=True)
     data_dir = f"{directory}.tfds"
     shutil.rmtree(data_dir, ignore_errors=True)
     with disk_errors(directory):
-        builder = RecordsBuilder(found.entries, data_dir=data_dir, file_format="array_record")
+        builder = RecordsBuilder(survey.entries, data_dir=data_dir, file_format="array_record")
         with _quiet():
             builder.download_and_prepare(
                 download_dir=os.path.join(data_dir, "downloads"),
@@ -203,13 +203,13 @@ def build(
         for split, lines in builder.lines.items():
             if lines:
                 write_lines(os.path.join(directory, f"index-{split}.jsonl"), lines)
-        write_report(os.path.join(directory, "report.jsonl"), found)
+        write_report(os.path.join(directory, "report.jsonl"), survey)
         content = {
             "format": RECORDS_FORMAT,
             "settings": settings.identity(),
             **facts,
             "decoder": decoder_versions(),
-            "coverage": found.coverage,
+            "coverage": survey.coverage,
         }
         indexes = (f"index-{split}.jsonl" for split, lines in builder.lines.items() if lines)
         text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *indexes])
@@ -232,9 +232,9 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def write_report(path: str, found: Survey) -> None:
+def write_report(path: str, survey: Survey) -> None:
     """Writes a JSON line for each item and caption left out."""
-    write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in found.problems])
+    write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in survey.problems])
 
 
 def write_lines(path: str, lines: Sequence[str]) -> None:

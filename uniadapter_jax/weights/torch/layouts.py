@@ -32,7 +32,7 @@ class Storages:
         self.copies: dict[tuple[str, int], bytes] = {}
 
     def place(self, storage: Storage) -> tuple[int, int]:
-        """First byte and length of the whole storage."""
+        """First byte and length of the complete storage."""
         if storage.key not in self.places:
             raise Refused(f"the file is truncated or damaged: no storage {printable(storage.key)}")
         return self.places[storage.key]
@@ -40,10 +40,10 @@ class Storages:
     def view(self, tensor: Tensor) -> tuple[mmap.mmap | bytes, int]:
         """A buffer, and the byte in it where the tensor's storage begins."""
         start, size = self.place(tensor.storage)
-        if size < tensor.storage.whole:
+        if size < tensor.storage.total:
             raise Refused(
                 f"storage {printable(tensor.storage.key)} has {size} bytes instead of"
-                f" {tensor.storage.whole}"
+                f" {tensor.storage.total}"
             )
         width = tensor.dtype.itemsize
         if not self.swapped or width == 1:
@@ -168,15 +168,15 @@ def read_legacy(data: mmap.mmap, objects: Allowance) -> tuple[Any, bool, Storage
             )
         count = struct.unpack(">q" if order == "big" else "<q", _take(data, at, 8))[0]
         storage = world.storages[key]
-        if count * storage.dtype.itemsize != storage.whole:
+        if count * storage.dtype.itemsize != storage.total:
             raise Refused(
                 f"storage {printable(key)} has {count} elements; its tensors say otherwise"
             )
-        if storage.whole > len(data) - at - 8:
+        if storage.total > len(data) - at - 8:
             raise Refused(f"the file is truncated: it ends within storage {printable(key)}")
-        storages.places[key] = at + 8, storage.whole
+        storages.places[key] = at + 8, storage.total
         objects.spend(DICT_ITEM_COST)
-        at += 8 + storage.whole
+        at += 8 + storage.total
     return value, False, storages
 
 

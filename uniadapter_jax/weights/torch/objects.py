@@ -51,7 +51,7 @@ class Storage:
     dtype: np.dtype[Any]
     start: int
     size: int
-    whole: int  # bytes of the storage that this is a part of
+    total: int  # bytes of the complete storage, of which this may be a view
 
 
 @dataclass(frozen=True, slots=True)
