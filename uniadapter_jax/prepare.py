@@ -2,8 +2,13 @@
 
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
-`config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, karpathy,
-msrvtt_qa, vqav2, vqa_blip, easy_vqa, manifest), which frames are kept (sampling: fps, uniform,
+    python -m uniadapter_jax.prepare --from-folder=MY_CLIPS
+
+The second writes MY_CLIPS/manifest.jsonl, to be looked through and then given as --input.
+
+`config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, didemo,
+activitynet, msvd, vatex, vatex_clip2video, lsmdc, karpathy, msrvtt_qa, vqav2, vqa_blip, easy_vqa,
+manifest), which frames are kept (sampling: fps, uniform,
 middle) and how (short_side, quality); flags can set each of them, as in
 --config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file: {"id", "path",
 "start", "end", "captions": [], "qa": [], "split"} in each line.
@@ -33,6 +38,7 @@ from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.common.progress import Progress, on_terminal
 from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.preparation.folder import write_manifest
 from uniadapter_jax.data.preparation.shards import (
     Shard,
     check_shard,
@@ -40,9 +46,11 @@ from uniadapter_jax.data.preparation.shards import (
     media_size,
     plan_shards,
 )
+from uniadapter_jax.data.preparation.survey import survey
 from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.prepared import read_prepared
 from uniadapter_jax.data.sources import Source, read_source
+from uniadapter_jax.data.sources.manifest import NAMES
 from uniadapter_jax.runs.workdir import LOCK, holding
 
 PROGRESS_SECONDS = 2.0
@@ -328,26 +336,43 @@ def define_flags() -> dict[str, Any]:
         "overwrite": flags.DEFINE_bool(
             "overwrite", False, "Replace records of another input or with other settings."
         ),
+        "dry-run": flags.DEFINE_bool(
+            "dry-run", False, "Count what would be read, what is missing, how large it gets."
+        ),
+        "from-folder": flags.DEFINE_string(
+            "from-folder",
+            None,
+            "Write a manifest of the videos and pictures of this folder, with captions from files "
+            "beside them (.txt, .srt, .vtt, .csv), to --output or FOLDER/manifest.jsonl.",
+        ),
     }
 
 
 def main() -> None:
     values = define_flags()
-    for name in ("tokenizer", "wordpiece"):
-        flags.DEFINE_alias(f"train_{name}", f"train-{name}")
+    for name in ("train-tokenizer", "train-wordpiece", "dry-run", "from-folder"):
+        flags.DEFINE_alias(name.replace("-", "_"), name)
 
     def run(argv: Sequence[str]) -> None:
         del argv
         config = values["config"].value
+        if folder := values["from-folder"].value:
+            manifest = values["output"].value or os.path.join(folder, NAMES[0])
+            print("\n".join(write_manifest(folder, manifest, overwrite=values["overwrite"].value)))
+            return
         if config is None:
             raise UserError("--config is missing; for example --config=configs/msrvtt.py")
         if values["input"].value is None:
             raise UserError("--input is missing: the directory with annotations and media")
+        settings = PrepareSettings.from_config(config.data.prepare)
+        if values["dry-run"].value:
+            print("\n".join(survey(read_source(settings.source, values["input"].value), settings)))
+            return
         output = values["output"].value or config.data.records
         if not output:
             raise UserError("--output is missing, and config.data.records is empty")
         prepare(
-            PrepareSettings.from_config(config.data.prepare),
+            settings,
             values["input"].value,
             output,
             workers=values["workers"].value,

@@ -1,0 +1,105 @@
+"""A manifest from a folder: captions beside files, moments, splits, ids; and a dry run."""
+
+import json
+import os
+
+import media
+import pytest
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.config import base_config
+from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.preparation.folder import write_manifest
+from uniadapter_jax.data.preparation.survey import survey
+from uniadapter_jax.data.sources import read_source
+
+VTT = (
+    "WEBVTT\n\n1\n00:01.500 --> 00:03.000\n<b>a dog</b>\nruns\n\n"
+    "01:00:02.000 --> 01:00:04.250\nit sits\n"
+)
+SRT = "1\r\n00:00:00,000 --> 00:00:02,000\r\n{\\an8}hello\r\n\r\n2\r\nno times here\r\n"
+
+
+def folder(root, **beside):
+    for name in ("a.mp4", "deep/b.MOV", "test/c.jpg", "twice.png", "twice.gif", "notes.pdf"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    for name, text in beside.items():
+        (root / name.replace("__", ".")).write_text(text)
+    return root
+
+
+def read(root):
+    write_manifest(str(root), str(root / "manifest.jsonl"), overwrite=True)
+    return {item.id: item for item in read_source("manifest", str(root)).items}
+
+
+def test_every_medium_is_a_line_with_its_captions(tmp_path):
+    items = read(folder(tmp_path, a__txt="a red car\n\n a car turns left \n"))
+    assert set(items) == {"a", "deep/b", "test/c", "twice.png", "twice.gif"}
+    assert items["a"].captions == ("a red car", "a car turns left")
+    assert items["deep/b"].captions == () and items["test/c"].split == "test"
+    assert os.path.exists(tmp_path / items["deep/b"].path)
+
+
+def test_subtitles_and_tables_are_moments(tmp_path):
+    table = 'caption,start,end\nwhole,,\n"a, quoted\none",0.5,2\n'
+    items = read(folder(tmp_path, a__vtt=VTT, twice__csv=table, **{"deep/b__srt": SRT}))
+    first, second = items["a@1.5-3"], items["a@3602-3604.25"]
+    assert (first.captions, first.start, first.end) == (("a dog runs",), 1.5, 3.0)
+    assert second.captions == ("it sits",) and first.split == second.split
+    assert items["deep/b@0-2"].captions == ("hello",)
+    assert items["twice.png"].captions == ("whole",)
+    assert items["twice.png@0.5-2"].captions == ("a, quoted\none",)
+
+
+def test_hashes_split_and_stay(tmp_path):
+    for i in range(200):
+        (tmp_path / f"{i}.mp4").touch()
+    splits = {name: item.split for name, item in read(tmp_path).items()}
+    counts = [list(splits.values()).count(split) for split in ("train", "val", "test")]
+    assert counts[0] > 130 and min(counts) > 8
+    (tmp_path / "0.mp4").unlink()
+    again = read(tmp_path)
+    assert all(splits[name] == item.split for name, item in again.items())
+
+
+@pytest.mark.parametrize(
+    ("beside", "message"),
+    [
+        ({"a__txt": "x", "a__srt": SRT}, "are about one file"),
+        ({"a__srt": "nothing"}, "no subtitle with times"),
+        ({"a__csv": "text\nx\n"}, "no column 'caption'"),
+        ({"a__csv": "caption,start,end\nx,later,9\n"}, "record 1: start and end are seconds"),
+        ({"a__csv": "caption,start,end\nx,5,2\n"}, "record 1: 5 to 2 is no moment"),
+    ],
+)
+def test_defects_name_the_file(tmp_path, beside, message):
+    with pytest.raises(UserError, match=message) as error:
+        read(folder(tmp_path, **beside))
+    assert "a." in str(error.value)
+
+
+def test_an_edited_manifest_is_not_replaced(tmp_path):
+    folder(tmp_path)
+    path = str(tmp_path / "manifest.jsonl")
+    write_manifest(str(tmp_path), path)
+    with pytest.raises(UserError, match="--overwrite"):
+        write_manifest(str(tmp_path), path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no video and no picture"):
+        write_manifest(str(tmp_path / "empty"), str(tmp_path / "x"))
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path):
+    manifest = media.picture_manifest(tmp_path, 12, captions=2)
+    lines = manifest.read_text().splitlines()
+    gone = json.loads(lines[3]) | {"path": "gone.png"}
+    lines[3] = json.dumps(gone)
+    manifest.write_text("\n".join(lines) + "\n")
+    before = sorted(os.listdir(tmp_path))
+    settings = PrepareSettings.from_config(base_config().data.prepare)
+    told = "\n".join(survey(read_source("manifest", str(manifest)), settings))
+    assert "12 items, 24 captions; 11 files are there, 1 missing (the first:" in told
+    assert "gone.png" in told and "by 8 items that were tried" in told
+    assert sorted(os.listdir(tmp_path)) == before
