@@ -31,6 +31,7 @@ def folder(root, **beside):
 
 def read(root):
     write_manifest(str(root), str(root / "manifest.jsonl"), overwrite=True)
+    assert write_manifest(str(root), str(root.with_name(f"{root.name}-new") / "m.jsonl"))
     return {item.id: item for item in read_source("manifest", str(root)).items}
 
 

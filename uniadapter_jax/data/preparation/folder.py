@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, write_whole
 from uniadapter_jax.data.sources import text_files
@@ -74,6 +75,8 @@ def write_manifest(folder: str, path: str, *, overwrite: bool = False) -> list[s
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
             counts[split][0] += 1
             counts[split][1] += len(moment.captions)
+    with disk_errors(path, sum(map(len, lines))):
+        os.makedirs(base, exist_ok=True)
     write_whole(path, "".join(lines))
     told = [f"{split}: {n} clips, {c} captions" for split, (n, c) in counts.items() if n]
     return [*told, f"wrote {path}; look through it, and edit it where it is wrong"]

@@ -40,7 +40,7 @@ def survey(source: Source, settings: PrepareSettings) -> list[str]:
     if source.left_out:
         lines.append(f"left out by the annotations: {len(source.left_out):,} questions")
     files = {item.path: media_size(source.root, item) for item in there}
-    lines.append(f"to read: {sum(files.values()) / 1e9:.2f} GB in {len(files):,} files")
+    lines.append(f"to read: {sum(files.values()) / 1e6:,.0f} MB in {len(files):,} files")
     lines.append(_size(source.root, there, settings))
     return lines
 
@@ -57,5 +57,7 @@ def _size(root: str, items: Sequence[Item], settings: PrepareSettings) -> str:
     if not sizes:
         return "to write: not known, since no item could be decoded"
     total = np.mean(sizes) * len(items)
-    told = f"to write: about {total / 1e9:.2f} GB of records, by {len(sizes)} items that were tried"
+    told = (
+        f"to write: about {total / 1e6:,.0f} MB of records, by {len(sizes)} items that were tried"
+    )
     return told + (f"; {broken} others could not be decoded" if broken else "")
