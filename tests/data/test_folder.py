@@ -31,7 +31,6 @@ def folder(root, **beside):
 
 def read(root):
     write_manifest(str(root), str(root / "manifest.jsonl"), overwrite=True)
-    assert write_manifest(str(root), str(root.with_name(f"{root.name}-new") / "m.jsonl"))
     return {item.id: item for item in read_source("manifest", str(root)).items}
 
 
@@ -83,7 +82,7 @@ def test_defects_name_the_file(tmp_path, beside, message):
 
 def test_an_edited_manifest_is_not_replaced(tmp_path):
     folder(tmp_path)
-    path = str(tmp_path / "manifest.jsonl")
+    path = str(tmp_path / "new" / "manifest.jsonl")
     write_manifest(str(tmp_path), path)
     with pytest.raises(UserError, match="--overwrite"):
         write_manifest(str(tmp_path), path)
