@@ -36,6 +36,7 @@ ARGUMENTS = {
     "msrvtt_uniadapter": ("method=uniadapter",),
     "msrvtt_qa": ("method=uniadapter",),
     "msvd": ("method=full",),
+    "own": ("method=cross_modal_adapter", "backbone=blip"),
     "vatex": ("method=zero_shot",),
     "vqav2": ("method=lora",),
 }
