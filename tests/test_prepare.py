@@ -420,8 +420,10 @@ class TestCommandLine:
             "--input",
             "--output",
             "--workers",
-            "train_tokenizer",
-            "train_wordpiece",
+            "train-tokenizer",
+            "train-wordpiece",
+            "--from-folder",
+            "dry-run",
             "report.jsonl",
         ):
             assert word in done.stdout

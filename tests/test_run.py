@@ -122,7 +122,7 @@ def test_a_checkpoint_holds_the_trainables_and_their_moments_only(whole):
 
 
 def test_help_explains_the_command(small):
-    said = small.start("--help").end()
+    said = small.start("--help").end(0)
     assert "python -m uniadapter_jax.main --config=configs/msrvtt.py" in said
     assert "--workdir" in said and "docs/results.md" in said and "Traceback" not in said
 

@@ -100,6 +100,9 @@ def _report(problem: Any) -> int:
     return getattr(problem, "status", 2)
 
 
+_HELP = {"help", "?", "helpshort", "helpfull", "helpxml"}
+
+
 def _parse_flags(argv: list[str]) -> list[str]:
     """The arguments that are not flags; a wrong flag ends the command."""
     try:
@@ -108,6 +111,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
             # A file that cannot be read is kept as an error that any attribute raises.
             flags.FLAGS["config"].value.lock  # noqa: B018
         return rest
+    except SystemExit as end:  # absl has shown the help, and ends with 1
+        sys.exit(0 if _HELP & {argument.lstrip("-") for argument in argv[1:]} else end.code)
     except UserError as error:
         sys.exit(_report(error))
     except flags.Error as error:
