@@ -14,7 +14,7 @@ import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from small_run import small, whole  # noqa: E402, F401 (session fixtures)
+from small_run import compiled, small, whole  # noqa: E402, F401 (session fixtures)
 
 # Begun first, so that the workers of pytest-xdist end together.
 LONGEST = ("processes", "demo", "resume", "bad_input", "export", "run", "adapters", "partition")

@@ -6,6 +6,7 @@ a process of its own, to be limited or killed. `small_run` uses it.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import os
@@ -20,7 +21,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import uniadapter_jax.runs.run  # noqa: F401 (imported once, in the server)
+import uniadapter_jax.prepare
+import uniadapter_jax.runs.run  # noqa: F401 (both are imported once, in the server)
+
+# What was imported stays: no child's collector has to walk through it, or copies its pages.
+gc.collect()
+gc.freeze()
 
 
 def call(module: str, function: str, arguments: tuple[Any, ...]) -> None:
@@ -34,12 +40,13 @@ def run_main(
     cwd: str,
     log: str,
     *,
+    module: str = "uniadapter_jax.main",
     largest_file: int | None = None,
     log_compiles: bool = False,
     die: tuple[str, int] | None = None,
     order: Sequence[int] | None = None,
 ) -> None:
-    """`python -m uniadapter_jax.main ARGV`; both output streams go to `log`.
+    """`python -m MODULE ARGV`; both output streams go to `log`.
 
     largest_file: bytes, as `ulimit -f` limits them.
     die: (directory, n): SIGKILL comes just before the n-th change of what lies there.
@@ -63,8 +70,8 @@ def run_main(
         sys.addaudithook(die_at(*die))
     if order is not None:
         _permute(order)
-    sys.argv = ["main", *argv]
-    runpy.run_module("uniadapter_jax.main", run_name="__main__")
+    sys.argv = [module.rpartition(".")[2], *argv]
+    runpy.run_module(module, run_name="__main__")
 
 
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link"}

@@ -225,12 +225,25 @@ class Job:
             return False
 
 
+def cache_of_programs(tmp_path_factory) -> pathlib.Path:
+    """The directory of compiled programs, one for all workers of the tests and their children."""
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return common / "xla"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory):
+    """Lets the tests' own process use the cache: a program is compiled once in a session."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_of_programs(tmp_path_factory)))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory) -> Small:
     """The inputs: 26 train and 9 test clips, a tokenizer, a config of 2 + 2 layers."""
-    base = tmp_path_factory.getbasetemp()
-    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made = Small(tmp_path_factory.mktemp("small"), common / "xla")
+    made = Small(tmp_path_factory.mktemp("small"), cache_of_programs(tmp_path_factory))
     manifest = _draw_clips(made.root / "media")
     settings = PrepareSettings.from_config(base_config().data.prepare)
     sizes = {"tokenizer_size": 520, "wordpiece_size": WORDPIECES}

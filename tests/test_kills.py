@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
@@ -115,40 +114,27 @@ def test_training_killed_200_times(small, whole, tmp_path):
     train_campaign(small, whole, tmp_path, rng, kills, traced=bool(STRACE))
 
 
-# The command, killed before the n-th change below a directory.
-DYING = """
-import sys
-import runpy
-sys.path.insert(0, {tests!r})
-from small_child import die_at
-sys.addaudithook(die_at({directory!r}, {number}))
-sys.argv = ["prepare", *{arguments!r}]
-runpy.run_module("uniadapter_jax.prepare", run_name="__main__")
-"""
-
-
-def prepare_until_killed(tmp_path, arguments, rng, *, traced):
+def prepare_until_killed(small, tmp_path, arguments, rng, *, traced):
     """Whether it was killed; else it ended well."""
     if traced:
         # A worker that died twice on one file would rightly give that up: only the parent dies.
         alone = "--workers=0" in arguments
         python = [sys.executable, "-m", "uniadapter_jax.prepare"]
         command = [*strace(rng, children=alone), *python, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        status, said = done.returncode, done.stderr
     else:
-        tests = str(pathlib.Path(__file__).parent)
-        count = int(rng.integers(1, 60)) if rng else 10**6
-        text = DYING.format(
-            tests=tests, directory=str(tmp_path / "out"), number=count, arguments=arguments
-        )
-        command = [sys.executable, "-c", text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), done.stderr
+        die = (str(tmp_path / "out"), int(rng.integers(1, 60)) if rng else 10**6)
+        job = small.fork(*arguments, module="uniadapter_jax.prepare", die=die)
+        said = job.end(seconds=300)
+        status = job.wait(0)
+    assert status in (0, -signal.SIGKILL, 128 + signal.SIGKILL), said
     # What orphans say while they start is Python's.
-    assert done.returncode != 0 or "Traceback" not in done.stderr, done.stderr
-    return done.returncode != 0
+    assert status != 0 or "Traceback" not in said, said
+    return status != 0
 
 
-def prepare_campaign(tmp_path, rng, kills, *, traced):
+def prepare_campaign(small, tmp_path, rng, kills, *, traced):
     manifest = media.picture_manifest(tmp_path / "raw", 3 * ITEMS_PER_SHARD, captions=1)
     config = tmp_path / "config.py"
     config.write_text(
@@ -159,21 +145,21 @@ def prepare_campaign(tmp_path, rng, kills, *, traced):
     common = [f"--config={config}", f"--input={manifest}", "--train_tokenizer=520"]
     arguments = [*common, f"--output={tmp_path / 'out'}"]
     assert not prepare_until_killed(
-        tmp_path / "whole", [*common, f"--output={tmp_path / 'whole'}"], None, traced=False
+        small, tmp_path / "whole", [*common, f"--output={tmp_path / 'whole'}"], None, traced=False
     )
     done = 0
     while done < kills:
         limit = int(rng.integers(2, 8))
         while done < kills and limit:
             workers = f"--workers={int(rng.integers(0, 3))}"
-            if not prepare_until_killed(tmp_path, [*arguments, workers], rng, traced=traced):
+            if not prepare_until_killed(small, tmp_path, [*arguments, workers], rng, traced=traced):
                 break
             done, limit = done + 1, limit - 1
             # Never half of it: the records are there whole, or not at all.
             assert not (tmp_path / "out").exists() or _content(tmp_path / "out") == _content(
                 tmp_path / "whole"
             )
-        assert not prepare_until_killed(tmp_path, arguments, None, traced=False)
+        assert not prepare_until_killed(small, tmp_path, arguments, None, traced=False)
         assert _content(tmp_path / "out") == _content(tmp_path / "whole")
         assert sorted(os.listdir(tmp_path)) == ["config.py", "out", "raw", "whole"]
         print(f"{done} kills", flush=True)
@@ -185,12 +171,12 @@ def _content(directory):
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-def test_prepare_killed_before_changes(tmp_path):
-    prepare_campaign(tmp_path, np.random.default_rng(3), 2, traced=False)
+def test_prepare_killed_before_changes(small, tmp_path):
+    prepare_campaign(small, tmp_path, np.random.default_rng(3), 2, traced=False)
 
 
 @pytest.mark.slow
-def test_prepare_killed_60_times(tmp_path):
+def test_prepare_killed_60_times(small, tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "4")))
     kills = int(os.environ.get("KILLS", "60"))
-    prepare_campaign(tmp_path, rng, kills, traced=bool(STRACE))
+    prepare_campaign(small, tmp_path, rng, kills, traced=bool(STRACE))
