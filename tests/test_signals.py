@@ -135,17 +135,30 @@ def test_a_command_speaks_for_its_children_and_takes_them_along(times):
     assert len(said) == 1 and job.returncode == 130, said
 
 
-def test_sigint_saves_and_the_run_goes_on(small, whole):
-    job = small.fork(
-        *small.arguments("--workdir=interrupted", "--config.train.checkpoint_every=1000")
-    )
+def interrupted(small, name):
+    """The workdir of a run that SIGINT stopped after its first step."""
+    flags = (f"--workdir={name}", "--config.train.checkpoint_every=1000")
+    job = small.fork(*small.arguments(*flags))
     job.await_(lambda: job.log.exists() and "step 1/" in job.said)
     job.signal(signal.SIGINT)
     said = job.end(130)
     assert said.splitlines()[-1].endswith("Run the same command to go on."), said
     assert "Traceback" not in said
+    return small.root / name
+
+
+def test_sigint_saves(small):
+    """By day test_resume goes on from what SIGTERM saved."""
+    workdir = interrupted(small, "saved-by-sigint")
+    (step,) = small_run.checkpoint_steps(workdir)
+    assert len(small_run.losses(workdir)) == step
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_sigint(small, whole):
+    workdir = interrupted(small, "interrupted")
     small.run("--workdir=interrupted", OFTEN)
-    assert small_run.losses(small.root / "interrupted") == small_run.losses(whole)
+    assert small_run.losses(workdir) == small_run.losses(whole)
 
 
 def test_sigint_while_it_compiles(small, tmp_path):
