@@ -18,8 +18,8 @@ from uniadapter_jax.parallel.preemption import Preempted
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.runs.loop import fit
 
-# Kill at these steps, and some seconds later: while steps are computed and checkpoints written.
-MOMENTS = list(zip((5, 15), np.random.default_rng(0).uniform(0.0, 0.08, 2), strict=True))
+# Kill at this step, and some seconds later: while steps are computed and checkpoints written.
+STEP, SECONDS = 15, np.random.default_rng(0).uniform(0.0, 0.08, 2)[1]
 
 
 def assert_same_run(workdir, whole):
@@ -41,33 +41,25 @@ def begun(small, name, *flags, steps=1):
     return job
 
 
-def test_killed_at_random_moments(small, whole):
-    """-9 leaves no time to write anything."""
-    for steps, seconds in MOMENTS:
-        job = begun(small, "killed", steps=steps)
-        time.sleep(seconds)
-        job.signal(signal.SIGKILL)
-        job.end(-signal.SIGKILL)
-    said = small.run("--workdir=killed", OFTEN)
-    assert int(re.search(r"resumed from step (\d+)", said)[1]) >= 12
-    assert_same_run(small.root / "killed", whole)
-
-
-def test_killed_while_a_checkpoint_is_written(small, whole):
-    """The half-written one is there, is not taken for one, and is removed."""
-    checkpoints = small.root / "half" / "checkpoints"
+def test_killed_while_a_checkpoint_is_written_and_at_a_random_moment(small, whole):
+    """The half-written one is not taken for one, and is removed; -9 leaves no time to write."""
+    checkpoints = small.root / "killed" / "checkpoints"
 
     def half_written():
         return checkpoints.is_dir() and any("tmp" in p.name for p in checkpoints.iterdir())
 
-    job = begun(small, "half")
-    job.await_(lambda: half_written() and small_run.checkpoint_steps(small.root / "half"))
+    job = begun(small, "killed")
+    job.await_(lambda: half_written() and small_run.checkpoint_steps(small.root / "killed"))
     job.signal(signal.SIGKILL)
     job.end(-signal.SIGKILL)
-    said = small.run("--workdir=half", OFTEN)
-    assert "resumed from step" in said
+    job = begun(small, "killed", steps=STEP)
+    time.sleep(SECONDS)
+    job.signal(signal.SIGKILL)
+    assert "resumed from step" in job.end(-signal.SIGKILL)
+    said = small.run("--workdir=killed", OFTEN)
+    assert int(re.search(r"resumed from step (\d+)", said)[1]) >= 12
     assert not half_written()
-    assert_same_run(small.root / "half", whole)
+    assert_same_run(small.root / "killed", whole)
 
 
 def test_sigterm_saves_and_ends_well(small, whole):
@@ -89,11 +81,24 @@ def test_sigterm_before_the_first_step_ends_well(small):
     assert "Run the same command to go on" in said and "Traceback" not in said
 
 
-@pytest.mark.parametrize("stopped", [0, 1], ids=["amid training", "after the last step"])
-def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
-    """Two epochs of three steps; the validation after one of them is asked to stop."""
+def validating(small):
+    """A config of two epochs of three steps, each of which is validated."""
     config = runpy.run_path(str(small.config))["get_config"]("method=projection")
     config.data.val, config.train.steps = 6, 6
+    return config
+
+
+@pytest.fixture(scope="module")
+def validated(small):
+    """(workdir, what `fit` found) of such a run, which nothing disturbed."""
+    experiment, workdir = build(validating(small)), small.root / "validated"
+    return workdir, fit(experiment, workdir, experiment.kind.evaluator(experiment, None))
+
+
+@pytest.mark.parametrize("stopped", [0, 1], ids=["amid training", "after the last step"])
+def test_sigterm_leaves_a_validation_which_is_done_later(small, validated, stopped):
+    """The validation after one of the epochs is asked to stop."""
+    config = validating(small)
     calls = iter(range(10))
 
     def run(workdir, stopped=None):
@@ -107,11 +112,10 @@ def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
 
         return fit(experiment, workdir, maybe_asked_to_stop)
 
-    torn, undisturbed = (small.root / f"validation-{name}-{stopped}" for name in ("torn", "whole"))
-    expected = run(undisturbed)
+    torn, (undisturbed, expected) = small.root / f"validation-{stopped}", validated
     step = 3 * (stopped + 1)
     with pytest.raises(Preempted, match=f"stopped at step {step} of 6; saved"):
-        run(torn, 2 + stopped)
+        run(torn, stopped)
     assert small_run.checkpoint_steps(torn)[-1] == step
     found = run(torn)
     assert found.step == expected.step
@@ -120,13 +124,12 @@ def test_sigterm_leaves_a_validation_which_is_done_later(small, stopped):
     assert small_run.lines(torn, "val") == small_run.lines(undisturbed, "val")
     assert small_run.checkpoint_steps(torn) == small_run.checkpoint_steps(undisturbed)
     run(torn)
-    assert next(calls) == 5, "what has a value is not measured again"
+    assert next(calls) == 3, "what has a value is not measured again"
 
 
-def test_an_evaluation_that_fails_costs_no_step(small):
+def test_an_evaluation_that_fails_costs_no_step(small, validated):
     """The state of the epoch is saved before; what it measures is measured by the next start."""
-    config = runpy.run_path(str(small.config))["get_config"]("method=projection")
-    config.data.val, config.train.steps = 6, 6
+    config = validating(small)
 
     def run(workdir, fails=False):
         experiment = build(config)
@@ -139,11 +142,11 @@ def test_an_evaluation_that_fails_costs_no_step(small):
 
         return fit(experiment, workdir, maybe_failing)
 
-    torn, undisturbed = small.root / "evaluation-fails", small.root / "evaluation-whole"
+    torn, (undisturbed, expected) = small.root / "evaluation-fails", validated
     with pytest.raises(RuntimeError, match="out of memory"):
         run(torn, fails=True)
     assert small_run.checkpoint_steps(torn) == [3]
-    found, expected = run(torn), run(undisturbed)
+    found = run(torn)
     assert found.step == expected.step and found.steps_run == 3
     assert small_run.losses(torn) == small_run.losses(undisturbed)
     assert small_run.lines(torn, "val") == small_run.lines(undisturbed, "val")
