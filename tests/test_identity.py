@@ -23,6 +23,7 @@ FACTS = {
     **{name: name for name in ("backbone", "tokenizer", "data.records", "data.test", "answers")},
     **{"data.validation": "data.validation", "method.version": 1, "steps": 10},
 }
+ALSO = "eval.also"  # which is shown, and never selects
 EVERY = [(method, task) for method in METHODS for task in TASKS]
 
 
@@ -30,6 +31,8 @@ def another(path, value, ranges, choices):
     """Another value that the field may have."""
     if path == MULTIPLIERS:
         return {"kernel": 2.0}
+    if path == ALSO:
+        return "dsl"
     if path in choices:
         return next(choice for choice in choices[path] if choice not in (value, "auto", "val"))
     if isinstance(value, bool):
@@ -77,12 +80,14 @@ def test_every_field_counts_or_has_a_reason_not_to(method, task):
         if path in FREE:
             assert one == other and len(FREE[path].split()) > 3, path
             continue
-        measured = path.startswith("task.") and path[5:] in TASKS[task].evaluation
+        asked = path.startswith("task.") and path[5:] in TASKS[task].evaluation
+        measured = asked or path == ALSO
         assert (one[0] != other[0]) == (not measured), path
         assert (one[1] != other[1]) == measured, path
         # A checkpoint that was chosen by a measure is another by another.
         one, other = (both(config)[0] for config in flipped(method, task, path, "test"))
-        assert (one != other) == (path != "selection" or one["selection"] != other["selection"])
+        selects = path != ALSO and (path != "selection" or one["selection"] != other["selection"])
+        assert (one != other) == selects
 
 
 def test_names_of_methods_and_tasks_count():

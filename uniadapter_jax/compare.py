@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +175,9 @@ def _first_difference(first: Result, other: Result, way: str) -> str:
 
 
 def _describe(row: Row) -> dict[str, Any]:
-    values: dict[str, dict[str, list[float]]] = {}
-    for run in row.runs:
-        for group, numbers in run["metrics"].items():
-            for name, value in numbers.items():
-                values.setdefault(group, {}).setdefault(name, []).append(value)
+    further = {
+        name: [run["also"][name] for run in row.runs] for name in row.runs[0].get("also", {})
+    }
     return {
         "name": row.name,
         "method": row.method,
@@ -187,13 +185,24 @@ def _describe(row: Row) -> dict[str, Any]:
         "differs": row.differs,
         "seeds": [run["seed"] for run in row.runs],
         "parameters": row.runs[0]["parameters"],
-        "metrics": {
-            group: {name: _spread(several) for name, several in numbers.items()}
-            for group, numbers in values.items()
-        },
+        "metrics": _spreads([run["metrics"] for run in row.runs]),
+        "also": {name: _spreads(several) for name, several in further.items()},
         "caveats": [
             f"seed {run['seed']}, {line}" for run in row.runs for line in caveats.of_result(run)
         ],
+    }
+
+
+def _spreads(several: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """{group: {metric: mean and deviation}} of the metrics of several runs."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for groups in several:
+        for group, numbers in groups.items():
+            for name, value in numbers.items():
+                values.setdefault(group, {}).setdefault(name, []).append(value)
+    return {
+        group: {name: _spread(of) for name, of in numbers.items()}
+        for group, numbers in values.items()
     }
 
 
@@ -237,8 +246,17 @@ def table(compared: dict[str, Any]) -> str:
     if len(tasks) > 1:
         lists = (f"{task} ({', '.join(names)})" for task, names in tasks.items())
         lines.append(f"tasks differ: {'; '.join(lists)}")
+    lines += [line for row in rows for line in _also_lines(row)]
     lines += [f"{row['name']}, {line}" for row in rows for line in row["caveats"]]
     return "\n".join(lines).rstrip()
+
+
+def _also_lines(row: dict[str, Any]) -> Iterator[str]:
+    """The further scores of a row, which need all queries."""
+    for name, groups in row["also"].items():
+        for group, numbers in groups.items():
+            told = "  ".join(f"{metric} {value['mean']:.1f}" for metric, value in numbers.items())
+            yield f"{row['name']}, {group} with {name}, which needs all queries: {told}"
 
 
 def tables(several: Sequence[dict[str, Any]]) -> str:

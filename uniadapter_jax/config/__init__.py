@@ -93,6 +93,9 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.eval = ConfigDict()
     config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
 
+    # Further rows beside the plain ones, which need all queries: of dsl,qb_norm; they never select.
+    config.eval.also = ""
+
     # Which checkpoint is tested: last, or the best on val or test after each epoch.
     # auto: val where data.val_split or data.val gives one, else last. test is what the papers'
     # code does: not clean.
@@ -153,6 +156,10 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"config.selection_metric={config.selection_metric!r}: {kind.selection_metric}, or one "
             f"of {', '.join(kind.groups)}, a slash, and one of {names}"
         )
+    for name in filter(None, map(str.strip, config.eval.also.split(","))):
+        if name not in kind.also:
+            known = f"choose of {', '.join(kind.also)}" if kind.also else "it has none"
+            raise UserError(f"config.eval.also={name!r} for task {kind.name!r}: {known}")
     if config.data.val_split and config.data.val:
         raise UserError(
             f"config.data.val_split={config.data.val_split!r} and config.data.val="

@@ -68,6 +68,7 @@ FREE: Mapping[str, str] = {
 # Values that are not in the config: fingerprints of its files, and values that follow from it.
 _TRAINING_FACTS = ("backbone", "tokenizer", "method.version", "data.records", "steps")
 _EVALUATION_FACTS = ("data.test", "answers")
+_ALSO = "eval.also"
 
 
 def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
         identity["data.validation"] = facts["data.validation"]
     if config.selection != "last":
         measured = evaluation(config, facts)
+        measured.pop(_ALSO, None)  # it never selects
         if config.selection == "val":
             del measured["data.test"]
         identity |= measured
@@ -97,11 +99,15 @@ def evaluation(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
     """{name: value} of everything that only the evaluation depends on; see `training`."""
     kind = get_task(config.task.name)
     fields = {path: value for path, value in leaves(config) if _is_evaluation(path, kind)}
+    if not fields[_ALSO]:  # as results say that are older than the field
+        del fields[_ALSO]
     return _as_read({**{name: facts[name] for name in _EVALUATION_FACTS}, **fields})
 
 
 def _is_evaluation(path: str, kind: Kind) -> bool:
     section, _, name = path.partition(".")
+    if path == _ALSO:
+        return True
     return section == "task" and name in kind.evaluation and path not in FREE
 
 

@@ -98,6 +98,10 @@ def summary(result: dict[str, Any]) -> list[str]:
     for way, values in result["metrics"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
         lines.append(f"  {way}  {shown}")
+    for name, ways in result.get("also", {}).items():
+        for way, values in ways.items():
+            shown = "  ".join(f"{metric} {value:.1f}" for metric, value in values.items())
+            lines.append(f"  {way} with {name}, which needs all queries: {shown}")
     lines += [f"  {line}" for line in caveats.of_result(result)]
     if result["data_wait_share"] is not None:
         lines.append(f"  data wait {result['data_wait_share']:.1%} of the training time")

@@ -211,6 +211,7 @@ class Kind:
       samples: what it trains on.
       evaluator: for a run, and the directory that keeps what a long evaluation has done.
       programs: {name: what an evaluation compiles}, in the order in which it runs.
+      also: further scores that `config.eval.also` may ask for.
       whole_losses: {loss from blocks, some of them computed twice: the same from whole logits}.
     """
 
@@ -230,6 +231,7 @@ class Kind:
     samples: Samples
     evaluator: Callable[[Subject, pathlib.Path | None], Evaluator]
     programs: Callable[[Runnable], dict[str, Program]]
+    also: tuple[str, ...] = ()
     whole_losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

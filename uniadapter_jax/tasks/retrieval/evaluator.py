@@ -7,11 +7,12 @@ equal scores mean.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import PyTree
@@ -19,6 +20,14 @@ from uniadapter_jax.data.records import Records
 from uniadapter_jax.tasks.base import Subject
 from uniadapter_jax.tasks.encoding import Encoder, TwoTower
 from uniadapter_jax.tasks.retrieval import metrics
+from uniadapter_jax.tasks.retrieval.all_queries import QueryBank, dual_softmax
+
+BANK_BLOCK = 4096  # training captions that are compared at once
+
+
+def also_of(config: ConfigDict) -> tuple[str, ...]:
+    """The names in `config.eval.also`."""
+    return tuple(name.strip() for name in config.eval.also.split(",") if name.strip())
 
 
 class Embedded(NamedTuple):
@@ -38,6 +47,12 @@ class RetrievalEvaluator:
         self.subject = subject
         self.workdir = workdir  # of an evaluation that takes hours
         self.encoder = Encoder(subject)
+        self.also = also_of(subject.config)
+        if "qb_norm" in self.also and subject.data.train is None:
+            raise UserError(
+                "config.eval.also='qb_norm' takes the captions of the training split as its bank, "
+                "and config.method.name trains nothing; leave it out"
+            )
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
         """Measures a split for `result.json`; all processes return the same.
@@ -63,7 +78,9 @@ class RetrievalEvaluator:
             _check_finite(features, records.ids)
         _check_finite(text, text_ids)
         options = self.subject.config.task
-        scores = self.scores(trainable, records, Embedded(ids, text, clips, mask))
+        embedded = Embedded(ids, text, clips, mask)
+        scores = self.scores(trainable, records, embedded)
+        tests = records is self.subject.data.test  # a measure that selects has no further rows
 
         def rank(similarity: np.ndarray) -> dict[str, Any]:
             return metrics.retrieval_ranks(
@@ -88,9 +105,42 @@ class RetrievalEvaluator:
             "tied_queries": {
                 way: ranked["tied_queries"][way] for way, ranked in ranked_by_way.items()
             },
+            **(self._also(trainable, embedded, scores, rank) if tests else {}),
             "texts": len(captions),
             "clips": len(records),
         }
+
+    def _also(
+        self,
+        trainable: PyTree,
+        embedded: Embedded,
+        scores: Mapping[str, np.ndarray],
+        rank: Callable[[np.ndarray], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """{"also": {name: {direction: metrics}}} of the further scores; {} without any."""
+        further: dict[str, dict[str, np.ndarray]] = {}
+        if "dsl" in self.also:
+            further["dsl"] = dict(zip(metrics.DIRECTIONS, dual_softmax(scores["t2v"]), strict=True))
+        if "qb_norm" in self.also:
+            bank = QueryBank(self._bank(trainable, embedded), len(embedded.mask))
+            further["qb_norm"] = {"t2v": bank.normalised(scores["t2v"])}
+        if not further:
+            return {}
+        return {
+            "also": {
+                name: {way: metrics.summarize(rank(of)[way]) for way, of in ways.items()}
+                for name, ways in further.items()
+            }
+        }
+
+    def _bank(self, trainable: PyTree, embedded: Embedded) -> Iterator[np.ndarray]:
+        """Scores of the distinct training captions with the test's clips, in blocks."""
+        task, train = cast(TwoTower, self.subject.task), self.subject.data.train
+        assert train is not None
+        captions = sorted({caption for clip in train.captions for caption in clip})
+        for start in range(0, len(captions), BANK_BLOCK):
+            text = self.encoder.texts(trainable, captions[start : start + BANK_BLOCK])
+            yield task.similarity(text, embedded.clips, embedded.mask)
 
     def scores(
         self, trainable: PyTree, records: Records, embedded: Embedded

@@ -6,6 +6,7 @@ from uniadapter_jax.common.ranges import POSITIVE
 from uniadapter_jax.tasks.base import Kind
 from uniadapter_jax.tasks.captions import CaptionSamples
 from uniadapter_jax.tasks.programs import encoding_programs
+from uniadapter_jax.tasks.retrieval.all_queries import NAMES
 from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, SUMMARY, TIES, V2T_RULES
 from uniadapter_jax.tasks.retrieval.task import LOSSES, Retrieval, make
@@ -40,5 +41,6 @@ KIND = Kind(
     samples=CaptionSamples(),
     evaluator=RetrievalEvaluator,
     programs=encoding_programs,
+    also=NAMES,
     whole_losses={"ring": "dense", "sigmoid_ring": "sigmoid"},
 )
