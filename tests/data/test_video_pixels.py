@@ -127,15 +127,15 @@ def test_a_clip_of_too_many_bytes_is_refused(tmp_path, monkeypatch):
 
 
 PEAK = """
-import resource, sys
+import sys
 sys.path.insert(0, {tests!r})
 import media
+from memory import peak_mb
 from uniadapter_jax.data.preparation import clips
 from uniadapter_jax.data.sources.item import Item
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_mb()
 clip = clips.read_clip(Item("x", {path!r}, "train"), "/", media.settings(fps={fps}))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(len(clip.frames), (after - before) // 1024)
+print(len(clip.frames), int(peak_mb() - before))
 """
 
 

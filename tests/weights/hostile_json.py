@@ -10,7 +10,6 @@ import copy
 import json
 import os
 import pathlib
-import resource
 import shutil
 import struct
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import sound_weights
+from memory import peak_mb
 from openai_layout import to_openai
 
 from uniadapter_jax import load_model
@@ -370,14 +370,14 @@ def attempt(case: Case, work: pathlib.Path) -> str:
 def main(root: str, work: str, seed: str, count: str) -> None:
     """Tries them; memory is that of this process."""
     found: dict[str, Any] = {"told": 0, "loaded": 0, "wrong": []}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mb()
     for case in cases(pathlib.Path(root), int(seed), int(count)):
         outcome = attempt(case, pathlib.Path(work) / "case")
         if outcome in found:
             found[outcome] += 1
         else:
             found["wrong"].append(outcome)
-    found["mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["mb"] = peak_mb()
     found["mb_before"] = before
     print(json.dumps(found))
 
