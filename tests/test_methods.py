@@ -8,7 +8,7 @@ import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters.partition import count, partition
+from uniadapter_jax.adapters.partition import count, flat_names, partition
 from uniadapter_jax.adapters.registry import METHODS, AdapterParam, get_method
 from uniadapter_jax.backbones import layers as modules
 from uniadapter_jax.backbones import scan
@@ -27,6 +27,31 @@ COUNTS = {
     ("vpt_deep", ()): 46_080,
     ("vpt_deep", (("prompts", 20),)): 184_320,
     ("cross_modal_adapter", ()): 519_168,
+    ("lora", ()): 491_520,
+    ("lora_shared", ()): 491_520,
+    ("dora", ()): 522_240,
+    ("vera", ()): 43_008,
+    ("ssf", ()): 202_752 + 135_168 + 2 * (3 * 768 + 512),  # the last: patches and single norms
+    ("adaptformer", ()): 1_982_976,
+    ("coop", ()): 8_192,
+    ("coop", (("tokens", 64),)): 32_768,
+    ("vl_prompt", ()): 122_880,
+    ("maple", ()): 3_555_072,
+    ("maple", (("prompts", 5), ("depth", 12))): 4_758_528,
+    ("clip_adapter", ()): 131_072,
+    ("partial", ()): 7_087_872 + 3_152_384,
+    ("partial", (("layers", 12),)): 12 * (7_087_872 + 3_152_384),
+}
+
+
+# {method: why}: the paper has none for cross-attention; BERT's words take no further rows; BLIP's
+# features are made by the heads of a task.
+NOT_FOR_BLIP = {
+    "cross_modal_adapter": "attn, cross, mlp",
+    "coop": "its texts take no further tokens",
+    "vl_prompt": "its texts take no further tokens",
+    "maple": "its texts take no further tokens",
+    "clip_adapter": "no place 'after_vision'",
 }
 
 
@@ -48,8 +73,8 @@ def test_trained_parameters_of_vit_b_32(name, options):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_method_fits_a_blip_or_says_why(name):
     model = tiny.blip()
-    if name == "cross_modal_adapter":  # the paper has none for cross-attention
-        with pytest.raises(UserError, match=r"does not fit this backbone.*attn, cross, mlp"):
+    if name in NOT_FOR_BLIP:
+        with pytest.raises(UserError, match=rf"does not fit this backbone.*{NOT_FOR_BLIP[name]}"):
             attached(model, name)
         return
     part = attached(model, name)
@@ -121,3 +146,92 @@ def test_scales_are_where_the_formula_has_them():
 def test_unknown_sites_are_named():
     with pytest.raises(UserError, match=r"method\.sites: 'fusion' is no sub-layer"):
         attached(tiny.clip(), "houlsby", [("sites", ("fusion",))])
+
+
+def both_features(model):
+    batch = tiny.batch(clips=2, frames=1)
+    return jax.jit(
+        lambda: (model.encode_frames(batch["frames"]), model.encode_text(batch["text"]))
+    )()
+
+
+def noisy(tree):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: x + jnp.asarray(0.1 * rng.standard_normal(x.shape), jnp.float32), tree
+    )
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera", "lora_shared")]
+
+
+@pytest.mark.parametrize("name", ["ssf", "ia3", "partial", *SLOW])
+def test_a_merged_backbone_is_a_plain_one_that_computes_the_same(name):
+    depths = {"vision_layers": 2, "text_layers": 2}
+    part = attached(tiny.clip(**depths), name)
+    model = part.merge(noisy(part.trainable), part.frozen)
+    wanted, bare = both_features(model), tiny.clip(**depths)
+    get_method(name).merge(model)
+    values = nnx.to_pure_dict(nnx.state(model))
+    assert set(flat_names(values)) == set(flat_names(nnx.to_pure_dict(nnx.state(bare))))
+    plain = nnx.state(bare)
+    nnx.replace_by_pure_dict(plain, values)
+    nnx.update(bare, plain)
+    for found, expected in zip(both_features(bare), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_cut_tower_computes_the_same_and_joins_again():
+    model, bare = tiny.clip(), tiny.clip()
+    vision, text = model.towers()
+    assert text.from_layer(0) == text
+    upper = vision.from_layer(3)
+    assert (upper.layers, model.towers()[0].layers) == (1, 1)
+    assert upper.blocks is model.vision.blocks.above is model.towers()[0].blocks
+    for found, expected in zip(both_features(model), both_features(bare), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    model.vision.blocks = model.vision.blocks.joined()
+    for found, expected in zip(
+        jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(bare)), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_partial_trains_all_of_a_shallower_tower():
+    part = attached(tiny.clip(vision_layers=4, text_layers=2), "partial", [("layers", 3)])
+    paths = flat_names(part.trainable)
+    assert {".".join(path.split(".")[:3]) for path in paths} == {
+        "vision.blocks.above",
+        *(f"text.blocks.{name}" for name in ("attn", "ln_1", "ln_2", "mlp")),
+    }
+    assert paths["vision.blocks.above.attn.q.kernel"].shape == (3, 48, 48)
+
+
+def test_one_a_for_queries_keys_and_values():
+    part = attached(tiny.clip(), "lora_shared")
+    names = sorted(name for name in flat_names(part.trainable) if name.startswith("vision"))
+    assert [name.rpartition(".")[2] for name in names].count("a_kernel") == 1
+    assert len(names) == 4
+
+
+def test_veras_matrices_are_frozen_and_drawn_again():
+    one, other = (tiny.clip() for _ in range(2))
+    part = attached(one, "vera")
+    get_method("vera").attach(other, ConfigDict(dict(get_method("vera").options)), None)
+    assert not [name for name in flat_names(part.trainable) if "kernel" in name]
+    a, b = one.adapters.a_kernel, one.adapters.b_kernel
+    assert a.shape == (1, 48, 256) and b.shape == (1, 256, 48)
+    np.testing.assert_array_equal(a, other.adapters.a_kernel[...])
+    assert np.abs(b[...]).max() <= (6 / 256) ** 0.5 and np.std(b[...]) > 0.08
+
+
+def test_texts_with_learnt_tokens_that_have_no_room_are_refused():
+    model = tiny.clip()
+    attached(model, "coop", [("tokens", 72)])
+    with pytest.raises(UserError, match="texts of 78 tokens, but this backbone has 77"):
+        model.encode_text(tiny.batch()["text"])
+
+
+def test_an_adapter_of_features_is_for_known_towers():
+    with pytest.raises(UserError, match=r"method\.towers=\('sound',\): choose of vision, text"):
+        attached(tiny.clip(), "clip_adapter", [("towers", ("sound",))])

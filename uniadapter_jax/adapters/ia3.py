@@ -44,4 +44,17 @@ def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) 
             fill_place(linear, "before", Scale(*stack, width_in))
 
 
-METHOD = Method(name="ia3", attach=attach)
+def merge(backbone: nnx.Module) -> None:
+    """Works the scales into the weights beside them."""
+    for _, linear in linear_layers(backbone):
+        if linear.delta is not None:
+            scale = linear.delta.scale[...]
+            linear.kernel[...] = linear.kernel[...] * scale[..., None, :]
+            if linear.bias is not None:
+                linear.bias[...] = linear.bias[...] * scale
+        if linear.before is not None:
+            linear.kernel[...] = linear.kernel[...] * linear.before.scale[...][..., None]
+        linear.delta = linear.before = None
+
+
+METHOD = Method(name="ia3", attach=attach, merge=merge)

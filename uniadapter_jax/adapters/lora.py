@@ -51,6 +51,10 @@ class LowRank(nnx.Module):
         low = functions.matmul(x, self.a_kernel[...] * self.scale)
         return y + functions.matmul(low, self.b_kernel[...])
 
+    def update(self) -> Float[Array, "*z i o"]:
+        """What the branch adds to the kernel beside it."""
+        return self.scale * jnp.einsum("...ir,...ro->...io", self.a_kernel[...], self.b_kernel[...])
+
 
 def attach(backbone: nnx.Module, options: Any, rng: np.random.Generator | None) -> None:
     """Puts a low-rank branch beside each linear layer that `options.targets` names.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -12,16 +12,22 @@ from uniadapter_jax.backbones.linear import Linear
 from uniadapter_jax.common.errors import UserError
 
 # Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys.
-WITHOUT_GRADIENT = re.compile(r".*\.(attn|cross)\.k\.bias")
+WITHOUT_GRADIENT = re.compile(r".*\.(attn|cross)\.k\.(bias|delta\.shift)")
 
+Kind = TypeVar("Kind")
 Filter = Callable[[tuple[Any, ...], Any], bool]
 
 
-def linear_layers(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
-    """Every linear layer with its dotted path, such as `vision.blocks.attn.q`."""
+def modules_of(module: nnx.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
+    """Every module of a class with its dotted path, such as `vision.blocks.attn.q`."""
     for path, node in nnx.iter_graph(module, graph=True):
-        if isinstance(node, Linear):
+        if isinstance(node, kind):
             yield ".".join(map(str, path)), node
+
+
+def linear_layers(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
+    """Every linear layer with its dotted path."""
+    yield from modules_of(module, Linear)
 
 
 def linear_layers_named(backbone: nnx.Module, target: str, field: str) -> list[tuple[str, Linear]]:

@@ -100,12 +100,11 @@ class BLIP(layers.Backbone):
 
     def towers(self) -> tuple[layers.Tower, ...]:
         """Vision, text (in fusion, too) and, if there is one, the decoder, as methods find them."""
-        vision, text = self.config.vision, self.config.text
         of_text = [("text", self.text), ("decoder", self.decoder)]
         return (
-            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
+            layers.Tower.of("vision", self.vision, self.config.vision),
             *(
-                layers.Tower(name, bert.blocks, text.layers, text.width)
+                layers.Tower.of(name, bert, self.config.text)
                 for name, bert in of_text
                 if bert is not None
             ),

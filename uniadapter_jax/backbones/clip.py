@@ -142,15 +142,17 @@ class TextTower(TextTransformer):
     """
 
     CAUSAL = True
+    FIRST_WORD = 1  # behind SOS
 
     def __init__(self, config: CLIPConfig, remat: str, *, rng: Rng):
         super().__init__(config, remat, projection_bias=False, rng=rng)
 
     def state_of_text(
-        self, x: Float[Array, "b l d"], ids: Int[Array, "b l"]
+        self, x: Float[Array, "b m d"], ids: Int[Array, "b l"], rows: int
     ) -> Float[Array, "b d"]:
         # Row by row: an index into rows and words at once would sum over all devices of a batch.
         eos = eos_position(ids, self.config.eos_id)
+        eos = eos + rows if rows else eos
         return jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
 
 

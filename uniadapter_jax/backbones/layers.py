@@ -3,6 +3,7 @@
 The layers of a tower are stacked (`scan`). Beside the places of every linear layer (`linear`) each
 layer has, with x what goes into it:
 
+    Block.before          x = before(x, x), ahead of everything
     Block.after_attn      z = after_attn(attn(ln_1(x)), x), before x + z; after_mlp likewise
     Block.beside_mlp      z = beside_mlp(mlp(ln_2(x)), x), after stochastic depth
 
@@ -43,6 +44,7 @@ class Block(scan.Stack):
     """A pre-LayerNorm layer; `config.layers` of them stacked."""
 
     SUBLAYERS = ("attn", "mlp")
+    before: Any
     prompts: Any
     after_attn: Any
     beside_attn: Any
@@ -58,7 +60,8 @@ class Block(scan.Stack):
         self.attn = Attention(width, config.heads, stack=stack, **std, rng=rng)
         self.ln_2 = LayerNorm(width, eps=config.eps, stack=stack)
         self.mlp = MLP(width, config.hidden, layers, config.activation, rng=rng)
-        for place in ("prompts", "after_attn", "beside_attn", "after_mlp", "beside_mlp"):
+        sides = ("after_attn", "beside_attn", "after_mlp", "beside_mlp")
+        for place in ("before", "prompts", *sides):
             setattr(self, place, nnx.data(None))
 
     def __call__(
@@ -67,6 +70,7 @@ class Block(scan.Stack):
         bias: Float[Array, "1 1 s s"] | None,
         layer: scan.LayerInputs,
     ) -> Float[Array, "b s d"]:
+        x = at_place(self.before, x, x, layer)
         normed, seen = self.ln_1(x), None
         if self.prompts is not None:
             prompts, seen = self.ln_1(self.prompts(layer)), self.attn.keys_and_values(normed, layer)
@@ -84,13 +88,29 @@ class Tower(NamedTuple):
     """A stack of layers of a backbone, as methods find it.
 
     name: "vision", "text" or "decoder"; also what `layer_slices` of shared parameters is asked for.
-    blocks: the stacked layers; `blocks.SUBLAYERS` names the sub-layers, which have places.
+    owner: the module whose `blocks` the layers are.
+    blocks: the stacked layers; `blocks.SUBLAYERS` names the sub-layers, which have places. Of a
+      tower that is cut, those above the cut.
     """
 
     name: str
+    owner: Any
     blocks: Any
     layers: int
     width: int
+
+    @classmethod
+    def of(cls, name: str, owner: Any, size: TowerConfig) -> Tower:
+        """The layers of `owner.blocks` that methods act on."""
+        blocks, rows = owner.blocks.segments(size.layers)[-1]
+        return cls(name, owner, blocks, rows.stop - rows.start, size.width)
+
+    def from_layer(self, at: int) -> Tower:
+        """The layers from `at` on, the tower being cut there; all of them where `at` is 0."""
+        if at <= 0:
+            return self
+        self.owner.blocks = scan.Cut(self.blocks, at)
+        return self._replace(blocks=self.owner.blocks.above, layers=self.layers - at)
 
 
 class Backbone(nnx.Module):

@@ -6,6 +6,8 @@ is called as `module(y, x, layer)`: y is what is there, x is what it was made of
 
     Linear.before         x = before(x, x), before the product
     Linear.delta          y = delta(x @ kernel + bias, x)
+    Linear.reweighted     y = reweighted(x @ kernel + bias, x, layer, the linear layer)
+    LayerNorm.delta       y = delta(ln(x), x)
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ def random(rng: Rng, std: float, *shape: int) -> nnx.Param:
 class Linear(nnx.Module):
     """y = x @ kernel + bias, and a place on either side: `before` and `delta`.
 
+    A method that needs the weights as well as what they make uses `reweighted` in place of `delta`.
+
     `stack` is the leading shape of the parameters: () or (layers,).
     """
 
@@ -56,6 +60,7 @@ class Linear(nnx.Module):
         self.bias = nnx.data(nnx.Param(jnp.zeros((*stack, width_out))) if use_bias else None)
         self.before = nnx.data(None)
         self.delta = nnx.data(None)
+        self.reweighted = nnx.data(None)
 
     def __call__(
         self, x: Float[Array, "... i"], layer: scan.LayerInputs = scan.NO_INPUTS
@@ -64,17 +69,21 @@ class Linear(nnx.Module):
         y = functions.matmul(x, self.kernel[...])
         if self.bias is not None:
             y = y + functions.along_last(self.bias[...].astype(y.dtype), y)
+        if self.reweighted is not None:
+            y = self.reweighted(y, x, layer, self)
         return at_place(self.delta, y, x, layer)
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis, in float32."""
+    """LayerNorm over the last axis, in float32, and a place behind it, `delta`."""
 
     def __init__(self, width: int, *, eps: float, stack: tuple[int, ...] = ()):
         self.scale = nnx.Param(jnp.ones((*stack, width)))
         self.bias = nnx.Param(jnp.zeros((*stack, width)))
+        self.delta = nnx.data(None)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         scale, bias = (p[...].astype(jnp.float32) for p in (self.scale, self.bias))
-        return functions.layer_norm(x, scale, bias, self.eps)
+        y = functions.layer_norm(x, scale, bias, self.eps)
+        return at_place(self.delta, y, x, scan.NO_INPUTS)

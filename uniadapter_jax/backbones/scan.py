@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
@@ -36,6 +37,11 @@ class LayerInputs(NamedTuple):
 NO_INPUTS = LayerInputs()
 
 
+def of_first_layer(shared: PyTree | None) -> LayerInputs:
+    """What the first layer is handed of what all share, without a key."""
+    return LayerInputs(jax.tree.map(lambda leaf: leaf[0], shared))
+
+
 class Stack(nnx.Module):
     """Layers of one kind, stacked: what `collect_layers` runs.
 
@@ -44,6 +50,49 @@ class Stack(nnx.Module):
     """
 
     weights: LayerWeights | None = None
+
+    def segments(self, layers: int) -> tuple[Segment, ...]:
+        """The stacks that run one after another, of a tower of so many layers."""
+        return (Segment(self, slice(0, layers)),)
+
+    def joined(self) -> Stack:
+        """All layers in one."""
+        return self
+
+
+class Segment(NamedTuple):
+    """A stack and the layers of its tower that it holds."""
+
+    stack: Stack
+    rows: slice
+
+
+class Cut(nnx.Module):
+    """A stack in two: the layers `below`, and those from layer `at` on, `above`.
+
+    Where all that trains is above, no gradient enters the layers below.
+    """
+
+    def __init__(self, stack: Stack, at: int):
+        graphdef, state = nnx.split(stack, graph=True)
+        self.below, self.above = (
+            nnx.merge(graphdef, jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), copy=True)
+            for rows in (slice(0, at), slice(at, None))
+        )
+        self.at = at
+
+    def segments(self, layers: int) -> tuple[Segment, ...]:
+        """As `Stack.segments`."""
+        rows = slice(0, self.at), slice(self.at, layers)
+        return Segment(self.below, rows[0]), Segment(self.above, rows[1])
+
+    def joined(self) -> Stack:
+        """As `Stack.joined`: the stack as it was before it was cut, with the weights of now."""
+        parts = (nnx.to_pure_dict(nnx.state(half)) for half in (self.below, self.above))
+        graphdef, state = nnx.split(self.below, graph=True)
+        whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+        nnx.replace_by_pure_dict(state, whole)
+        return nnx.merge(graphdef, state)
 
 
 class LayerWeights(Protocol):
@@ -73,7 +122,7 @@ def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
 
 def scan_layers(
     call: Callable[[Any, Array, LayerInputs], Array],
-    stacked: Stack,
+    stacked: Stack | Cut,
     x: Float[Array, "..."],
     *,
     layers: int,
@@ -97,7 +146,7 @@ def scan_layers(
 
 def collect_layers(
     call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
-    stacked: Stack,
+    stacked: Stack | Cut,
     x: Float[Array, "..."],
     own: PyTree,
     layers: int,
@@ -112,8 +161,28 @@ def collect_layers(
     `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
     with a leading axis of layers.
     """
-    graphdef, state = nnx.split(stacked, graph=True)
     keys = None if key is None else split(key, layers)
+    inputs, made = (LayerInputs(shared, keys, drop_path), own), []
+    segments = stacked.segments(layers)
+    for stack, rows in segments:
+        of_segment = inputs
+        if len(segments) > 1:
+            of_segment = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)
+        x, results = _run(call, stack, x, of_segment, rows.stop - rows.start, remat)
+        made.append(results)
+    return x, made[0] if len(made) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *made)
+
+
+def _run(
+    call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
+    stacked: Stack,
+    x: Float[Array, "..."],
+    inputs: tuple[LayerInputs, PyTree],
+    layers: int,
+    remat: str,
+) -> tuple[Float[Array, "..."], PyTree]:
+    """One stack by one scan; `inputs` lead with the axis of its layers."""
+    graphdef, state = nnx.split(stacked, graph=True)
 
     def body(carry: Array, xs: Any) -> tuple[Array, Any]:
         state, layer, own = xs
@@ -126,4 +195,4 @@ def collect_layers(
         policy = _all_but_weights
     if policy is not None:
         body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return lax.scan(body, x, (state, LayerInputs(shared, keys, drop_path), own), length=layers)
+    return lax.scan(body, x, (state, *inputs), length=layers)

@@ -66,16 +66,17 @@ class TextTower(TextTransformer):
     """
 
     CAUSAL = False
+    FIRST_WORD = 0
 
     def __init__(self, config: SigLIPConfig, remat: str, *, rng: Rng):
         super().__init__(config, remat, projection_bias=True, rng=rng)
 
-    def padded(self, ids: Int[Array, "b l"]) -> Int[Array, "b p"]:
-        missing = self.config.positions - ids.shape[1]
+    def padded(self, ids: Int[Array, "b l"], rows: int) -> Int[Array, "b m"]:
+        missing = self.config.positions - rows - ids.shape[1]
         return jnp.pad(ids, ((0, 0), (0, missing)), constant_values=self.config.pad_id)
 
     def state_of_text(
-        self, x: Float[Array, "b p d"], ids: Int[Array, "b p"]
+        self, x: Float[Array, "b p d"], ids: Int[Array, "b m"], rows: int
     ) -> Float[Array, "b d"]:
         return x[:, -1]
 

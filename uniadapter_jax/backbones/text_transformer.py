@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import functions, layers
-from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, random
+from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Float, Int, PyTree
 
@@ -20,15 +20,24 @@ class TextTransformer(nnx.Module):
 
     Args:
       config: with `vocab_size`, `positions`, `embed`, and `text`, a `TowerConfig`.
+
+    A module at the place `before` is called with the word embeddings ahead of their positions, and
+    may put rows among them; its attribute `rows` says how many.
+
+    Attributes:
+      FIRST_WORD: the position of the first word, behind what begins every text.
     """
 
     CAUSAL: ClassVar[bool]
+    FIRST_WORD: ClassVar[int]
+    before: Any
 
     def __init__(self, config: Any, remat: str, *, projection_bias: bool, rng: Rng):
         width = config.text.width
         self.token_embedding = random(rng, 0.02, config.vocab_size, width)
         self.position_embedding = random(rng, 0.01, config.positions, width)
         self.blocks = layers.Block(config.text, rng=rng)
+        self.before = nnx.data(None)
         self.ln_final = LayerNorm(width, eps=config.text.eps)
         self.projection = Linear(
             width, config.embed, use_bias=projection_bias, std=width**-0.5, rng=rng
@@ -44,10 +53,12 @@ class TextTransformer(nnx.Module):
         shared: PyTree | None = None,
         key: Array | None = None,
     ) -> Float[Array, "b c"]:
-        check_length(ids.shape[1], self.config.positions)
-        ids = self.padded(ids)
-        length = ids.shape[1]
+        rows = 0 if self.before is None else self.before.rows
+        check_length(ids.shape[1] + rows, self.config.positions)
+        ids = self.padded(ids, rows)
         x = self.token_embedding[...][ids].astype(dtype)
+        x = at_place(self.before, x, x, scan.of_first_layer(shared))
+        length = x.shape[1]
         x = layers.run_stack(
             self.blocks,
             x + self.position_embedding[...][:length].astype(dtype)[None],
@@ -57,16 +68,16 @@ class TextTransformer(nnx.Module):
             shared=shared,
             key=key,
         )
-        return self.projection(self.ln_final(self.state_of_text(x, ids)))
+        return self.projection(self.ln_final(self.state_of_text(x, ids, rows)))
 
-    def padded(self, ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
-        """Rows as the family reads them; as they are, unless it says otherwise."""
+    def padded(self, ids: Int[Array, "b l"], rows: int) -> Int[Array, "b l"]:
+        """Texts as the family reads them, which `rows` of a method will join; by default as is."""
         return ids
 
     def state_of_text(
-        self, x: Float[Array, "b l d"], ids: Int[Array, "b l"]
+        self, x: Float[Array, "b m d"], ids: Int[Array, "b l"], rows: int
     ) -> Float[Array, "b d"]:
-        """The state of the position that stands for the text."""
+        """The state of the position that stands for the text; a method put `rows` among them."""
         raise NotImplementedError
 
 

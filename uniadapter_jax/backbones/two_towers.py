@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
+from uniadapter_jax.backbones import layers, scan
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
-from uniadapter_jax.backbones.linear import Rng
+from uniadapter_jax.backbones.linear import Rng, at_place
 from uniadapter_jax.common.randomness import frame_keys, row_keys
 from uniadapter_jax.common.types import Array, Float, Int
 
@@ -50,10 +50,13 @@ class TwoTowers(layers.Backbone):
     Attributes:
       logit_scale: the logarithm of the temperature's inverse.
       logit_bias: what is added to every logit of a sigmoid loss; None in a model without one.
+      after_vision, after_text: places for what becomes of the features of a tower.
     """
 
     logit_scale: nnx.Param
     logit_bias: Any
+    after_vision: Any
+    after_text: Any
     VISION: ClassVar[Any]
     TEXT: ClassVar[Any]
     INITIAL_SCALE: ClassVar[float]
@@ -74,23 +77,25 @@ class TwoTowers(layers.Backbone):
         self.logit_bias = nnx.data(
             None if bias is None else nnx.Param(jnp.asarray(bias, jnp.float32))
         )
+        self.after_vision = nnx.data(None)
+        self.after_text = nnx.data(None)
         self.text = self.TEXT(config, remat, rng=rng)
         self.vision = self.VISION(config, remat, rng=rng)
         self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
 
     def towers(self) -> tuple[layers.Tower, ...]:
         """Both, as methods find them."""
-        vision, text = self.config.vision, self.config.text
         return (
-            layers.Tower("vision", self.vision.blocks, vision.layers, vision.width),
-            layers.Tower("text", self.text.blocks, text.layers, text.width),
+            layers.Tower.of("vision", self.vision, self.config.vision),
+            layers.Tower.of("text", self.text, self.config.text),
         )
 
     def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
         shared = self.shared("vision", self.config.vision.layers)
         features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
-        return features.astype(jnp.float32)
+        features = features.astype(jnp.float32)
+        return at_place(self.after_vision, features, features, scan.LayerInputs(key=key))
 
     def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
@@ -118,8 +123,8 @@ class TwoTowers(layers.Backbone):
     ) -> Float[Array, "b c"]:
         """Token ids to raw features."""
         shared = self.shared("text", self.config.text.layers)
-        features = self.text(ids, dtype=self.dtype, shared=shared, key=key)
-        return features.astype(jnp.float32)
+        features = self.text(ids, dtype=self.dtype, shared=shared, key=key).astype(jnp.float32)
+        return at_place(self.after_text, features, features, scan.LayerInputs(key=key))
 
 
 def fastest_chunks(width: int, platform: str | None = None) -> int:

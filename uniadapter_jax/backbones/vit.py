@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import layers
-from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, random
+from uniadapter_jax.backbones import layers, scan
+from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.backbones.pixels import picture_patches
 from uniadapter_jax.common.types import Array, Float, PyTree
 
@@ -22,6 +22,9 @@ class ViT(nnx.Module):
       class_token: whether a token that belongs to no patch stands first.
       ln_pre: whether there is a LayerNorm ahead of the layers.
       drop_path: stochastic depth of the last layer; it rises linearly from 0.
+
+    A module at the place `before` is called with the tokens ahead of `ln_pre`, with their
+    positions; rows that it puts behind them go through all layers and are not seen by the head.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class ViT(nnx.Module):
         self.position_embedding = random(rng, std, class_token + config.patches, width)
         self.ln_pre = nnx.data(LayerNorm(width, eps=config.vision.eps) if ln_pre else None)
         self.blocks = layers.Block(config.vision, rng=rng)
+        self.before = nnx.data(None)
         self.config = config
         self.remat = remat
         self.drop_path = drop_path
@@ -60,6 +64,8 @@ class ViT(nnx.Module):
             cls = self.class_embedding[...].astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(cls, (len(x), 1, cls.size)), x], axis=1)
         x = x + self.position_embedding[...].astype(x.dtype)[None]
+        rows = x.shape[1]
+        x = at_place(self.before, x, x, scan.of_first_layer(shared))
         x = layers.run_stack(
             self.blocks,
             x if self.ln_pre is None else self.ln_pre(x),
@@ -69,7 +75,7 @@ class ViT(nnx.Module):
             key=key,
             drop_path=self.drop_path,
         )
-        return self.head(x, key)
+        return self.head(x if self.before is None else x[:, :rows], key)
 
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
         """The family's result from the states after the last layer."""

@@ -1,14 +1,16 @@
-"""Writes a LoRA in PEFT's layout, so that PEFT can load it into transformers' `CLIPModel`.
+"""Writes a LoRA, DoRA or IA3 in PEFT's layout, so that PEFT can load it into a `CLIPModel`.
 
 PEFT calls the two factors of a layer `base_model.model.<module>.lora_A.weight`, [rank, in], and
-`lora_B.weight`, [out, rank]; each layer of a tower is a module of its own. The patch embedding is
-a convolution in transformers: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
+`lora_B.weight`, [out, rank], DoRA's lengths `lora_magnitude_vector`, and IA3's scales `ia3_l`,
+[out, 1] or [1, in]; each layer of a tower is a module of its own. The patch embedding is a
+convolution in transformers: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
 """
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,36 +30,75 @@ _KERNELS = {
 }
 
 
+# {the end of our path: PEFT's name}
+_FACTORS = {
+    "delta.a_kernel": "lora_A.weight",
+    "delta.b_kernel": "lora_B.weight",
+    "reweighted.low.a_kernel": "lora_A.weight",
+    "reweighted.low.b_kernel": "lora_B.weight",
+    "reweighted.magnitude": "lora_magnitude_vector",
+    "delta.scale": "ia3_l",
+    "before.scale": "ia3_l",
+}
+
+
 def peft_tensors(ours: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(PEFT's name, array) from our LoRA tensors `<linear layer>.delta.{a,b}_kernel`."""
+    """(PEFT's name, array) from our tensors `<linear layer>.<place>.<factor>`."""
     for path, tensor in ours.items():
-        layer, factor = path.split(".delta.")
-        module, how = _KERNELS[layer]
+        factor = next(end for end in _FACTORS if path.endswith(f".{end}"))
+        module, how = _KERNELS[path.removesuffix(f".{factor}")]
         stacked = "{i}" in module
-        for i, kernel in enumerate(tensor if stacked else tensor[None]):
+        for i, value in enumerate(tensor if stacked else tensor[None]):
             name = f"base_model.model.{module.format(i=i) if stacked else module}"
-            if factor == "a_kernel":
-                yield f"{name}.lora_A.weight", TRANSFORMS[how].write(kernel)
-            else:
-                b = kernel.T
-                yield f"{name}.lora_B.weight", b[..., None, None] if how == "patches" else b
+            yield f"{name}.{_FACTORS[factor]}", _as_peft(value, factor, how)
+
+
+def _as_peft(value: np.ndarray, factor: str, how: str) -> np.ndarray:
+    patches = how == "patches"
+    if factor.endswith("a_kernel"):
+        return TRANSFORMS[how].write(value)
+    if factor.endswith("b_kernel"):
+        return value.T[..., None, None] if patches else value.T
+    if factor == "delta.scale":
+        return value[:, None]
+    if factor == "before.scale":
+        return value[None]
+    return value[None, :, None, None] if patches else value
+
+
+def _lora_config(adapter: AdapterFiles, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": adapter.options["rank"],
+        "lora_alpha": adapter.options["alpha"],
+        "lora_dropout": adapter.options["dropout"],
+        "bias": "none",
+        "use_dora": any(name.endswith("lora_magnitude_vector") for name in tensors),
+    }
+
+
+def _ia3_config(adapter: AdapterFiles, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    inputs = [name for name, value in tensors.items() if value.shape[0] == 1]
+    return {"peft_type": "IA3", "feedforward_modules": _modules(inputs)}
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """transformers' modules that PEFT's tensors belong to."""
+    bare = (name.removeprefix("base_model.model.") for name in names)
+    return sorted({re.split(r"\.(?:lora_|ia3_l)", name)[0] for name in bare})
 
 
 def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
     """Writes what `peft.PeftModel.from_pretrained(CLIPModel, directory)` reads."""
     tensors = dict(peft_tensors(adapter.tensors))
-    modules = sorted({name.split(".lora_")[0] for name in tensors})
-    config: dict[str, Any] = {
-        "peft_type": "LORA",
+    has_scales = any(name.endswith("ia3_l") for name in tensors)
+    config = {
+        **(_ia3_config if has_scales else _lora_config)(adapter, tensors),
         "task_type": None,
         "base_model_name_or_path": adapter.backbone,
-        "r": adapter.options["rank"],
-        "lora_alpha": adapter.options["alpha"],
-        "lora_dropout": adapter.options["dropout"],
-        "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": [name.removeprefix("base_model.model.") for name in modules],
+        "target_modules": _modules(tensors),
     }
     directory.mkdir()
     # PEFT warns of fields that it does not know, so the header has both digests.
@@ -72,17 +113,18 @@ class Layout(NamedTuple):
     usage: tuple[str, ...]
 
 
+_PEFT = Layout(
+    folder=PEFT_FOLDER,
+    write=write_peft,
+    usage=(
+        "from peft import PeftModel",
+        "from transformers import CLIPModel",
+        "",
+        'model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),',
+        '                                  "THIS_DIRECTORY/peft")',
+    ),
+)
 # {(method, title of the family): the layout that an export writes beside our own}
 FURTHER_LAYOUTS: Mapping[tuple[str, str], Layout] = {
-    ("lora", "CLIP"): Layout(
-        folder=PEFT_FOLDER,
-        write=write_peft,
-        usage=(
-            "from peft import PeftModel",
-            "from transformers import CLIPModel",
-            "",
-            'model = PeftModel.from_pretrained(CLIPModel.from_pretrained("BACKBONE"),',
-            '                                  "THIS_DIRECTORY/peft")',
-        ),
-    )
+    (method, "CLIP"): _PEFT for method in ("lora", "dora", "ia3")
 }
