@@ -19,7 +19,7 @@ class Rows(NamedTuple):
     behind: how many stand behind them, where `ahead` is None.
     """
 
-    count: int
+    size: int
     ahead: int | None = None
     behind: int = 0
 
@@ -27,7 +27,7 @@ class Rows(NamedTuple):
         self, x: Float[Array, "b s d"], tokens: Float[Array, "p d"], *, over: bool
     ) -> Float[Array, "b m d"]:
         """x with the tokens; `over` the rows that stand there, or ahead of what stands there."""
-        taken = self.count if over else 0
+        taken = self.size if over else 0
         at = x.shape[1] - self.behind - taken if self.ahead is None else self.ahead
         rows = jnp.broadcast_to(tokens.astype(x.dtype), (len(x), *tokens.shape))
         return jnp.concatenate([x[:, :at], rows, x[:, at + taken :]], axis=1)
@@ -39,8 +39,8 @@ def put_all(
     """Every group with its share of the tokens, one after the other."""
     start = 0
     for group in groups:
-        x = group.put(x, tokens[start : start + group.count], over=over)
-        start += group.count
+        x = group.put(x, tokens[start : start + group.size], over=over)
+        start += group.size
     return x
 
 
@@ -59,7 +59,7 @@ class FirstRows(nnx.Module):
 
     def __init__(self, *groups: Rows):
         self.groups = nnx.static(groups)
-        self.rows = sum(group.count for group in groups)
+        self.rows = sum(group.size for group in groups)
 
     def __call__(
         self, y: Float[Array, "b s d"], x: Float[Array, "b s d"], layer: scan.LayerInputs

@@ -55,7 +55,7 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
         for path, linear in linear_layers_named(backbone, target, "method.targets"):
             if ".blocks." in path:
                 fill_place(linear, "delta", Vectors(linear.kernel.shape, rank, options.start))
-                widths.append(linear.kernel.shape[-2:])
+                widths.append((linear.kernel.shape[-2], linear.kernel.shape[-1]))
     width_in, width_out = (max(sizes) for sizes in zip(*widths, strict=True))
     fill_place(backbone, "adapters", Matrices(options.projection_seed, width_in, rank, width_out))
 

@@ -45,7 +45,7 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
         "vision": (Rows(options.prompts),),
         "text": (Rows(options.prefix, ahead), Rows(options.suffix, behind=1)),
     }
-    counts = {name: sum(rows.count for rows in of_tower) for name, of_tower in groups.items()}
+    counts = {name: sum(rows.size for rows in of_tower) for name, of_tower in groups.items()}
     fill_place(backbone, "adapters", Prompts(towers, counts, rng))
     for tower in towers:
         fill_place(tower.owner, "before", FirstRows(*groups[tower.name]))
