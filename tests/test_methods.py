@@ -162,10 +162,11 @@ def noisy(tree):
     )
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("dora", "vera", "lora_shared")]
+OTHERS = ("dora", "vera", "lora_shared", "ia3", "partial")
+MERGED = ["ssf", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
-@pytest.mark.parametrize("name", ["ssf", "ia3", "partial", *SLOW])
+@pytest.mark.parametrize("name", MERGED)
 def test_a_merged_backbone_is_a_plain_one_that_computes_the_same(name):
     depths = {"vision_layers": 2, "text_layers": 2}
     part = attached(tiny.clip(**depths), name)

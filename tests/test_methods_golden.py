@@ -11,7 +11,7 @@ from uniadapter_jax.adapters.targets import WITHOUT_GRADIENT
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "methods.npz"
 
 
-FAST = ("coop", "ssf")  # a program to compile for each
+FAST = ("ssf",)  # a program to compile for each
 ALL = [
     pytest.param(case, marks=() if case in FAST else pytest.mark.slow)
     for case in method_cases.CASES
