@@ -91,7 +91,7 @@ def test_what_has_no_limit_is_known():
     }
     assert unlimited == {
         *("optimizer.lr", "optimizer.weight_decay", "optimizer.clip_norm", "task.temperature"),
-        *("task.rerank_beta", "method.alpha", "method.init_std"),
+        *("task.rerank_beta", "method.alpha", "method.init_std", "method.scale", "method.start"),
     }
     text = (small_run.ROOT / "docs" / "results.md").read_text()
     assert all(f"`{path}`" in text for path in unlimited)
