@@ -24,29 +24,28 @@ class KeysValues(NamedTuple):
 
 
 def attend(
-    q: Float[Array, "q h n k"],
+    q: Float[Array, "q h *p l k"],
     k: Float[Array, "q h t k"],
     v: Float[Array, "q h t k"],
     *,
-    bias: Float[Array, "#q 1 #n #t"] | None = None,
+    bias: Float[Array, "#q #p #l #t"] | None = None,
     factor: Float[Array, "q p t"] | None = None,
     rate: float = 0.0,
     key: Array | None = None,
-) -> Float[Array, "q h n k"]:
+) -> Float[Array, "q h *p l k"]:
     """softmax(factor * q k^T / sqrt(width of a head) + bias) v; scores and softmax are float32.
 
-    The n queries are those of p texts side by side, each of which has its row of `factor`; `rate`
-    is the dropout of attention's weights where there is a `key`.
+    The axis p, where there is one, is of texts that share keys and values; each has its row of
+    `factor`. `rate` is the dropout of attention's weights where there is a `key`.
     """
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.einsum("qhnk,qhtk->qhnt", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("qh...lk,qhtk->qh...lt", q, k, preferred_element_type=jnp.float32)
     if factor is not None:
-        of_words = jnp.repeat(factor.astype(jnp.float32), q.shape[2] // factor.shape[1], axis=1)
-        scores = scores * of_words[:, None]
+        scores = scores * factor.astype(jnp.float32)[:, None, :, None]
     if bias is not None:
-        scores = scores + bias
+        scores = scores + (bias if q.ndim == 4 else bias[:, None])
     weights = functions.dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(v.dtype)
-    z = jnp.einsum("qhnt,qhtk->qhnk", weights, v, preferred_element_type=jnp.float32)
+    z = jnp.einsum("qh...lt,qhtk->qh...lk", weights, v, preferred_element_type=jnp.float32)
     return z.astype(v.dtype)
 
 
@@ -130,13 +129,14 @@ class Attention(nnx.Module):
 
         Then they are grouped: the first b / m of them attend to the first of its m rows.
         """
-        q, (rows, length, width) = self.q(x, layer), x.shape
+        q = self.q(x, layer)
         if seen is None:
-            seen = self.keys_and_values(x, layer)
-        groups = len(seen.keys)
-        q = self._heads_first(q.reshape(groups, rows // groups * length, width))
+            q, seen = self._heads_first(q), self.keys_and_values(x, layer)
+        else:
+            q = q.reshape(len(seen.keys), -1, *q.shape[1:])
+            q = q.reshape(*q.shape[:3], self.heads, -1).transpose(0, 3, 1, 2, 4)
         z = attend(q, *seen, bias=bias, factor=factor, rate=rate, key=key)
-        return self.out(z.swapaxes(1, 2).reshape(x.shape), layer)
+        return self.out(jnp.moveaxis(z, 1, -2).reshape(x.shape), layer)
 
     def _heads_first(self, y: Float[Array, "m t d"]) -> Float[Array, "m h t k"]:
         return y.reshape(*y.shape[:2], self.heads, -1).swapaxes(1, 2)
