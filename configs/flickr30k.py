@@ -24,18 +24,7 @@ it against the paper.
 
 from uniadapter_jax.config import recipes
 
-WEIGHTS = {**recipes.WEIGHTS, recipes.BLIP: "weights/blip-base-384"}
-
 
 def get_config(argument=None):
-    """The config; see above."""
-    choice = recipes.choose(argument, recipes.BLIP, WEIGHTS)
-    if choice.family == recipes.CLIP:
-        config = recipes.cross_modal_adapter(choice, "flickr30k-clip", bottleneck=8, shared_dim=16)
-        config.data.frames = 1
-        config.data.prepare.source = "karpathy"
-        config.data.val_split = "val"
-        return config
-    return recipes.uniadapter_pictures(
-        choice, "flickr30k", rerank_k=128, short_side=500
-    )  # no picture is larger
+    """The config; see above. The pictures are stored as they are: no picture is larger."""
+    return recipes.pictures(argument, "flickr30k", rerank_k=128, short_side=500)

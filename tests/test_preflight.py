@@ -11,6 +11,7 @@ import pytest
 import small_run
 
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.config import base_config
 from uniadapter_jax.data.tokenizers.clip import PAD_ID
 from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.assembly import build
@@ -72,6 +73,21 @@ def without(*names):
 def test_settings_that_cannot_end_well(small, task, changes, report):
     with pytest.raises(UserError, match=report):
         build(config_of(small, task, **changes))
+
+
+def test_tokens_of_a_method_need_positions(small):
+    """The small backbone has 16: with 8 tokens of the method, texts of 9 do not fit."""
+    config = base_config("coop")
+    config.update_from_flattened_dict(
+        {
+            **{"backbone": f"random:{small.backbone}", "data.records": str(small.records)},
+            **{"method.tokens": 8, "data.words": 9, "train.batch_size": 8, "mesh.data": 8},
+        }
+    )
+    with pytest.raises(UserError, match=r"data\.words=9: .* method 'coop' takes 8 .* at most 8"):
+        build(config)
+    config.data.words = 8
+    assert build(config).partition.counts()["trained"]
 
 
 def test_a_validation_split_of_its_own(small):

@@ -71,6 +71,18 @@ def uniadapter(choice: Choice, name: str, *, bottleneck: int, rerank_k: int) -> 
     return config
 
 
+def pictures(argument: str | None, name: str, *, rerank_k: int, short_side: int) -> ConfigDict:
+    """A Karpathy split with either paper's method: a BLIP of 384 pixels, or a CLIP."""
+    choice = choose(argument, BLIP, {**WEIGHTS, BLIP: "weights/blip-base-384"})
+    if choice.family == BLIP:
+        return uniadapter_pictures(choice, name, rerank_k=rerank_k, short_side=short_side)
+    config = cross_modal_adapter(choice, f"{name}-clip", bottleneck=8, shared_dim=16)
+    config.data.frames = 1
+    config.data.prepare.source = "karpathy"
+    config.data.val_split = "val"
+    return config
+
+
 def uniadapter_pictures(choice: Choice, name: str, *, rerank_k: int, short_side: int) -> ConfigDict:
     """UniAdapter's released recipe for pictures of 384 pixels; `short_side` is what is stored."""
     config = uniadapter(choice, name, bottleneck=512, rerank_k=rerank_k)

@@ -162,9 +162,13 @@ def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
 
 
 def attach_method(model: Any, config: ConfigDict) -> Partition:
-    """Attaches the config's method to a backbone, and splits off the arrays that it trains."""
+    """Attaches the config's method to a backbone, and splits off the arrays that it trains.
+
+    Raises `UserError` where the method does not fit, or leaves texts no room.
+    """
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))
+    preflight.check_room(config, model)
     return partition(model, method.filter(config.method), config.compute.dtype)
 
 

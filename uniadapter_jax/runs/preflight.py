@@ -36,6 +36,21 @@ def check_lengths(config: ConfigDict, model_config: Any) -> None:
     get_task(config.task.name).samples.check_lengths(config, positions)
 
 
+def check_room(config: ConfigDict, model: Any) -> None:
+    """Raises `UserError` if texts and the tokens that a method adds to them have no room together.
+
+    model: the backbone with the method attached.
+    """
+    added = getattr(model.text, "before", None)
+    room = model.config.positions - getattr(added, "rows", 0)
+    if added is not None and config.data.words > room:
+        raise UserError(
+            f"config.data.words={config.data.words}: the backbone has {model.config.positions} "
+            f"positions, of which method {config.method.name!r} takes {added.rows} for its own "
+            f"tokens; set it to at most {room}, or give the method fewer tokens"
+        )
+
+
 def check_training(config: ConfigDict, train: Records) -> None:
     """Raises `UserError` for a split that the task cannot be trained on."""
     field = f"config.data.train_split={config.data.train_split!r}"
