@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from uniadapter_jax.adapters import lora
 from uniadapter_jax.adapters.base import Method, fill_place
@@ -33,15 +32,10 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
             fill_place(linear, "delta", branch)
 
 
-def merge(backbone: nnx.Module) -> None:
-    """As LoRA."""
-    lora.merge(backbone)
-
-
 METHOD = Method(
     name="lora_shared",
     attach=attach,
-    merge=merge,
+    merge=lora.merge,
     options={"rank": 8},
     ranges={"rank": at_least(1)},
 )

@@ -21,7 +21,7 @@ class Trained(nnx.Param):
 
 def train_all(module: nnx.Module) -> None:
     """Makes every parameter of a module of the backbone one that trains."""
-    for _, node in list(nnx.iter_modules(module)):
+    for _, node in list(nnx.iter_modules(module, graph=True)):
         for name, value in list(vars(node).items()):
             if type(value) is nnx.Param:
                 setattr(node, name, Trained(value[...]))

@@ -78,7 +78,7 @@ class TextTransformer(nnx.Module):
         self, x: Float[Array, "b m d"], ids: Int[Array, "b l"], rows: int
     ) -> Float[Array, "b d"]:
         """The state of the position that stands for the text; a method put `rows` among them."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
 
 def check_length(length: int, positions: int) -> None:

@@ -79,4 +79,4 @@ class ViT(nnx.Module):
 
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
         """The family's result from the states after the last layer."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own

@@ -62,11 +62,11 @@ class AdaptedBackbone:
 
     def usual_options(self) -> dict[str, Any]:
         """The options of `task` with their defaults."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     def read_ids(self, value: Any) -> Int[np.ndarray, "n l"]:
         """Rows of ids that this family reads; raises `UserError` for others."""
-        raise NotImplementedError
+        raise NotImplementedError  # each family has its own
 
     @property
     def texts(self) -> TextRule:
