@@ -88,7 +88,7 @@ class Cut(nnx.Module):
 
     def joined(self) -> Stack:
         """As `Stack.joined`: the stack as it was before it was cut, with the weights of now."""
-        parts = (nnx.to_pure_dict(nnx.state(half)) for half in (self.below, self.above))
+        parts = (nnx.to_pure_dict(nnx.state(half, graph=True)) for half in (self.below, self.above))
         graphdef, state = nnx.split(self.below, graph=True)
         whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         nnx.replace_by_pure_dict(state, whole)
