@@ -272,6 +272,9 @@ def test_a_folder_without_a_result_is_skipped(tmp_path, capsys):
         json.dumps(result(texts=60, clips=30, tied_queries={"t2v": 1})),
         json.dumps(result(texts=60, clips=30, tied_queries={"t2v": {}, "v2t": 0})),
         json.dumps(result(pessimistic_metrics={"t2v": {}, "v2t": {"R@1": 1.0}})),
+        json.dumps(result(also=["dsl"])),
+        json.dumps(result(also={"dsl": [1.0]})),
+        json.dumps(result(also={"dsl": {"t2v": {"R@1": "high"}}})),
         json.dumps({**result(), "sha256": "0" * 64}),
     ],
 )
@@ -283,6 +286,18 @@ def test_a_damaged_result_is_named(tmp_path, capsys, content):
     assert (
         error.startswith(f"error: {tmp_path / 'run1' / 'result.json'}") and error.count("\n") == 1
     )
+
+
+def test_further_scores_are_lines_of_their_own(tmp_path, capsys):
+    """Those that all seeds of a row have; an older result has none."""
+    also = [{"dsl": {"t2v": {"R@1": value}}} for value in (40.0, 50.0)]
+    both = write(tmp_path, *(result(seed=s, also=also[s]) for s in range(2)))
+    assert main([*both, "--samples=10"]) == 0
+    assert "t2v with dsl, which needs all queries: R@1 45.0" in capsys.readouterr().out
+    (tmp_path / "older").mkdir()
+    older = write(tmp_path / "older", result(seed=2))
+    assert main([*both, *older, "--samples=10"]) == 0
+    assert "dsl" not in capsys.readouterr().out
 
 
 def test_a_missing_file_is_named(tmp_path):

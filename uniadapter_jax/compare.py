@@ -175,9 +175,8 @@ def _first_difference(first: Result, other: Result, way: str) -> str:
 
 
 def _describe(row: Row) -> dict[str, Any]:
-    further = {
-        name: [run["also"][name] for run in row.runs] for name in row.runs[0].get("also", {})
-    }
+    several = [run.get("also", {}) for run in row.runs]
+    names = [name for name in several[0] if all(name in also for also in several)]
     return {
         "name": row.name,
         "method": row.method,
@@ -186,7 +185,7 @@ def _describe(row: Row) -> dict[str, Any]:
         "seeds": [run["seed"] for run in row.runs],
         "parameters": row.runs[0]["parameters"],
         "metrics": _spreads([run["metrics"] for run in row.runs]),
-        "also": {name: _spreads(several) for name, several in further.items()},
+        "also": {name: _spreads([also[name] for also in several]) for name in names},
         "caveats": [
             f"seed {run['seed']}, {line}" for run in row.runs for line in caveats.of_result(run)
         ],

@@ -132,7 +132,7 @@ class Weights:
         """Makes the stacks of a model gather their layers' weights one layer at a time."""
         if not self._at_rest:
             return
-        for _, module in nnx.iter_modules(model):
+        for _, module in nnx.iter_modules(model, graph=True):
             if isinstance(module, Stack):
                 module.weights = self
 

@@ -20,6 +20,7 @@ _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
     **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
+    "also": dict,
     **{"evaluation": dict, "texts": int, "clips": int, "questions": int, "task": str},
 }
 _ABSENT = object()
@@ -116,8 +117,13 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _check_numbers(path: str | os.PathLike[str], result: Mapping[str, Any]) -> None:
     """Checks that all numbers that are shown of a result are there, in both search directions."""
-    for name in ("metrics", "pessimistic_metrics", "tied_queries"):
-        for group, values in result.get(name, {}).items():
+    shown = {n: result.get(n, {}) for n in ("metrics", "pessimistic_metrics", "tied_queries")}
+    for name, groups in result.get("also", {}).items():
+        if not isinstance(groups, dict):
+            raise FileError(path, f"also.{name} is {groups!r:.80}")
+        shown[f"also.{name}"] = groups
+    for name, groups in shown.items():
+        for group, values in groups.items():
             if isinstance(values, dict) == (name == "tied_queries"):
                 raise FileError(path, f"{name}.{group} is {values!r:.80}")
             numbers = values.values() if isinstance(values, dict) else [values]
