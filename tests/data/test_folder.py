@@ -53,6 +53,20 @@ def test_subtitles_and_tables_are_moments(tmp_path):
     assert items["twice.png@0.5-2"].captions == ("a, quoted\none",)
 
 
+def test_names_that_are_odd(tmp_path):
+    for name in ("a .mp4", "new\nline.png", "ünïcode 🎬.mp4"):
+        (tmp_path / name).touch()
+    assert set(read(tmp_path)) == {"a", "new\nline", "ünïcode 🎬"}
+    for name in (" x.mp4", "x.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="would have one id"):
+        read(tmp_path)
+    (tmp_path / "x.mp4").unlink()
+    (tmp_path / os.fsdecode(b"\xff.mp4")).touch()
+    with pytest.raises(UserError, match=r"xff\.mp4|udcff.*not UTF-8"):
+        read(tmp_path)
+
+
 def test_hashes_split_and_stay(tmp_path):
     for i in range(200):
         (tmp_path / f"{i}.mp4").touch()

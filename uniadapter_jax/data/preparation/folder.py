@@ -87,8 +87,18 @@ def _media(tree: Tree) -> dict[str, str]:
     paths = sorted(p for p in tree.paths if os.path.splitext(p)[1].lower() in MEDIA)
     if not paths:
         raise UserError(f"{tree.root} holds no video and no picture (by suffix: .mp4, .jpg, ...)")
-    stems = collections.Counter(os.path.splitext(path)[0] for path in paths)
-    return {p: p if stems[os.path.splitext(p)[0]] > 1 else os.path.splitext(p)[0] for p in paths}
+    for path in paths:
+        if path.encode("utf-8", "replace").decode() != path:
+            raise UserError(f"{os.path.join(tree.root, path)!a}: rename it: its name is not UTF-8")
+    names = {path: clean_text(os.path.splitext(path)[0]) for path in paths}
+    counts = collections.Counter(names.values())
+    chosen: dict[str, str] = {}  # by id
+    for path, name in names.items():
+        identity = name if counts[name] == 1 else clean_text(path)
+        if identity in chosen:
+            raise UserError(f"{chosen[identity]!r} and {path!r} would have one id; rename one")
+        chosen[identity] = path
+    return {path: identity for identity, path in chosen.items()}
 
 
 def _split(media: str) -> str:
