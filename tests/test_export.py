@@ -394,3 +394,17 @@ def test_push_uploads_every_file(exported, hub, tmp_path):
 def test_push_without_a_hub_keeps_the_directory(exported):
     with pytest.raises(UserError, match="is complete; push it again"):
         push(exported, "not a repository name!")
+
+
+def test_an_adapter_keeps_how_frames_were_taken(small, exported, backbone, tmp_path):
+    stored = {"sampling": "fps", "fps": 1.0, "short_side": 224, "quality": 95}
+    kept = {"frames": 3, "sampling": "evenly", "prepare": stored}
+    assert json.loads((exported / "adapter_config.json").read_text())["clips"] == kept
+    model = load_model(backbone, exported)
+    assert model.clips.to_json() == kept and not model.clips.assumed
+    old = load_model(backbone, changed(exported, tmp_path / "old", {"clips": {"frames": 5}}))
+    assert old.clips.frames == 5 and old.clips.assumed[:2] == ("sampling", "prepare.sampling")
+    for clips in ({"frames": 0}, {"prepare": {"fps": "1"}}, {"sampling": "all"}, {"prepare": 3}):
+        odd = changed(exported, tmp_path / str(clips), {"clips": clips})
+        with pytest.raises(UserError, match=r"clips[.]\w+"):
+            load_model(backbone, odd)

@@ -34,6 +34,7 @@ from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.common.ranges import check_range, check_type
 from uniadapter_jax.config import base_config
 from uniadapter_jax.config.rules import MULTIPLIERS, leaves, ranges_of
+from uniadapter_jax.inference.clip_options import kept_of_run
 from uniadapter_jax.inference.load import put_adapter, trainable_shapes
 from uniadapter_jax.inference.model_card import SELECTIONS, UNKNOWN_LICENSE, model_card
 from uniadapter_jax.runs.checkpoint import last_step, restore_trainable
@@ -203,6 +204,7 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
         },
         tokenizer=run.identity["tokenizer"],
         backbone=pathlib.PurePath(run.config["backbone"]).name,
+        clips=kept_of_run(run.config),
     )
 
 

@@ -13,6 +13,7 @@ from uniadapter_jax.common.types import Float, Int
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.inference import arguments
+from uniadapter_jax.inference.clip_options import ClipOptions, clip_options
 from uniadapter_jax.inference.options import Options
 from uniadapter_jax.tasks.registry import get_task
 
@@ -30,6 +31,7 @@ class AdaptedBackbone:
       task: what the adapter remembers of its training: options of `config.task`, and of
         `config.data` those that change a text or a picture. What is set counts from the next call
         on.
+      clips: how frames are taken out of video files.
       families: names of the families that it serves.
       kind: the task that it remembers options of.
       bos: what begins a text, for people.
@@ -49,12 +51,14 @@ class AdaptedBackbone:
         fingerprint: str,
         task: Mapping[str, Any],
         batch_size: int,
+        clips: ClipOptions | None = None,
     ):
         self.partition = part
         self.config = config
         self.tokenizer = tokenizer
         self.method = method
         self.fingerprint = fingerprint
+        self.clips = clips or clip_options({}, method, config.image_size)
         self.task: MutableMapping[str, Any] = Options(
             self.usual_options(), get_task(self.kind), task, config.positions
         )

@@ -20,6 +20,7 @@ from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.inference import arguments
 from uniadapter_jax.inference.blip_model import AdaptedBLIP
+from uniadapter_jax.inference.clip_options import clip_options
 from uniadapter_jax.inference.model import AdaptedModel
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
@@ -88,6 +89,7 @@ def load_model(
         fingerprint=base.fingerprint,
         task=task,
         batch_size=batch_size,
+        clips=clip_options(files.clips if files else {}, adapter, base.model.config.image_size),
     )
 
 

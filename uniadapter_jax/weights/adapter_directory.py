@@ -51,6 +51,7 @@ class AdapterFiles:
       task: similarity, temperature and text length that it was trained with; may be empty.
       tokenizer: fingerprint of the tokenizer that it was trained with, "" if not known.
       backbone: path of that backbone when it was trained; shown to people only.
+      clips: how frames were taken out of videos; see `inference.clip_options`. May be empty.
     """
 
     method: str
@@ -60,6 +61,7 @@ class AdapterFiles:
     task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""
     backbone: str = ""
+    clips: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_adapter(directory: pathlib.Path, adapter: AdapterFiles) -> None:
@@ -75,6 +77,7 @@ def write_adapter(directory: pathlib.Path, adapter: AdapterFiles) -> None:
         "method_version": chosen.version,
         "options": {**chosen.options, **adapter.options},
         "task": dict(adapter.task),
+        "clips": dict(adapter.clips),
         "base_model_name_or_path": adapter.backbone,
         "backbone_fingerprint": adapter.fingerprint,
         "tokenizer_fingerprint": adapter.tokenizer,
@@ -189,6 +192,7 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
         task=config.get("task", {}),
         tokenizer=config.get("tokenizer_fingerprint", ""),
         backbone=config.get("base_model_name_or_path", ""),
+        clips=config.get("clips", {}),
     )
 
 
@@ -200,7 +204,10 @@ _REQUIRED = {
     **{"format": str, "method": str, "method_version": int, "options": dict},
     "backbone_fingerprint": str,
 }
-_OPTIONAL = {"task": dict, "tokenizer_fingerprint": str, "base_model_name_or_path": str}
+_OPTIONAL = {
+    **{"task": dict, "clips": dict},
+    **{"tokenizer_fingerprint": str, "base_model_name_or_path": str},
+}
 
 
 def _check_config(file: pathlib.Path, config: Mapping[str, Any]) -> Method:
