@@ -40,8 +40,10 @@ REQUIREMENTS = [
     "tokenizers>=0.22,<0.24",
 ]
 
+REPORT = ["altair>=6.3,<7", "vl-convert-python>=1.9,<2"]
 EXTRAS = {
     "test": [
+        *REPORT,
         "mypy==2.4.1",
         "pillow-heif==1.8.1",
         "pytest==9.2.0",
@@ -61,6 +63,8 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers==5.23.0",
     ],
+    # Charts of the report of `benchmark`.
+    "report": REPORT,
     # Pictures of scripts/plan_tables.py.
     "plot": ["matplotlib>=3.10,<4"],
     # The version of JAX is the one above.

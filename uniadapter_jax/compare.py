@@ -25,7 +25,7 @@ from uniadapter_jax.common.files import FileError
 from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.rows import Row, find_row, rows_of
 from uniadapter_jax.tasks.retrieval import caveats
-from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, paired_bootstrap
+from uniadapter_jax.tasks.retrieval.metrics import DIRECTIONS, clip_of, paired_bootstrap
 
 # Fields that all runs of a table share; others may differ, such as similarity, a method's choice.
 PROTOCOL = {"ranks": ("v2t", "ties"), "answers": ("metric",)}
@@ -215,12 +215,7 @@ def _interval(
 ) -> dict[str, float]:
     ids = runs[0]["query_ids"][way]
     ours, theirs = ([run["ranks"][way] for run in group] for group in (runs, base))
-    return paired_bootstrap(ours, theirs, samples, clips=[_clip_of(i, way) for i in ids])
-
-
-def _clip_of(query: str, way: str) -> str:
-    """The clip of a query; a text is named by its clip and a number, as in 'video7#0'."""
-    return query.rpartition("#")[0] if way == "t2v" and "#" in query else query
+    return paired_bootstrap(ours, theirs, samples, clips=[clip_of(i, way) for i in ids])
 
 
 def table(compared: dict[str, Any]) -> str:

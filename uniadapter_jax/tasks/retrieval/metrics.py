@@ -125,7 +125,16 @@ def paired_bootstrap(
     `clips` names the clip of each query, for several captions per clip are not independent: what
     is drawn with replacement are clips, with all of their queries. Percentiles 2.5 and 97.5.
     """
-    mean = [np.atleast_2d(np.asarray(r, np.float64)).mean(axis=0) for r in (ranks_a, ranks_b)]
+    difference, means = paired_draws(ranks_a, ranks_b, samples, seed, clips)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {"difference": difference, "low": float(low), "high": float(high)}
+
+
+def paired_draws(
+    values_a: Any, values_b: Any, samples: int = 10_000, seed: int = 0, clips: Any = None
+) -> tuple[float, np.ndarray]:
+    """(mean(a) - mean(b), that difference in each of the draws); see `paired_bootstrap`."""
+    mean = [np.atleast_2d(np.asarray(v, np.float64)).mean(axis=0) for v in (values_a, values_b)]
     if mean[0].shape != mean[1].shape:
         raise ValueError(f"not the same queries: {mean[0].size} and {mean[1].size} ranks")
     gap = mean[0] - mean[1]
@@ -137,8 +146,12 @@ def paired_bootstrap(
     for start in range(0, samples, step):
         drawn = rng.integers(sums.size, size=(min(step, samples - start), sums.size))
         means[start : start + step] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"difference": float(gap.mean()), "low": float(low), "high": float(high)}
+    return float(gap.mean()), means
+
+
+def clip_of(query: str, way: str) -> str:
+    """The clip of a query; a text is named by its clip and a number, as in 'video7#0'."""
+    return query.rpartition("#")[0] if way == "t2v" and "#" in query else query
 
 
 def _checked(similarity: Any, text_item: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,62 @@
+"""Writes the report of a grid: tables, which need nothing more, then charts and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from uniadapter_jax.benchmark.claims import verdicts_of
+from uniadapter_jax.benchmark.records import Cell, Grid, read_cells, read_grid
+from uniadapter_jax.benchmark.statistics import Table, tables_of
+from uniadapter_jax.benchmark.tables import csv_files, markdown_of
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.files import write_whole
+
+
+def write_report(out: pathlib.Path, baseline: str | None = None) -> pathlib.Path:
+    """Writes `out`/report/ from grid.json and the cells in `out`/results/; returns the folder.
+
+    Args:
+      out: the output directory of a grid.
+      baseline: the row of the differences; None: the grid's.
+
+    Raises:
+      UserError: a file is damaged or wrong, or the baseline is no row.
+    """
+    grid = read_grid(out)
+    cells = [_without_path(cell, out) for cell in read_cells(out)]
+    tables = tables_of(grid, cells, baseline)
+    verdicts = verdicts_of(grid, tables)
+    notes = notes_of(grid, tables, cells)
+    folder = out / "report"
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+    files = csv_files(grid, tables, cells)
+    files["tables.md"] = markdown_of(grid, tables, verdicts, notes)
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    return folder
+
+
+def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list[str]:
+    """Lines that hold for the whole grid."""
+    done = sum(len(row.cells) for table in tables for row in table.rows)
+    failed = sum(len(row.failed) for table in tables for row in table.rows)
+    missing = sum(len(row.missing) for table in tables for row in table.rows)
+    lines = [
+        f"{len(tables)} settings, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
+        f"{done} runs, {failed} failed, {missing} not run yet."
+    ]
+    if others := len(cells) - done - failed:
+        lines.append(f"{others} files in results/ belong to no cell of the grid: left out.")
+    return lines
+
+
+def _without_path(cell: Cell, out: pathlib.Path) -> Cell:
+    """The cell with $OUT for the path of the grid, so that tables do not depend on it."""
+    command, error = (
+        text.replace(str(out.absolute()), "$OUT").replace(str(out), "$OUT")
+        for text in (cell.command, cell.error)
+    )
+    return dataclasses.replace(cell, command=command, error=error)
