@@ -23,7 +23,7 @@ FACTS = {
     **{name: name for name in ("backbone", "tokenizer", "data.records", "data.test", "answers")},
     **{"data.validation": "data.validation", "method.version": 1, "steps": 10},
 }
-ALSO = "eval.also"  # which is shown, and never selects
+NEVER_SELECT = {"eval.also": "dsl", "eval.split": "val"}  # and read by the evaluation only
 EVERY = [(method, task) for method in METHODS for task in TASKS]
 
 
@@ -31,8 +31,8 @@ def another(path, value, ranges, choices):
     """Another value that the field may have."""
     if path == MULTIPLIERS:
         return {"kernel": 2.0}
-    if path == ALSO:
-        return "dsl"
+    if path in NEVER_SELECT:
+        return NEVER_SELECT[path]
     if path in choices:
         return next(choice for choice in choices[path] if choice not in (value, "auto", "val"))
     if isinstance(value, bool):
@@ -81,12 +81,16 @@ def test_every_field_counts_or_has_a_reason_not_to(method, task):
             assert one == other and len(FREE[path].split()) > 3, path
             continue
         asked = path.startswith("task.") and path[5:] in TASKS[task].evaluation
-        measured = asked or path == ALSO
+        measured = asked or path in NEVER_SELECT
         assert (one[0] != other[0]) == (not measured), path
         assert (one[1] != other[1]) == measured, path
         # A checkpoint that was chosen by a measure is another by another.
+        if path == "eval.split":  # a selection on test reads it
+            continue
         one, other = (both(config)[0] for config in flipped(method, task, path, "test"))
-        selects = path != ALSO and (path != "selection" or one["selection"] != other["selection"])
+        selects = path not in NEVER_SELECT and (
+            path != "selection" or one["selection"] != other["selection"]
+        )
         assert (one != other) == selects
 
 
@@ -162,6 +166,7 @@ def finished(small):
 
 def test_a_finished_run_is_measured_again_and_both_results_stay(small, finished):
     first = small_run.result(finished)
+    assert (first["split"], first["evaluations"]) == ("test", {"test": 1})
     weights = small_run.tree_hash(finished / "checkpoints")
     flags = (*STEPS, "--workdir=measured", "--config.task.ties=pessimistic")
     said = small.run(*flags, method="projection")
@@ -171,6 +176,7 @@ def test_a_finished_run_is_measured_again_and_both_results_stay(small, finished)
     assert small_run.result(kept) == first
     assert (first["protocol"]["ties"], second["protocol"]["ties"]) == ("optimistic", "pessimistic")
     assert first["identity"] == second["identity"]
+    assert second["evaluations"] == {"test": 2}
     assert second["evaluation"]["task.ties"] == "pessimistic"
     assert small_run.tree_hash(finished / "checkpoints") == weights
     small.run(*STEPS, "--workdir=measured", method="projection")

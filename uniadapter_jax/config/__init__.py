@@ -93,6 +93,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.eval = ConfigDict()
     config.eval.batch_size = 32  # clips, and 8 times as many texts, encoded at once
 
+    config.eval.split = "test"  # what the result is measured on: test, or val, which reads no test
     # Further rows beside the plain ones, which need all queries: of dsl,qb_norm; they never select.
     config.eval.also = ""
 
@@ -166,6 +167,11 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"{config.data.val}: validation is a split of its own or is carved; set one of both"
         )
     validates = bool(config.data.val_split) or config.data.val > 0
+    if config.eval.split == "val" and (not validates or config.selection == "test"):
+        raise UserError(
+            "config.eval.split='val' needs a validation split (config.data.val_split, or "
+            "config.data.val clips), and config.selection other than 'test'"
+        )
     if config.selection == "val" and not validates:
         raise UserError(
             "config.selection='val' needs config.data.val clips, which is 0, or data.val_split"

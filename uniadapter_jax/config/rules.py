@@ -72,6 +72,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.preprocess": ("none", "blip"),
     **{f"data.prepare.{name}": values for name, values in clips.CHOICES.items()},
     "mesh.weights": WEIGHTS,
+    "eval.split": ("test", "val"),
     "optimizer.recipe": tuple(RECIPES),
     "selection": ("auto", "last", "val", "test"),
 }

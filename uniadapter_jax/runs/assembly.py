@@ -87,6 +87,11 @@ class Experiment:
         return meshes.round_up(self.mesh, self.config.eval.batch_size)
 
     @property
+    def measured(self) -> Records:
+        """The split that the result is measured on."""
+        return self.data.named()[self.config.eval.split]
+
+    @property
     def identity(self) -> dict[str, Any]:
         """The values that training depends on, flat; a resumed run must agree in all of them."""
         return identities.training(self.config, self._facts)
@@ -107,7 +112,7 @@ class Experiment:
             "steps": self.total_steps,
             "data.records": None if data.train is None else data.train.fingerprint,
             "data.validation": None if data.val is None else data.val.fingerprint,
-            "data.test": data.test.fingerprint,
+            "data.test": self.measured.fingerprint,
             "answers": None if facts is None else identities.digest(facts),
         }
 

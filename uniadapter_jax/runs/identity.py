@@ -68,7 +68,8 @@ FREE: Mapping[str, str] = {
 # Values that are not in the config: fingerprints of its files, and values that follow from it.
 _TRAINING_FACTS = ("backbone", "tokenizer", "method.version", "data.records", "steps")
 _EVALUATION_FACTS = ("data.test", "answers")
-_ALSO = "eval.also"
+# Fields of any task that only evaluation reads, and that choose no checkpoint, with their defaults.
+_MEASURED = {"eval.also": "", "eval.split": "test"}
 
 
 def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
         identity["data.validation"] = facts["data.validation"]
     if config.selection != "last":
         measured = evaluation(config, facts)
-        measured.pop(_ALSO, None)  # it never selects
+        measured = {name: value for name, value in measured.items() if name not in _MEASURED}
         if config.selection == "val":
             del measured["data.test"]
         identity |= measured
@@ -99,14 +100,15 @@ def evaluation(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
     """{name: value} of everything that only the evaluation depends on; see `training`."""
     kind = get_task(config.task.name)
     fields = {path: value for path, value in leaves(config) if _is_evaluation(path, kind)}
-    if not fields[_ALSO]:  # as results say that are older than the field
-        del fields[_ALSO]
+    for name, usual in _MEASURED.items():  # results that are older than the fields lack them
+        if fields[name] == usual:
+            del fields[name]
     return _as_read({**{name: facts[name] for name in _EVALUATION_FACTS}, **fields})
 
 
 def _is_evaluation(path: str, kind: Kind) -> bool:
     section, _, name = path.partition(".")
-    if path == _ALSO:
+    if path in _MEASURED:
         return True
     return section == "task" and name in kind.evaluation and path not in FREE
 

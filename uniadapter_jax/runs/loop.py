@@ -29,7 +29,7 @@ from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 from uniadapter_jax.training.optimizers import lr_schedule
 from uniadapter_jax.training.step import init_opt_state, make_step
 
-_WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
+WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
 
 
 @dataclasses.dataclass
@@ -134,7 +134,7 @@ class _Loop:
 
     def _fit(self, chosen: int) -> Fit:
         steps = self.writer.read("train")
-        warm = [step for step in steps if step["since_start"] > _WARM_STEPS]
+        warm = [step for step in steps if step["since_start"] > WARM_STEPS]
         wall = sum(step["seconds"] for step in warm)
         return Fit(
             trainable=self.trainable,

@@ -54,7 +54,7 @@ def announce_cut(experiment: Experiment) -> None:
 def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> dict[str, Any]:
     """The content of result.json without the seconds; `metrics` is the evaluator's result."""
     config = experiment.config
-    test = experiment.data.test
+    measured = experiment.measured
     return {
         "schema": SCHEMA,
         "name": config.name,
@@ -69,7 +69,8 @@ def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> d
         "final_loss": trained.final_loss,
         "data_wait_share": trained.data_wait_share,
         "train_seconds": trained.seconds,
-        "data": {"fingerprint": test.fingerprint, "coverage": test.coverage},
+        "split": config.eval.split,
+        "data": {"fingerprint": measured.fingerprint, "coverage": measured.coverage},
         "fingerprint": experiment.backbone.fingerprint,
         "backbone": config.backbone,
         "identity": experiment.identity,
@@ -94,6 +95,7 @@ def validation_of(config: Any) -> str | None:
 def summary(result: dict[str, Any]) -> list[str]:
     """A few lines for people."""
     sizes = ", ".join(f"{result[n]} {n}" for n in ("clips", "texts", "questions") if n in result)
+    sizes += " of the validation split" if result["split"] == "val" else ""
     lines = [f"{result['method']} on {sizes}:"]
     for way, values in result["metrics"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())

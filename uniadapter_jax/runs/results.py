@@ -59,6 +59,25 @@ def keep_result(workdir: pathlib.Path, result: Mapping[str, Any]) -> None:
             shutil.rmtree(place)
 
 
+def count_evaluations(
+    workdir: pathlib.Path, training: Mapping[str, Any], split: str
+) -> dict[str, int]:
+    """{split: how often this run's results were measured on it}, with the one being written.
+
+    A measure whose result was not written, because of a kill, does not count: nobody saw it.
+    """
+    counts = {split: 1}
+    for path in (workdir / RESULT, *sorted((workdir / OTHERS).glob(f"*/{RESULT}"))):
+        try:
+            result = read_result(path)
+        except (FileNotFoundError, FileError):
+            continue
+        if not differences(result.get("identity", {}), training, result.get("config")):
+            for name, count in result.get("evaluations", {"test": 1}).items():
+                counts[name] = max(counts.get(name, 0), count + (name == split))
+    return counts
+
+
 def _evaluation_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """The evaluation identity of a result; earlier versions had it in the config only."""
     if "evaluation" in result:

@@ -29,7 +29,7 @@ from uniadapter_jax.runs.provenance import (
     versions,
 )
 from uniadapter_jax.runs.report import announce, describe, summary
-from uniadapter_jax.runs.results import keep_result, set_aside
+from uniadapter_jax.runs.results import count_evaluations, keep_result, set_aside
 from uniadapter_jax.weights.directory import save_backbone
 
 
@@ -64,9 +64,12 @@ def _run(
     announce(experiment)
     evaluate = experiment.kind.evaluator(experiment, workdir)
     trained = fit(experiment, workdir, evaluate)
-    metrics = evaluate(trained.trainable, experiment.data.test)
+    metrics = evaluate(trained.trainable, experiment.measured)
     result = {**describe(experiment, trained, metrics), "seconds": time.time() - began}
     if jax.process_index() == 0:
+        result["evaluations"] = count_evaluations(
+            workdir, experiment.identity, experiment.config.eval.split
+        )
         keep_result(workdir, result)
         if save_backbone_to:
             partition = experiment.partition

@@ -44,6 +44,10 @@ _BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")  # Linux only
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
+class InUse(UserError):
+    """Another process works in the directory."""
+
+
 class Holder(NamedTuple):
     """The process that works in a directory, as its lock file says."""
 
@@ -80,8 +84,8 @@ def holding(directory: str | os.PathLike[str], command: str) -> Iterator[None]:
       command: name of the work, shown to people, such as "training".
 
     Raises:
-      UserError: another process works there, which the message names, or the directory cannot be
-        written. Nothing has been changed.
+      InUse: another process works there, which the message names. Nothing has been changed.
+      UserError: the directory cannot be written.
     """
     path, me = pathlib.Path(directory) / LOCK, Holder.this_process(command)
     descriptor = _acquire(path, me)
@@ -166,9 +170,9 @@ def _claim(path: pathlib.Path, descriptor: int, me: Holder) -> bool:
     return True
 
 
-def _held(path: pathlib.Path, holder: Holder | None) -> UserError:
+def _held(path: pathlib.Path, holder: Holder | None) -> InUse:
     who = str(holder) if holder else "a process that has not yet said which it is"
-    return UserError(
+    return InUse(
         f"{path.parent} is in use by {who}. Nothing was changed. Wait until it has ended, stop it, "
         "or choose another directory"
     )

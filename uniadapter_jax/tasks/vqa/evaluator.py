@@ -151,10 +151,11 @@ class VqaEvaluator:
         say(f"{count} answers of up to {longest} tokens; {kept}")
 
     def __call__(self, trainable: PyTree, records: Records) -> dict[str, Any]:
-        """{"metrics", "predictions", "questions", "clips"} of a split.
+        """{"metrics", "accuracies", "question_ids", "predictions", "questions", "clips"}.
 
         metrics: {"accuracy": {"overall": percent}, "per_answer_type": {name: percent},
           "per_question_type": ...}; {} for a split whose answers are withheld.
+        accuracies: of each question, in [0, 1]; [] like that.
         predictions: the name of the file, or [{"question_id", "answer"}] without a workdir.
 
         Raises:
@@ -170,10 +171,13 @@ class VqaEvaluator:
                 raise UserError(f"{records.root}: question {question.id!r} stands there twice")
             best[question.id] = answers
         predictions = {name: answers[0].text for name, answers in best.items()}
+        metric, compared = self.task.options.metric, self._compared(questions)
+        metrics = vqa_metrics.accuracy_groups(metric, predictions, compared)
+        every = vqa_metrics.question_accuracies(metric, predictions, compared) if metrics else []
         return {
-            "metrics": vqa_metrics.accuracy_groups(
-                self.task.options.metric, predictions, self._compared(questions)
-            ),
+            "metrics": metrics,
+            "accuracies": every,
+            "question_ids": [question.id for question in questions],
             "predictions": self._keep(records.split, questions, best, predictions),
             "questions": len(questions),
             "clips": len(records),

@@ -47,12 +47,7 @@ def vqa_accuracy(
       UserError: a question has no prediction, a prediction no question, or a question fewer than
         4 annotators (Visual Genome has 1, the test splits none).
     """
-    _check_ids(predictions, questions)
-    scores = []
-    for question in questions:
-        if reason := unfit("vqa", question):
-            raise UserError(reason)
-        scores.append(answer_accuracy(predictions[question.id], question.answers))
+    scores = question_accuracies("vqa", predictions, questions)
     return {
         "overall": round(_percent(scores), 2),
         "per_question_type": _per_type(scores, [q.question_type for q in questions], 2),
@@ -72,16 +67,35 @@ def exact_match_accuracy(
       UserError: a question has no prediction, a prediction no question, or a question has not
         exactly one answer.
     """
-    _check_ids(predictions, questions)
-    scores = []
-    for question in questions:
-        if reason := unfit("exact", question):
-            raise UserError(reason)
-        scores.append(float(predictions[question.id] == question.answers[0]))
+    scores = question_accuracies("exact", predictions, questions)
     return {
         "overall": _percent(scores),
         "per_question_type": _per_type(scores, [q.question_type for q in questions]),
     }
+
+
+def question_accuracies(
+    metric: str, predictions: Mapping[QuestionId, str], questions: Sequence[Question]
+) -> list[float]:
+    """The accuracy of each question, in [0, 1], in their order.
+
+    Raises:
+      UserError: as `vqa_accuracy` ('vqa') and `exact_match_accuracy` ('exact') say.
+    """
+    _check_ids(predictions, questions)
+    scores = []
+    for question in questions:
+        if reason := unfit(metric, question):
+            raise UserError(reason)
+        scores.append(_ACCURACY[metric](predictions[question.id], question.answers))
+    return scores
+
+
+def _equal(prediction: str, references: Sequence[str]) -> float:
+    return float(prediction == references[0])
+
+
+_ACCURACY = {"vqa": answer_accuracy, "exact": _equal}
 
 
 def unfit(metric: str, question: Question) -> str | None:
