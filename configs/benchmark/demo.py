@@ -1,7 +1,7 @@
 """A small grid on the demo's clips, to see what the benchmark gives: some minutes on two cores.
 
     python -m uniadapter_jax.demo
-    python -m uniadapter_jax.benchmark --config=configs/benchmark/demo.py --output=runs/grid --report
+    python -m uniadapter_jax.benchmark --config=configs/benchmark/demo.py --output=runs/demo-grid
 
 The first command makes the clips and records. 60 of the training clips validate.
 """

@@ -56,9 +56,7 @@ def run_grid(
         mark = f"[{number}/{len(units)}] {unit.setting}/{unit.name}"
         try:
             with holding(Places(out, unit).folder, "a benchmark"):
-                counts = _Worker(
-                    grid.name, unit, out, lambda text, m=mark: say(f"{m}: {text}")
-                ).do()
+                counts = _Worker(grid.name, unit, out, mark, say).do()
         except InUse:
             counts = (0, 0, 0, len(unit.seeds))
             say(f"{mark}: another process is at it")
@@ -72,9 +70,14 @@ def run_grid(
 class _Worker:
     """One unit."""
 
-    def __init__(self, grid: str, unit: Unit, out: pathlib.Path, say: Callable[[str], None]):
-        self.grid, self.unit, self.say = grid, unit, say
+    def __init__(
+        self, grid: str, unit: Unit, out: pathlib.Path, mark: str, write: Callable[[str], None]
+    ):
+        self.grid, self.unit, self.mark, self.write = grid, unit, mark, write
         self.places = Places(out, unit)
+
+    def say(self, text: str) -> None:
+        self.write(f"{self.mark}: {text}")
 
     def do(self) -> tuple[int, int, int, int]:
         """(cells done, done before, failed, 0)."""
