@@ -9,7 +9,10 @@ import re
 import uniadapter_jax
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent
-COMMANDS = {"main", "prepare", "convert", "export", "plan", "demo", "compare", "benchmark"}
+COMMANDS = {
+    *("main", "prepare", "convert", "export", "plan", "demo", "compare", "benchmark"),
+    *("index", "search"),
+}
 # Each imports from those before it, and from itself.
 ROOMS = (
     *("common", "data", "backbones", "parallel", "adapters", "weights", "tasks", "training"),

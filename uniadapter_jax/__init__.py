@@ -1,6 +1,10 @@
 """Adapters for frozen vision-language models, in JAX.
 
-`load_model` is the library's entry point; `uniadapter_jax.testing` is for people who port weights.
+    model = load_model("backbone/", "adapter/")    encode_text, encode_files, similarity, ...
+    index = Index.open("INDEX")                    search("a red car turns left"), item(id)
+
+`uniadapter_jax.testing` is for people who port weights. Commands, each with --help, as `python -m
+uniadapter_jax.NAME`: prepare, main, compare, export, index, search, convert, plan, demo.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ if TYPE_CHECKING:
     from uniadapter_jax.inference.blip_model import AdaptedBLIP
     from uniadapter_jax.inference.load import load_model
     from uniadapter_jax.inference.model import AdaptedModel
+    from uniadapter_jax.inference.search.index import Index
 
 __version__ = "0.1.0"
-__all__ = ["AdaptedBLIP", "AdaptedModel", "__version__", "load_model"]
+__all__ = ["AdaptedBLIP", "AdaptedModel", "Index", "__version__", "load_model"]
 
 
 if sys.argv[:1] == ["-m"]:  # Python sets this while it looks up one of our commands
@@ -29,4 +34,13 @@ def __getattr__(name: str) -> Any:
         from uniadapter_jax.inference import load
 
         return getattr(load, name)
+    if name == "Index":
+        from uniadapter_jax.inference.search.index import Index
+
+        return Index
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What there is, whether it has been imported or not."""
+    return sorted({*globals(), *__all__})

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import UInt8
 
 from uniadapter_jax.adapters.partition import Partition
 from uniadapter_jax.common.distinct import distinct_rows
-from uniadapter_jax.common.types import Float, Int
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.types import Bool, Float, Int
+from uniadapter_jax.data.media.kinds import DecodeError
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
-from uniadapter_jax.inference import arguments
+from uniadapter_jax.inference import arguments, clip_files
+from uniadapter_jax.inference.clip_files import FileClip, told
 from uniadapter_jax.inference.clip_options import ClipOptions, clip_options
 from uniadapter_jax.inference.options import Options
 from uniadapter_jax.tasks.registry import get_task
@@ -71,6 +76,80 @@ class AdaptedBackbone:
     def read_ids(self, value: Any) -> Int[np.ndarray, "n l"]:
         """Rows of ids that this family reads; raises `UserError` for others."""
         raise NotImplementedError  # each family has its own
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether a clip is compared by the features of its frames, not by one vector."""
+        raise NotImplementedError  # each family has its own
+
+    @property
+    def matches(self) -> bool:
+        """Whether it has `match`, a second look at the best clips."""
+        return False
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has `answer`."""
+        return False
+
+    def encode_text(self, texts: Texts) -> Float[np.ndarray, "n c"]:
+        """Features of strings, or of rows of ids."""
+        raise NotImplementedError  # each family has its own
+
+    def media_features(
+        self, pixels: UInt8[np.ndarray, "m f H W 3"], mask: Bool[np.ndarray, "m f"]
+    ) -> tuple[np.ndarray, ...]:
+        """What `similarity` takes of clips, after the texts."""
+        raise NotImplementedError  # each family has its own
+
+    def clip_rows(self, *features: np.ndarray) -> list[Float[np.ndarray, "r c"]]:
+        """What has to be kept of each clip to be compared later, of `media_features`.
+
+        One vector, whose product with a query's is the similarity; or, where `keeps_frames`, the
+        raw features of the frames.
+        """
+        raise NotImplementedError  # each family has its own
+
+    def query_rows(self, features: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        """The same of texts, or of pictures that clips are compared with."""
+        return features
+
+    def encode_files(self, paths: Sequence[str | os.PathLike[str]]) -> tuple[np.ndarray, ...]:
+        """Features of whole video and picture files, decoded as in training (`clips`).
+
+        They are what `similarity` takes after the texts:
+        `model.similarity(text, *model.encode_files(paths))`. Raises `UserError` for a file that
+        gives no clip.
+        """
+        if isinstance(paths, str | bytes | os.PathLike):
+            raise UserError(f"paths={paths!r}: a list of paths is meant")
+        return self.media_features(*self.pixels_of([self._clip(path) for path in paths]))
+
+    def encode_video(
+        self, path: str | os.PathLike[str], start: float | None = None, end: float | None = None
+    ) -> Float[np.ndarray, "..."]:
+        """Features of a file, or of its seconds from `start` to `end`.
+
+        Raw features "f c" of the frames (CLIP, SigLIP), or one unit vector "c" (BLIP).
+        """
+        features, *mask = self.media_features(*self.pixels_of([self._clip(path, start, end)]))
+        return features[0][mask[0][0]] if mask else features[0]
+
+    def pixels_of(
+        self, clips: Sequence[FileClip]
+    ) -> tuple[UInt8[np.ndarray, "m f H W 3"], Bool[np.ndarray, "m f"]]:
+        """Frames of clips as the model sees them; one each if none has more, so as to save work."""
+        longest = max((len(clip.frames) for clip in clips), default=1)
+        frames = self.clips.frames if longest > 1 else 1
+        return clip_files.pixels_of(clips, frames, self.config.image_size, self.task["resize"])
+
+    def _clip(
+        self, path: str | os.PathLike[str], start: float | None = None, end: float | None = None
+    ) -> FileClip:
+        try:
+            return clip_files.read_range(path, self.clips, start, end)
+        except DecodeError as error:
+            raise UserError(f"{os.fspath(path)!r}: {told(error)}") from error
 
     @property
     def texts(self) -> TextRule:

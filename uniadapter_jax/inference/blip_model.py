@@ -106,6 +106,25 @@ class AdaptedBLIP(AdaptedBackbone):
         media = arguments.unit_vectors(clips, "clips", (None, self.config.embed))
         return scoring.cosines(texts, media)
 
+    @property
+    def keeps_frames(self) -> bool:
+        return False
+
+    @property
+    def matches(self) -> bool:
+        return self.config.matching
+
+    @property
+    def answers(self) -> bool:
+        return self.config.decoder
+
+    def media_features(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Unit vectors "m c", the only element."""
+        return (self.encode_clips(pixels, mask),)
+
+    def clip_rows(self, *features: np.ndarray) -> list[Float[np.ndarray, "r c"]]:
+        return list(features[0][:, None])
+
     def match(
         self, pixels: Pixels, texts: Texts, mask: Bool[np.ndarray, "m f"] | None = None
     ) -> Float[np.ndarray, "n m 2"]:

@@ -12,6 +12,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from uniadapter_jax.backbones.clip import CLIPConfig
@@ -23,6 +24,7 @@ from uniadapter_jax.data.loading.frames import RESIZES
 from uniadapter_jax.inference import arguments
 from uniadapter_jax.inference.adapted import AdaptedBackbone, Texts
 from uniadapter_jax.tasks.retrieval import scoring
+from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 from uniadapter_jax.weights.families import family_of
 
 _TASK = ("similarity", "temperature")
@@ -73,6 +75,32 @@ class AdaptedModel(AdaptedBackbone):
         it is, without BOS.
         """
         return self.batched(self._text, self.ids_of(texts))
+
+    @property
+    def keeps_frames(self) -> bool:
+        return SIMILARITIES[self.task["similarity"]].needs_frames
+
+    def media_features(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(Raw features of frames "m f c", those beyond a clip are zeros; their mask)."""
+        features = np.zeros((*mask.shape, self.config.embed), np.float32)
+        if mask.any():
+            features[mask] = self.encode_frames(pixels[mask])
+        return features, mask
+
+    def clip_rows(self, *features: np.ndarray) -> list[Float[np.ndarray, "r c"]]:
+        frames, mask = features
+        if self.keeps_frames:
+            return [clip[there] for clip, there in zip(frames, mask, strict=True)]
+        size = 1 << max(len(frames) - 1, 0).bit_length()  # few shapes are compiled
+        padded = [np.resize(x, (size, *x.shape[1:])) for x in features]
+        pooled = SIMILARITIES[self.task["similarity"]].digest(*map(jnp.asarray, padded))
+        return list(np.asarray(pooled)[: len(frames), None])
+
+    def query_rows(self, features: Float[np.ndarray, "n c"]) -> Float[np.ndarray, "n c"]:
+        if self.keeps_frames:
+            return features
+        length = np.linalg.norm(features, axis=1, keepdims=True)
+        return features / np.where(length > 0, length, 1)
 
     def similarity(
         self,

@@ -1,0 +1,120 @@
+"""`index` and `search` as commands: wrong flags are named; from a folder to an answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import media
+import pytest
+import search_case
+
+import uniadapter_jax
+from uniadapter_jax import index, search
+from uniadapter_jax.inference.search import index as finished
+from uniadapter_jax.inference.search.index import Hit
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """A folder to index in the working directory, and commands with a model that is no work."""
+    search_case.make_folder(tmp_path / "clips", pictures=3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    loaded = []
+
+    def load(*arguments, **options):
+        loaded.append(arguments)
+        return search_case.Colours()
+
+    for module in (index, finished):
+        monkeypatch.setattr(module, "load_model", load)
+    for module in (index, search):
+        monkeypatch.setattr(module.launch, "use_compile_cache", lambda: None)
+    return loaded
+
+
+def said(capsys, command, *arguments, status=0):
+    assert command.main(list(arguments)) == status
+    captured = capsys.readouterr()
+    return captured.err if status else captured.out
+
+
+IN, OUT, BACKBONE = "--input=clips", "--output=i", "--backbone=b"
+
+
+def test_from_a_folder_to_an_answer(clips, capsys):
+    told = said(capsys, index, IN, OUT, BACKBONE, "--adapter=a")
+    assert told.startswith("i: 5 clips of 4 files") is False and "i: 5 clips of 5 files" in told
+    assert "1 files cannot be used; i/report.json says why" in told
+    said(capsys, index, IN, OUT)  # the model of the index
+    assert clips == [("b", "a"), ("b", "a")]
+    hits = json.loads(said(capsys, search, "i", "rgbxyz", "-k", "2", "--json"))["hits"]
+    assert len(hits) == 2 and set(hits[0]) >= {"id", "path", "start", "end", "score"}
+    lines = said(capsys, search, "i", "rgbxyz", "--ask=how many?").splitlines()
+    assert len(lines) == 5 and any("0:00-0:04" in line and "long.mp4" in line for line in lines)
+    assert "[how many? 3]" in "".join(lines)
+    assert "p02.png" in said(capsys, search, "i", "--image=clips/p02.png")
+    assert said(capsys, search, "i", "rgbxyz", "--rerank=5", "-k", "1").count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "words"),
+    [
+        (index, ["--input=empty", OUT, BACKBONE], "--input=empty holds no video and no picture"),
+        (index, ["--input=full", OUT, BACKBONE], "--input=full holds no video and no picture"),
+        (index, ["--input=gone", OUT, BACKBONE], "--input=gone is not a directory"),
+        (index, [IN, "--output=full", BACKBONE], "--output=full exists and is no index"),
+        (index, [IN, OUT], "--backbone=DIR is missing"),
+        (index, [IN, OUT, BACKBONE, "--stride=2"], "pass --window=SECONDS"),
+        (index, [IN, OUT, BACKBONE, "--window=0"], "--window=0 --stride=0"),
+        (index, [IN, OUT, BACKBONE, "--window=2", "--stride=3"], "--stride=3"),
+        (index, [IN, OUT, BACKBONE, "--window=nan"], "--window=nan"),
+        (index, [IN, OUT, BACKBONE, "--threads=0"], "--threads=0"),
+        (search, ["full", "text"], "full holds no index.json, so it is no index; make one"),
+        (search, ["full", " "], "the query is empty"),
+        (search, ["full", "text", "-k", "0"], "-k 0: at least 1"),
+    ],
+)
+def test_wrong_flags_are_named(clips, capsys, tmp_path, command, arguments, words):
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert words in said(capsys, command, *arguments, status=2)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.name != "lock") == before
+
+
+def test_a_changed_description_is_refused(clips, capsys, tmp_path):
+    said(capsys, index, IN, OUT, BACKBONE)
+    file = tmp_path / "i" / "index.json"
+    sound = file.read_text()
+    for old, new, words in (
+        ('"width": 6', '"width": 7', "damaged"),
+        ("index/1", "index/2", "index.json"),
+        ("{", "[", "is not JSON"),
+    ):
+        file.write_text(sound.replace(old, new, 1))
+        assert words in said(capsys, search, "i", "r", status=2)
+    file.write_text(sound)
+
+
+def test_names_are_safe_to_show():
+    hostile = Hit("i", "/a/\x1b[2J\n.png", "x", None, None, True, float("-inf"), 0.1, "gone\x07")
+    (line,) = search.table([hostile]).splitlines()
+    assert line.isprintable() and "\\x1b" in line
+    assert search.as_json([hostile])[0]["score"] is None
+
+
+def test_names_that_are_no_utf8_are_indexed(clips, capsys, tmp_path):
+    media.write_picture(tmp_path / "clips" / "odd\udcff.png")
+    said(capsys, index, IN, OUT, BACKBONE)
+    assert "odd" in said(capsys, search, "i", "rgbxyz", "-k", "9")
+    assert json.loads(said(capsys, search, "i", "rgbxyz", "-k", "9", "--json"))
+
+
+def test_what_there_is_is_listed_without_importing_it():
+    code = "import sys, uniadapter_jax as u; print(dir(u), 'jax' in sys.modules, u.Index.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'Index'" in done.stdout and "'load_model'" in done.stdout
+    assert done.stdout.endswith("False Index\n") and uniadapter_jax.Index is finished.Index

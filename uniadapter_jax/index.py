@@ -1,0 +1,107 @@
+"""Makes an index of a folder of videos and pictures, to be searched; no captions are needed.
+
+    python -m uniadapter_jax.index --input=FOLDER --output=INDEX --backbone=DIR [--adapter=DIR]
+    python -m uniadapter_jax.index --input=FOLDER --output=INDEX
+
+Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
+are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
+every 5 to each video. The same command brings an index up to date: only new, changed and removed
+files cost anything. Stopped or killed, it goes on where it was. Files that cannot be read are
+listed in INDEX/report.json. See docs/search.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.common.progress import on_terminal
+from uniadapter_jax.inference.clip_files import Windows
+from uniadapter_jax.inference.load import load_model
+from uniadapter_jax.inference.search.building import REPORT, build
+from uniadapter_jax.inference.search.description import DTYPES, NAME, read_description
+from uniadapter_jax.inference.search.folder import media_of
+from uniadapter_jax.parallel import launch
+from uniadapter_jax.runs.workdir import holding
+
+
+def index(arguments: argparse.Namespace) -> None:
+    """Makes or updates the index that the flags describe."""
+    windows, output = _windows(arguments), pathlib.Path(arguments.output)
+    if arguments.threads < 1:
+        raise UserError(f"--threads={arguments.threads}: at least 1")
+    media_of(arguments.input)
+    there = read_description(output) if (output / NAME).exists() else None
+    backbone = arguments.backbone or (there.backbone if there else "")
+    adapter = arguments.adapter or (there.adapter if there else "")
+    if not backbone:
+        raise UserError("--backbone=DIR is missing: a new index needs a model")
+    model = load_model(backbone, adapter or None, batch_size=arguments.batch_size)
+    options = model.clips
+    if assumed := options.assumed:
+        print(f"by default, as no adapter says: {', '.join(assumed)}", file=sys.stderr)
+    with holding(output, "index"):
+        report = build(
+            arguments.input,
+            output,
+            model,
+            places=(backbone, adapter),
+            windows=windows,
+            dtype=arguments.dtype,
+            threads=arguments.threads,
+            say=on_terminal,
+        )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    print(f"{output}: {report['clips']} clips of {report['files']} files")
+    if bad := report["bad_files"]:
+        print(f"{bad} files cannot be used; {output / REPORT} says why")
+
+
+def _windows(arguments: argparse.Namespace) -> Windows | None:
+    """The windows of the flags, None where there are none."""
+    window, stride = arguments.window, arguments.stride
+    if window is None:
+        if stride is not None:
+            raise UserError(f"--stride={stride:g} is of windows: pass --window=SECONDS, too")
+        return None
+    stride = window / 2 if stride is None else stride
+    if not 0.1 <= stride <= window <= 86_400:
+        raise UserError(
+            f"--window={window:g} --stride={stride:g}: seconds, at least .1, a stride no longer "
+            "than the window"
+        )
+    return Windows(window, stride)
+
+
+@plain_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m uniadapter_jax.index",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--input", required=True, metavar="FOLDER", help="folder of videos and pictures")
+    add("--output", required=True, metavar="INDEX", help="directory of the index")
+    add("--backbone", metavar="DIR", help="as of `main`; default: that of the index")
+    add("--adapter", metavar="DIR", help="what `export` wrote; default: that of the index, if any")
+    add("--window", type=float, metavar="SECONDS", help="also index windows of this length")
+    add("--stride", type=float, metavar="SECONDS", help="from window to window; default: half")
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the stored features")
+    add("--threads", type=int, default=usable_cores(), help="that decode")
+    add("--batch-size", type=int, default=64, help="frames that are encoded at once")
+    arguments = parser.parse_args(argv)
+    launch.use_compile_cache()
+    index(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""index.json: what made the rows of an index, so that nothing else is mixed with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from uniadapter_jax.adapters.partition import flat_names
+from uniadapter_jax.common.disk import disk_errors
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
+from uniadapter_jax.data.preparation.clips import decoder_versions
+from uniadapter_jax.inference.adapted import AdaptedBackbone
+from uniadapter_jax.inference.clip_files import Windows
+from uniadapter_jax.weights.adapter_directory import tensors_digest
+
+NAME = "index.json"
+FORMAT = "uniadapter_jax index/1"
+CODE = 1  # raise it when the same file and model give other rows
+DTYPES = ("float32", "float16")
+_FIELDS = {
+    **{"format": str, "root": str, "generation": int, "width": int, "keeps_frames": bool},
+    **{"backbone": str, "adapter": str, "made": dict, "decoder": dict},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What is known of an index beside its parts.
+
+    Attributes:
+      root: the folder that was indexed.
+      backbone, adapter: where they were, to be loaded from; "" is none.
+      made: what the rows depend on, flat: two that differ do not mix.
+      width: of a row.
+      keeps_frames: whether a clip has a row for each frame, not one.
+      decoder: versions of the libraries that decoded.
+      generation: of the parts that count.
+    """
+
+    root: str
+    backbone: str
+    adapter: str
+    made: Mapping[str, Any]
+    width: int
+    keeps_frames: bool
+    decoder: Mapping[str, str] = dataclasses.field(default_factory=decoder_versions)
+    generation: int = 0
+
+    def write(self, index: pathlib.Path) -> None:
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        with disk_errors(index):
+            index.mkdir(parents=True, exist_ok=True)
+        write_json(index / NAME, sealed(content))
+
+    def check(self, index: object, wanted: Mapping[str, Any], advice: str) -> None:
+        """Raises `UserError` with both sides of all that differs from what made the rows."""
+        pairs = {name: (self.made.get(name), wanted.get(name)) for name in {**self.made, **wanted}}
+        sides = "; ".join(
+            f"{name}: there {a}, here {b}" for name, (a, b) in pairs.items() if a != b
+        )
+        if sides:
+            raise UserError(f"{index} was made otherwise ({sides}). {advice}")
+
+
+def of_model(model: AdaptedBackbone) -> dict[str, Any]:
+    """What rows and queries depend on of a model."""
+    trained = {k: np.asarray(v) for k, v in flat_names(model.partition.trainable).items()}
+    adapter = f"{model.method} {tensors_digest(trained)[:16]}" if trained else "none"
+    return {
+        "backbone": model.fingerprint,
+        "adapter": adapter,
+        "tokenizer": model.tokenizer.fingerprint,
+        **{f"task.{name}": value for name, value in sorted(model.task.items())},
+    }
+
+
+def of_rows(model: AdaptedBackbone, windows: Windows | None, dtype: str) -> dict[str, Any]:
+    """What the rows of an index depend on."""
+    clips = model.clips.to_json()
+    return {
+        "code": CODE,
+        **of_model(model),
+        **{f"clips.{name}": clips[name] for name in ("frames", "sampling")},
+        **{f"clips.prepare.{name}": value for name, value in clips["prepare"].items()},
+        "window": windows and [windows.seconds, windows.stride],
+        "dtype": dtype,
+    }
+
+
+def read_description(index: str | os.PathLike[str]) -> Description:
+    """The description of an index; raises `UserError` where there is none, or a damaged one."""
+    path = pathlib.Path(index) / NAME
+    try:
+        content, _ = unsealed(read_json(path), path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{os.fspath(index)} holds no {NAME}, so it is no index; make one: python -m "
+            f"uniadapter_jax.index --input=FOLDER --output={os.fspath(index)} --backbone=DIR"
+        ) from None
+    if content.get("format") != FORMAT:
+        raise FileError(
+            path, f"format is {content.get('format')!r:.80}, this package reads {FORMAT!r}; index "
+            "the folder into a new --output"
+        )  # fmt: skip
+    for name, kind in _FIELDS.items():
+        if type(content.get(name)) is not kind:
+            raise FileError(path, f"{name} should be {kind.__name__}; make the index again")
+    del content["format"]
+    try:
+        return Description(**content)
+    except TypeError as error:
+        raise FileError(path, f"is damaged: {error}") from error
+
+
+def absolute(path: str | None) -> str:
+    """A directory, or random:<file>, as seen from anywhere; names of a hub stay."""
+    if not path:
+        return ""
+    scheme, colon, rest = path.rpartition("random:")
+    return scheme + colon + os.path.abspath(rest) if colon or os.path.exists(rest) else path

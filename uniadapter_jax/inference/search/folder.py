@@ -1,0 +1,120 @@
+"""Which files of a folder an index lacks, and reading them: decoded by threads, a little ahead."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.preparation.folder import MEDIA
+from uniadapter_jax.data.sources.files import Tree
+from uniadapter_jax.inference.clip_files import FileClip, Windows, read_clips
+from uniadapter_jax.inference.clip_options import ClipOptions
+from uniadapter_jax.inference.search.parts import Bad, Stamp
+
+
+def media_of(root: str) -> list[str]:
+    """The videos and pictures below a folder, by suffix, in the order of their paths.
+
+    Raises:
+      UserError: it is no folder, or holds none.
+    """
+    paths = sorted(path for path in Tree(root).paths if os.path.splitext(path)[1].lower() in MEDIA)
+    if not paths:
+        raise UserError(
+            f"--input={root} holds no video and no picture (by suffix: .mp4, .jpg, ...)"
+        )
+    return paths
+
+
+class Changes(NamedTuple):
+    """What an index has to catch up with.
+
+    Attributes:
+      fresh: files to read: new ones, and those of another size or time.
+      gone: files that are no longer there.
+    """
+
+    fresh: list[str]
+    gone: list[str]
+
+
+def changes(root: str, known: Mapping[str, Stamp]) -> Changes:
+    """Compares a folder with the stamps of the files that were read."""
+    paths = media_of(root)
+    fresh = [path for path in paths if not _same(os.path.join(root, path), known.get(path))]
+    there = set(paths)
+    return Changes(fresh, sorted(path for path in known if path not in there))
+
+
+def _same(path: str, stamp: Stamp | None) -> bool:
+    """Whether a file is as it was; one that only has another time is read to tell."""
+    if stamp is None:
+        return False
+    try:
+        status = os.stat(path)
+        if (status.st_size, status.st_mtime_ns) == (stamp.size, stamp.mtime_ns):
+            return True
+        return status.st_size == stamp.size and _digest(path) == stamp.digest
+    except OSError:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file that was read: at most `clip_files.GROUP` of its clips, or why it has none."""
+
+    path: str
+    stamp: Stamp
+    clips: Sequence[FileClip] = ()
+    count: int = 0
+    bad: Bad | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads files of a folder by some threads."""
+
+    root: str
+    options: ClipOptions
+    windows: Windows | None
+    threads: int
+
+    def files(self, paths: Sequence[str]) -> Iterator[File]:
+        """The files in their order; as many are read ahead as there are threads, and one more."""
+        with concurrent.futures.ThreadPoolExecutor(self.threads, "decode") as pool:
+            ahead: collections.deque[concurrent.futures.Future[File]] = collections.deque()
+            for path in paths:
+                ahead.append(pool.submit(self.read, path))
+                if len(ahead) > self.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def read(self, path: str, first: int = 0) -> File:
+        """The clips of a file from the number `first` on."""
+        place = os.path.join(self.root, path)
+        stamp = Stamp(-1, 0, "")
+        try:
+            status = os.stat(place)
+            stamp = Stamp(status.st_size, status.st_mtime_ns, "")
+            if stat.S_ISREG(status.st_mode):  # reading a pipe might never end
+                stamp = stamp._replace(digest=_digest(place))
+            clips, count = read_clips(place, self.options, self.windows, first)
+        except DecodeError as error:
+            return File(path, stamp, bad=Bad(path, error.reason, error.detail))
+        except OSError as error:
+            return File(path, stamp, bad=Bad(path, "unreadable", error.strerror or str(error)))
+        return File(path, stamp, clips, count)
+
+
+def _digest(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
