@@ -21,15 +21,31 @@ from absl import flags
 from ml_collections import config_flags
 
 from uniadapter_jax.benchmark.cells import Places
-from uniadapter_jax.benchmark.grid import share_of, units_of
+from uniadapter_jax.benchmark.grid import Unit, share_of, units_of
 from uniadapter_jax.benchmark.runner import run_grid
 from uniadapter_jax.common import signals
 from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.config import validate
 
 
 def say(message: str) -> None:
     """Prints a line for people on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def show(units: Sequence[Unit], out: pathlib.Path) -> int:
+    """Prints the command of every cell with its first candidate; 1 if a config is wrong."""
+    status = 0
+    for unit in units:
+        chosen = unit.candidates[0]
+        for seed in unit.seeds:
+            try:
+                validate(unit.config(chosen, seed))
+                print(unit.command(str(Places(out, unit).workdir(chosen, seed)), chosen, seed))
+            except UserError as error:
+                print(f"# {unit.setting}/{unit.name}: {error}")
+                status = 1
+    return status
 
 
 def main() -> None:
@@ -54,11 +70,7 @@ def main() -> None:
         if grid is not None:
             units = share_of(units_of(grid), cells.value)
             if dry.value:
-                for unit in units:
-                    for seed in unit.seeds:
-                        workdir = Places(out, unit).workdir((), seed)
-                        print(unit.command(str(workdir), (), seed))
-                return 0
+                return show(units, out)
             try:
                 totals = run_grid(grid, units, out, say)
             except KeyboardInterrupt:

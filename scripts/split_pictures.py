@@ -1,0 +1,60 @@
+"""Splits pictures of Karpathy's layout into two sets by their names: to train on, and to adapt to.
+
+    python scripts/split_pictures.py PICTURES google data/emoji/pretrain twitter data/emoji/pictures
+
+writes OUT/manifest.jsonl for each prefix of file names. Of the first set all pictures train but a
+twentieth, the split `test`. Of the second half are `test`, a twentieth `val`, the others `train`,
+by a hash of the name: so the test is large enough to tell methods apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import sys
+
+from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.data.sources import read_source
+
+PRETRAINING = {"test": 0.05}  # shares of the splits beside train, in this order
+ADAPTATION = {"test": 0.5, "val": 0.05}
+
+
+def split_of(name: str, shares: dict[str, float]) -> str:
+    """The split of a picture."""
+    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    for split, share in shares.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
+def main(arguments: list[str]) -> int:
+    """Writes both manifests."""
+    pictures, *pairs = arguments
+    items = list(read_source("karpathy", pictures).items)
+    for (prefix, out), shares in zip(
+        (pairs[:2], pairs[2:]), (PRETRAINING, ADAPTATION), strict=True
+    ):
+        lines = [
+            json.dumps(
+                {
+                    "id": pathlib.Path(item.path).stem,
+                    "path": str(pathlib.Path(item.path).absolute()),
+                    "captions": list(item.captions),
+                    "split": split_of(pathlib.Path(item.path).name, shares),
+                }
+            )
+            for item in items
+            if pathlib.Path(item.path).name.startswith(prefix)
+        ]
+        pathlib.Path(out).mkdir(parents=True, exist_ok=True)
+        write_whole(pathlib.Path(out) / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
+        print(f"{out}: {len(lines)} pictures", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
