@@ -40,7 +40,7 @@ REQUIREMENTS = [
     "tokenizers>=0.22,<0.24",
 ]
 
-REPORT = ["altair>=6.3,<7", "vl-convert-python>=1.9,<2"]
+REPORT = ["vl-convert-python>=1.9,<2"]
 EXTRAS = {
     "test": [
         *REPORT,

@@ -25,38 +25,50 @@ class Box(NamedTuple):
 
 
 class Label(NamedTuple):
-    """Where a name begins (its left end, halfway up), and whether a line leads to it."""
+    """Where a name begins (its left end, halfway up), and the end of a line to it, if far."""
 
     x: float
     y: float
     is_far: bool
+    tip: float
 
 
 def place(
-    points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    width: float,
+    height: float,
+    taken: Sequence[Box] = (),
 ) -> list[Label]:
-    """A label for each point of a chart of that size, all in pixels; y points down."""
+    """A label for each point of a chart of that size, all in pixels; y points down.
+
+    `taken`: where other words and lines stand.
+    """
     marks = [Box(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
-    taken: list[Box] = []
+    taken = list(taken)
     labels: list[Label] = []
     for (x, y), name in zip(points, names, strict=True):
         size = len(name) * _LETTER
         best: tuple[float, Box, bool] | None = None
         for box, distance in _candidates(x, y, size):
-            cost = distance + _outside(box, width, height) * 50.0
+            cost = distance + _outside(box, width, height) * 500.0
             cost += sum(box.overlap(other) for other in taken) * 4.0
             cost += sum(box.overlap(mark) for mark in marks) * 1.0
             if best is None or cost < best[0]:
                 best = (cost, box, distance > 12.0)
         assert best is not None
         taken.append(best[1])
-        labels.append(Label(best[1].left, (best[1].top + best[1].bottom) / 2, best[2]))
+        _, box, is_far = best
+        tip = min(max(x, box.left), box.right)
+        labels.append(Label(box.left, (box.top + box.bottom) / 2, is_far, tip))
     return labels
 
 
 def _candidates(x: float, y: float, size: float) -> Iterator[tuple[Box, float]]:
     """Boxes right, left, above and below of a point, at growing distances."""
-    for away, side in itertools.product((8.0, 14.0, 24.0, 36.0, 52.0, 72.0), range(8)):
+    for away, side in itertools.product(
+        (8.0, 14.0, 24.0, 36.0, 52.0, 72.0, 100.0, 130.0), range(8)
+    ):
         slant = away * 0.7
         left, middle = {
             0: (x + away, y),

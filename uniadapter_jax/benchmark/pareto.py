@@ -32,11 +32,11 @@ class Point:
 
 
 AXES = (
-    Axis("trained", "Trained parameters", "", lambda row: row.trained),
-    Axis("adapter_bytes", "Bytes of the adapter", "B", lambda row: row.file_size),
+    Axis("trained", "trained parameters", "", lambda row: row.trained),
+    Axis("adapter_bytes", "bytes of the adapter", "B", lambda row: row.file_size),
     Axis("step_flops", "FLOPs of a step", "FLOP", lambda row: row.cost("step_flops")),
-    Axis("step_memory", "Memory of a step", "B", lambda row: row.cost("step_memory_bytes")),
-    Axis("step_seconds", "Time of a step", "s", lambda row: row.cost("step_seconds"), True),
+    Axis("step_memory", "memory of a step", "B", lambda row: row.cost("step_memory_bytes")),
+    Axis("step_seconds", "time of a step", "s", lambda row: row.cost("step_seconds"), True),
 )
 
 

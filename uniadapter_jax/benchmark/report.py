@@ -6,7 +6,11 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
+from uniadapter_jax.benchmark.charts import Chart, charts_of, curves_of
 from uniadapter_jax.benchmark.claims import verdicts_of
+from uniadapter_jax.benchmark.drawing import Drawing, draw
+from uniadapter_jax.benchmark.page import Shown, page_of
+from uniadapter_jax.benchmark.pareto_charts import pareto_charts
 from uniadapter_jax.benchmark.records import Cell, Grid, read_cells, read_grid
 from uniadapter_jax.benchmark.statistics import Table, tables_of
 from uniadapter_jax.benchmark.tables import csv_files, markdown_of
@@ -22,7 +26,8 @@ def write_report(out: pathlib.Path, baseline: str | None = None) -> pathlib.Path
       baseline: the row of the differences; None: the grid's.
 
     Raises:
-      UserError: a file is damaged or wrong, or the baseline is no row.
+      UserError: a file is damaged or wrong, or the baseline is no row; or the extra `report` is
+        not installed, once the tables are written.
     """
     grid = read_grid(out)
     cells = [_without_path(cell, out) for cell in read_cells(out)]
@@ -36,7 +41,22 @@ def write_report(out: pathlib.Path, baseline: str | None = None) -> pathlib.Path
     files["tables.md"] = markdown_of(grid, tables, verdicts, notes)
     for name, content in files.items():
         write_whole(folder / name, content)
+    charts = {table.setting.name: _drawn(table, folder) for table in tables}
+    write_whole(folder / "index.html", page_of(grid, tables, verdicts, notes, charts))
     return folder
+
+
+def _drawn(table: Table, folder: pathlib.Path) -> Shown:
+    """Draws the charts of a setting, and writes them for papers."""
+    shown: list[tuple[Chart, Drawing, Drawing | None]] = []
+    for chart in (*charts_of(table), *pareto_charts(table), *curves_of(table)):
+        name = f"{table.setting.name}-{chart.name}"
+        drawing = draw(chart.spec, name, chart.alt)
+        write_whole(folder / f"{name}.svg", drawing.svg)
+        write_whole(folder / f"{name}.png", drawing.png)
+        narrow = draw(chart.narrow, f"{name}-narrow", chart.alt) if chart.narrow else None
+        shown.append((chart, drawing, narrow))
+    return shown
 
 
 def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list[str]:

@@ -111,14 +111,13 @@ def _table(grid: Grid, setting: Setting, cells: Sequence[Cell], baseline: str) -
     known = next((cell.outcomes.get(setting.measure.group) for cell in done), None)
     ids = known.ids if known else ()
     clips = len({clip_of(query, setting.measure.group) for query in ids})
-    resolution = _resolution(rows, setting.measure, clips)
     table = Table(
         setting,
         tuple(rows),
         baseline if base.cells else None,
         len(ids),
         clips,
-        resolution,
+        _resolution(rows, setting.measure, clips),
         (),
     )
     return dataclasses.replace(table, cautions=tuple(_cautions(table, baseline)))
@@ -190,6 +189,14 @@ def _resolution(rows: Sequence[Row], measure: Measure, clips: int) -> float | No
     return max(statistics.median(halves), measure.floor / clips)
 
 
+def resolution(table: Table) -> str:
+    """What a test set of this size can show; "" where that is unknown."""
+    if table.resolution is None:
+        return ""
+    least = f"{table.resolution:.1f} {table.setting.measure.unit}"
+    return f"differences to {table.baseline} below about {least} cannot be told from chance"
+
+
 def _cautions(table: Table, baseline: str) -> list[str]:
     lines, measure = [], table.setting.measure
     if table.baseline is None:
@@ -206,8 +213,8 @@ def _cautions(table: Table, baseline: str) -> list[str]:
         )
     if table.resolution is not None and table.resolution > measure.telling:
         lines.append(
-            f"{table.clips} test items are too few to tell close methods apart: a difference "
-            f"below about {table.resolution:.1f} {measure.unit} cannot be told from chance."
+            f"{table.clips} test items are too few to tell close methods apart: "
+            f"{resolution(table)}."
         )
     if 0 < table.clips < FEW_CLIPS:
         lines.append(f"With fewer than {FEW_CLIPS} test items the intervals are too narrow.")

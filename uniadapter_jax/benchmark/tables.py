@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from uniadapter_jax.benchmark import text
 from uniadapter_jax.benchmark.claims import Verdict
 from uniadapter_jax.benchmark.records import Cell, Grid
-from uniadapter_jax.benchmark.statistics import Row, Table
+from uniadapter_jax.benchmark.statistics import Row, Table, resolution
 
 # Costs of the compiled step, which follow from the program.
 COMPILED = ("step_flops", "step_useful_flops", "step_bytes", "step_memory_bytes")
@@ -107,7 +107,7 @@ def markdown_of(
 
 
 def _claims(verdicts: Sequence[Verdict]) -> list[str]:
-    head = ["claim", "source", "setting", "compared", "effect [95 %]", "verdict", "mind"]
+    head = ["claim", "source", "setting", "compared", "effect [95 %]", "verdict", "cautions"]
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
@@ -141,11 +141,8 @@ def basis(table: Table) -> str:
     """A sentence on what a table's numbers rest on."""
     measure = table.setting.measure
     words = f"{measure.name} of {table.queries:,} queries on {table.clips:,} test items"
-    if table.resolution is not None:
-        words += (
-            f"; differences to {table.baseline} below about {table.resolution:.1f} {measure.unit} "
-            "cannot be told from chance"
-        )
+    if told := resolution(table):
+        words += f"; {told}"
     return f"{words}."
 
 
