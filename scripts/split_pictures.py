@@ -34,7 +34,8 @@ def split_of(name: str, shares: dict[str, float]) -> str:
 def main(arguments: list[str]) -> int:
     """Writes both manifests."""
     pictures, *pairs = arguments
-    items = list(read_source("karpathy", pictures).items)
+    source = read_source("karpathy", pictures)
+    root = pathlib.Path(source.root).absolute()
     for (prefix, out), shares in zip(
         (pairs[:2], pairs[2:]), (PRETRAINING, ADAPTATION), strict=True
     ):
@@ -42,12 +43,12 @@ def main(arguments: list[str]) -> int:
             json.dumps(
                 {
                     "id": pathlib.Path(item.path).stem,
-                    "path": str(pathlib.Path(item.path).absolute()),
+                    "path": str(root / item.path),
                     "captions": list(item.captions),
                     "split": split_of(pathlib.Path(item.path).name, shares),
                 }
             )
-            for item in items
+            for item in source.items
             if pathlib.Path(item.path).name.startswith(prefix)
         ]
         pathlib.Path(out).mkdir(parents=True, exist_ok=True)
