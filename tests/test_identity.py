@@ -130,6 +130,16 @@ def first_version(mine, config):
     return {**kept, **task, "data.test": "data.test"}
 
 
+def test_an_option_that_came_after_a_run_had_its_default():
+    config, _ = flipped("lora", "retrieval", "seed")
+    mine = both(config)[0]
+    saved = {name: value for name, value in mine.items() if name != "method.from_layer"}
+    assert differences(saved, mine) == {}
+    other = {**mine, "method.from_layer": 2}
+    assert differences(saved, other) == {"method.from_layer": (0, 2)}
+    assert differences(saved, other, {"method": {"from_layer": 2}}) == {}
+
+
 @pytest.mark.parametrize("selection", ["last", "val", "test"])
 def test_an_identity_of_the_first_version_is_the_same_run(selection):
     config, _ = flipped("uniadapter", "vqa", "seed", selection)

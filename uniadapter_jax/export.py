@@ -109,7 +109,7 @@ def export(
             write_adapter(folder, adapter)
             family = family_of(base.model.config)
             if further := FURTHER_LAYOUTS.get((method.name, family.title)):
-                further.write(folder / further.folder, adapter)
+                further.write(folder / further.folder, adapter, flat_names(partition.frozen))
             if texts != base.source:
                 write_digests(folder, copy_tokenizer(texts, folder, family))
         (folder / "README.md").write_text(card)
@@ -187,7 +187,11 @@ def _load_backbone(run: Run, directory: str | None) -> Backbone:
 
 
 def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFiles:
-    options = {name: run.config["method"][name] for name in method.options}
+    chosen = run.config["method"]
+    options = {  # one that neither of the run's files names is newer than the run
+        name: chosen[name] if name in chosen or f"method.{name}" in run.identity else usual
+        for name, usual in method.options.items()
+    }
     like = trainable_shapes(base, method, options)
     trained, identity = restore_trainable(run.workdir / "checkpoints", step, like)
     check_same(run.workdir, run.identity, identity)

@@ -1,5 +1,6 @@
 """PEFT beside our methods in transformers' CLIP, and an export in its layout that it reads."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -116,7 +117,7 @@ NAME = re.compile(r".*\.(text|vision)_model\..*layers\.(\d+)\..*?(\w+)\.(\w+)\.d
 SITES = {"k_proj": "delta.", "v_proj": "delta.", "fc2": "before."}  # of IA3's scales
 
 
-def by_our_path(tensors, factors):
+def by_our_path(tensors, factors, cut):
     """{our path: array} from {PEFT's name: tensor}: layers stacked, kernels turned."""
     rows = {}
     for name, value in tensors.items():
@@ -125,7 +126,7 @@ def by_our_path(tensors, factors):
         site = SITES[module] if ours == "scale" else ""
         value = value.detach().numpy()
         value = value.T if ours.endswith("kernel") else value.reshape(-1)
-        path = f"{tower}.blocks.{MODULES[module]}.{site}{ours}"
+        path = f"{tower}.blocks{cut}.{MODULES[module]}.{site}{ours}"
         rows.setdefault(path, {})[int(layer)] = value
     return {path: np.stack([of[i] for i in sorted(of)]) for path, of in rows.items()}
 
@@ -135,9 +136,15 @@ def wave(features, library):
     return library.sin(library.arange(features.size, dtype=np.float32)).reshape(features.shape)
 
 
-@pytest.mark.parametrize("name", TUNERS)
-def test_features_and_gradients_are_those_of_peft(name, tmp_path):
+CASES_OF_TUNERS = [*((name, 0) for name in TUNERS), ("vera", 1), ("lora", 1)]
+
+
+@pytest.mark.parametrize(("name", "from_layer"), CASES_OF_TUNERS)
+def test_features_and_gradients_are_those_of_peft(name, from_layer, tmp_path):
     config, options, factors = TUNERS[name]
+    config = dataclasses.replace(config)
+    if from_layer:
+        config.layers_to_transform = list(range(from_layer, 9))
     reference = random_clip(odd_config())
     reference.save_pretrained(tmp_path)
     pixels, ids = batch(reference)
@@ -148,7 +155,7 @@ def test_features_and_gradients_are_those_of_peft(name, tmp_path):
         start = parameter.data if "magnitude" in key else float(name == "ia3")
         parameter.data = start + 0.3 * torch.randn_like(parameter)
     base, method = load_backbone(str(tmp_path)).model, get_method(name)
-    chosen = ConfigDict({**method.options, **options})
+    chosen = ConfigDict({**method.options, **options, "from_layer": from_layer})
     method.attach(base, chosen, None)
     if name == "vera":
         for ours, buffers in (("a", theirs.base_model.vera_A), ("b", theirs.base_model.vera_B)):
@@ -156,7 +163,8 @@ def test_features_and_gradients_are_those_of_peft(name, tmp_path):
             assert matrix.shape == buffers["default"].T[None].shape
             matrix[...] = jnp.asarray(buffers["default"].T[None].numpy())
     part = partition(base, method.filter(chosen))
-    values = by_our_path(trained, factors)
+    cut = ".above" if from_layer else ""
+    values = by_our_path(trained, factors, cut)
     assert set(values) == set(flat_names(part.trainable))
     put = [jnp.asarray(values[path]) for path in flat_names(part.trainable)]
     trainable = jax.tree.unflatten(jax.tree.structure(part.trainable), put)
@@ -176,11 +184,12 @@ def test_features_and_gradients_are_those_of_peft(name, tmp_path):
     sum((y * torch.tensor(wave(y.detach().numpy(), np))).sum() for y in wanted).backward()
     for ours, expected in zip(found, wanted, strict=True):
         assert apart(ours, expected.detach().numpy()) < 2e-5
-    expected = by_our_path({key: p.grad for key, p in trained.items()}, factors)
+    expected = by_our_path({key: p.grad for key, p in trained.items()}, factors, cut)
     for path, gradient in flat_names(gradients).items():
         assert apart(gradient, expected[path]) < 2e-4, path
     if (name, "CLIP") in FURTHER_LAYOUTS:
-        write_peft(tmp_path / "peft", AdapterFiles(name, dict(chosen), values, ""))
+        adapter = AdapterFiles(name, dict(chosen), values, "")
+        write_peft(tmp_path / "peft", adapter, flat_names(part.frozen))
         again = peft.PeftModel.from_pretrained(random_clip(odd_config()), tmp_path / "peft").eval()
         for read, expected in zip(
             features(again.base_model.model, pixels, ids), wanted, strict=True

@@ -39,4 +39,5 @@ METHOD = Method(
     attach=attach,
     options={"bottleneck": 64, "scale": 0.1, "dropout": 0.1},
     ranges={"bottleneck": at_least(1), "scale": POSITIVE, "dropout": BELOW_ONE},
+    layered=True,
 )

@@ -35,6 +35,8 @@ class Method:
         method that is not linear.
       version: grows when the function that the same parameters compute changes.
       trains_backbone: whether what trains is the whole backbone: its export is a backbone.
+      layered: whether it acts in the layers of towers, so that it may begin at any: the registry
+        gives it the option `from_layer`.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     merge: Callable[[nnx.Module], None] | None = None
     version: int = 1
     trains_backbone: bool = False
+    layered: bool = False
 
     def filter(self, options: Any) -> Any:
         """The nnx filter of what trains with these options; None trains nothing."""

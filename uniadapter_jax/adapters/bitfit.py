@@ -5,4 +5,10 @@ from __future__ import annotations
 from uniadapter_jax.adapters.base import Method, attach_nothing, merge_nothing
 from uniadapter_jax.adapters.targets import biases
 
-METHOD = Method(name="bitfit", attach=attach_nothing, trainable=biases(), merge=merge_nothing)
+METHOD = Method(
+    name="bitfit",
+    attach=attach_nothing,
+    trainable=biases(),
+    merge=merge_nothing,
+    layered=True,
+)

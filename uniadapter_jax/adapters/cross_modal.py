@@ -120,7 +120,8 @@ def attach(backbone: Any, options: Any, rng: Rng) -> None:
             f"{config.vision.width} (vision) and {config.text.width} (text) wide"
         )
     if shared_dim:
-        shared = Shared(config.text.layers, r, shared_dim, std, rng)
+        slots = next(tower.layers for tower in backbone.towers() if tower.name == "text")
+        shared = Shared(slots, r, shared_dim, std, rng)
         fill_place(backbone, "adapters", shared)
     for tower in backbone.towers():
         for site in SITES:
@@ -147,4 +148,5 @@ METHOD = Method(
         "init_std": at_least(0),
         "dropout": BELOW_ONE,
     },
+    layered=True,
 )

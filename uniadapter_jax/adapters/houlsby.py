@@ -37,4 +37,5 @@ METHOD = Method(
     attach=attach,
     options={"bottleneck": 64, "sites": ("attn", "mlp"), "dropout": 0.0},
     ranges={"bottleneck": at_least(1), "dropout": BELOW_ONE},
+    layered=True,
 )

@@ -57,4 +57,4 @@ def merge(backbone: nnx.Module) -> None:
         linear.delta = linear.before = None
 
 
-METHOD = Method(name="ia3", attach=attach, merge=merge)
+METHOD = Method(name="ia3", attach=attach, merge=merge, layered=True)

@@ -91,4 +91,5 @@ METHOD = Method(
     merge=merge,
     options={"rank": 8, "alpha": 8.0, "targets": ("attn.q", "attn.v"), "dropout": 0.0},
     ranges={"rank": at_least(1), "alpha": POSITIVE, "dropout": BELOW_ONE},
+    layered=True,
 )

@@ -38,4 +38,5 @@ METHOD = Method(
     merge=lora.merge,
     options={"rank": 8},
     ranges={"rank": at_least(1)},
+    layered=True,
 )

@@ -27,11 +27,12 @@ from uniadapter_jax.adapters import (
     vpt_deep,
 )
 from uniadapter_jax.adapters.base import AdapterParam, Method
+from uniadapter_jax.adapters.from_layer import with_from_layer
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import check_choice, check_range, check_type
 
 METHODS: dict[str, Method] = {
-    method.name: method
+    method.name: with_from_layer(method) if method.layered else method
     for method in (
         cross_modal.METHOD,
         uniadapter_blip.METHOD,
@@ -61,15 +62,18 @@ __all__ = ["METHODS", "AdapterParam", "Method", "check_options", "get_method"]
 
 
 def check_options(where: str, method: Method, options: Mapping[str, Any]) -> None:
-    """Raises `UserError`, `where` in front, unless these are options that the method can have."""
-    if set(options) != set(method.options):
+    """Raises `UserError`, `where` in front, unless these are options that the method can have.
+
+    They may be fewer than there are: an earlier version may have known fewer.
+    """
+    if set(options) - set(method.options):
         raise UserError(
             f"{where} are {sorted(options)!s:.300}, those of {method.name} are "
             f"{sorted(method.options)}"
         )
-    for name, usual in method.options.items():
-        value, path = options[name], f"{where}.{name}"
-        check_type(path, value, type(usual))
+    for name, value in options.items():
+        path = f"{where}.{name}"
+        check_type(path, value, type(method.options[name]))
         if name in method.ranges:
             check_range(path, value, method.ranges[name])
         if name in method.choices:

@@ -71,4 +71,4 @@ def merge(backbone: Any) -> None:
         layer.delta = None
 
 
-METHOD = Method(name="ssf", attach=attach, merge=merge)
+METHOD = Method(name="ssf", attach=attach, merge=merge, layered=True)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from flax import nnx
 
 from uniadapter_jax.backbones.linear import Linear
+from uniadapter_jax.backbones.scan import Below
 from uniadapter_jax.common.errors import UserError
 
 # Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys.
@@ -19,10 +20,13 @@ Filter = Callable[[tuple[Any, ...], Any], bool]
 
 
 def modules_of(module: nnx.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
-    """Every module of a class with its dotted path, such as `vision.blocks.attn.q`."""
+    """Every module of a class with its dotted path, such as `vision.blocks.attn.q`.
+
+    Where a tower is cut, those above the cut, by the same paths.
+    """
     for path, node in nnx.iter_graph(module, graph=True):
-        if isinstance(node, kind):
-            yield ".".join(map(str, path)), node
+        if isinstance(node, kind) and not any(isinstance(p, Below) for p in vars(node).values()):
+            yield ".".join(str(name) for name in path if name != "above"), node
 
 
 def linear_layers(module: nnx.Module) -> Iterator[tuple[str, Linear]]:
@@ -47,12 +51,14 @@ def linear_layers_named(backbone: nnx.Module, target: str, field: str) -> list[t
 def parameters(pattern: str) -> Filter:
     """A filter of the backbone's own parameters whose dotted path matches the whole pattern.
 
+    Where a tower is cut, none below the cut matches.
     `partition` raises where a method's filter matches nothing.
     """
     matches = re.compile(pattern).fullmatch
 
     def chosen(path: tuple[Any, ...], value: Any) -> bool:
-        return isinstance(value, nnx.Param) and bool(matches(".".join(map(str, path))))
+        trains = isinstance(value, nnx.Param) and not isinstance(value, Below)
+        return trains and bool(matches(".".join(map(str, path))))
 
     return chosen
 

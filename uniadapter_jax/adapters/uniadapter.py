@@ -123,22 +123,22 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
     config = backbone.config
     check(options)
     width = min(config.vision.width, config.text.width)
-    shared = Shared(config.text.layers, width, options.bottleneck, rng)
+    towers = {tower.name: tower for tower in backbone.towers()}
+    shared = Shared(towers["text"].layers, width, options.bottleneck, rng)
     fill_place(backbone, "adapters", shared)
-    for tower in ("vision", "text"):
-        size = getattr(config, tower)
+    for name, tower in towers.items():
         branch = Branch(
-            size.layers,
-            size.width,
+            tower.layers,
+            tower.width,
             width,
             bottleneck=options.bottleneck,
-            up_std=STD if (options.init, tower) == ("paper", "vision") else 0.0,
+            up_std=STD if (options.init, name) == ("paper", "vision") else 0.0,
             dropout=options.dropout,
             rng=rng,
         )
-        fill_place(getattr(backbone, tower).blocks, "beside_mlp", branch)
+        fill_place(tower.blocks, "beside_mlp", branch)
         if options.train_projections:
-            train_linear(getattr(backbone, tower).projection)
+            train_linear(tower.owner.projection)
 
 
 def check(options: Any) -> None:

@@ -159,10 +159,11 @@ def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None
     vision, text = config.vision, config.text
     width = min(vision.width, text.width)
     paper = options.init == "paper"
-    shared = SharedWithText(text.layers, width, text.width, options, rng)
+    towers = {tower.name: tower for tower in backbone.towers()}
+    shared = SharedWithText(towers["text"].layers, width, text.width, options, rng)
     fill_place(backbone, "adapters", shared)
     branch = Branch(
-        vision.layers,
+        towers["vision"].layers,
         vision.width,
         width,
         bottleneck=options.bottleneck,
@@ -170,16 +171,15 @@ def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None
         dropout=options.dropout,
         rng=rng,
     )
-    fill_place(backbone.vision.blocks, "beside_mlp", branch)
-    towers = [(backbone.text, vision.width)]
-    if backbone.decoder is not None:
-        towers.append((backbone.decoder, text.width))  # it attends to a question's states
-    for tower, attended in towers:
+    fill_place(towers.pop("vision").blocks, "beside_mlp", branch)
+    for name, tower in towers.items():
+        # The decoder attends to a question's states.
+        attended = vision.width if name == "text" else text.width
         fill_place(tower.blocks, "beside_text", TextBranch(options.dropout))
         fill_place(tower.blocks, "beside_fusion", FusionBranch(options.dropout))
         for place in ("cross_key", "cross_value") if options.key_value_bottleneck else ():
             adapter = StatesAdapter(attended, text.width, options.key_value_bottleneck, paper, rng)
-            fill_place(tower, place, adapter)
+            fill_place(tower.owner, place, adapter)
     if options.train_heads:
         for head in (backbone.vision_proj, backbone.text_proj, backbone.itm_head):
             if head is not None:
@@ -204,4 +204,5 @@ METHOD = Method(
         "key_value_bottleneck": at_least(0),
     },
     choices={"init": INITS},
+    layered=True,
 )

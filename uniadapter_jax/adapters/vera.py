@@ -79,4 +79,5 @@ METHOD = Method(
     options={"rank": 256, "targets": ("attn.q", "attn.v"), "start": 0.1, "projection_seed": 0},
     ranges={"rank": at_least(1), "start": POSITIVE, "projection_seed": at_least(0)},
     trainable=parameters(r".*\.delta\.(beta|delta)"),
+    layered=True,
 )

@@ -41,5 +41,9 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
 
 
 METHOD = Method(
-    name="vpt_deep", attach=attach, options={"prompts": 5}, ranges={"prompts": at_least(1)}
+    name="vpt_deep",
+    attach=attach,
+    options={"prompts": 5},
+    ranges={"prompts": at_least(1)},
+    layered=True,
 )

@@ -121,8 +121,13 @@ class BertLayer(scan.Stack):
     ) -> Float[Array, "b l d"]:
         """`made` are the keys and values of what is seen, where there are any already."""
         if seen is not None and made is None:
-            made = self.cross.keys_and_values(seen.memory.states, layer, seen.added)
+            made = self.attend_to(seen, layer)
         return self.combine(x, self.attn.keys_and_values(x, layer), made, bias, seen, layer)
+
+    def attend_to(self, seen: Seen, layer: scan.LayerInputs) -> KeysValues:
+        """Keys and values of what is seen, for cross-attention."""
+        added = seen.added if self.adapted else (None, None)
+        return self.cross.keys_and_values(seen.memory.states, layer, added)
 
     def combine(
         self,
@@ -160,6 +165,9 @@ class Bert(nnx.Module):
       dropout: the rate of all of BERT's dropouts, in use only where a key is passed.
       std: of initial weights.
     """
+
+    # What acts ahead of the layers.
+    AHEAD = ("token_embedding", "position_embedding", "ln_embed")
 
     def __init__(
         self,
@@ -239,7 +247,7 @@ class Bert(nnx.Module):
         def call(
             block: BertLayer, x: Array, layer: scan.LayerInputs, own: None
         ) -> tuple[Array, KeysValues]:
-            return x, block.cross.keys_and_values(memory.states, layer, seen.added)
+            return x, block.attend_to(seen, layer)
 
         start = jnp.zeros((), jnp.float32)
         _, made = scan.collect_layers(

@@ -106,11 +106,28 @@ class Tower(NamedTuple):
         return cls(name, owner, blocks, rows.stop - rows.start, size.width)
 
     def from_layer(self, at: int) -> Tower:
-        """The layers from `at` on, the tower being cut there; all of them where `at` is 0."""
+        """The layers from `at` on, the tower being cut there; all of them where `at` is 0.
+
+        The parameters below, and those of `owner.AHEAD`, become `scan.Below`.
+        """
         if at <= 0:
             return self
         self.owner.blocks = scan.Cut(self.blocks, at)
+        self._retype_ahead(nnx.Param, scan.Below)
         return self._replace(blocks=self.owner.blocks.above, layers=self.layers - at)
+
+    def join(self) -> None:
+        """Joins the layers of a tower that was cut."""
+        self.owner.blocks = self.owner.blocks.joined()
+        self._retype_ahead(scan.Below, nnx.Param)
+
+    def _retype_ahead(self, old: type[nnx.Param], new: type[nnx.Param]) -> None:
+        for name in self.owner.AHEAD:
+            part = getattr(self.owner, name)
+            if isinstance(part, nnx.Module):
+                scan.retype(part, old, new)
+            elif type(part) is old:
+                setattr(self.owner, name, new(part[...]))
 
 
 class Backbone(nnx.Module):
@@ -128,8 +145,14 @@ class Backbone(nnx.Module):
         self.dtype = jnp.dtype(dtype)
 
     def shared(self, tower: str, count: int) -> PyTree | None:
-        """A method's parameters that towers share, cut for the layers of one tower."""
-        return None if self.adapters is None else self.adapters.layer_slices(tower, count)
+        """A method's parameters that towers share, cut for the layers of one tower.
+
+        Of a tower that is itself cut, for the layers above alone.
+        """
+        if self.adapters is None:
+            return None
+        rows = getattr(self, tower).blocks.segments(count)[-1].rows
+        return self.adapters.layer_slices(tower, rows.stop - rows.start)
 
 
 def run_stack(

@@ -47,7 +47,8 @@ class Memory(NamedTuple):
 class Seen(NamedTuple):
     """A `Memory` as all layers use it.
 
-    added: what is added to the keys, and to the values, of every layer, "m t d".
+    added: what is added to the keys, and to the values, of every layer that a method may
+      act on, "m t d".
     bias: what is added to the scores, "q 1 1 t".
     """
 

@@ -42,14 +42,29 @@ def of_first_layer(shared: PyTree | None) -> LayerInputs:
     return LayerInputs(jax.tree.map(lambda leaf: leaf[0], shared))
 
 
+class Below(nnx.Param):
+    """A parameter ahead of the layer where a method begins: no method acts on it or trains it."""
+
+
+def retype(module: nnx.Module, old: type[nnx.Param], new: type[nnx.Param]) -> None:
+    """Makes every parameter in a module that is of the type `old` one of `new`."""
+    for _, node in list(nnx.iter_modules(module, graph=True)):
+        for name, value in list(vars(node).items()):
+            if type(value) is old:
+                setattr(node, name, new(value[...]))
+
+
 class Stack(nnx.Module):
     """Layers of one kind, stacked: what `collect_layers` runs.
 
-    `weights` is the place for what the parameters of a layer go through on their way to it, where
-    they are not whole before (`sharding.Weights`); None in the bare backbone.
+    Attributes:
+      weights: the place for what the parameters of a layer go through on their way to it, where
+        they are not whole before (`sharding.Weights`); None in the bare backbone.
+      adapted: whether a method may act on these layers; not where it begins above them.
     """
 
     weights: LayerWeights | None = None
+    adapted: bool = True
 
     def segments(self, layers: int) -> tuple[Segment, ...]:
         """The stacks that run one after another, of a tower of so many layers."""
@@ -70,7 +85,8 @@ class Segment(NamedTuple):
 class Cut(nnx.Module):
     """A stack in two: the layers `below`, and those from layer `at` on, `above`.
 
-    Where all that trains is above, no gradient enters the layers below.
+    Where all that trains is above, no gradient enters the layers below. What towers share is cut
+    for the layers above alone.
     """
 
     def __init__(self, stack: Stack, at: int):
@@ -79,6 +95,8 @@ class Cut(nnx.Module):
             nnx.merge(graphdef, jax.tree.map(lambda leaf, rows=rows: leaf[rows], state), copy=True)
             for rows in (slice(0, at), slice(at, None))
         )
+        retype(self.below, nnx.Param, Below)
+        self.below.adapted = False
         self.at = at
 
     def segments(self, layers: int) -> tuple[Segment, ...]:
@@ -89,7 +107,7 @@ class Cut(nnx.Module):
     def joined(self) -> Stack:
         """As `Stack.joined`: the stack as it was before it was cut, with the weights of now."""
         parts = (nnx.to_pure_dict(nnx.state(half, graph=True)) for half in (self.below, self.above))
-        graphdef, state = nnx.split(self.below, graph=True)
+        graphdef, state = nnx.split(self.above, graph=True)
         whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         nnx.replace_by_pure_dict(state, whole)
         return nnx.merge(graphdef, state)
@@ -159,16 +177,19 @@ def collect_layers(
     """`scan_layers` where a layer is also handed something of its own, and gives something back.
 
     `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
-    with a leading axis of layers.
+    with a leading axis of layers. Leaves of `shared` lead with the axis of the layers that a method
+    may act on, which are all where the tower is not cut.
     """
     keys = None if key is None else split(key, layers)
-    inputs, made = (LayerInputs(shared, keys, drop_path), own), []
+    inputs, made = (keys, drop_path, own), []
     segments = stacked.segments(layers)
     for stack, rows in segments:
         of_segment = inputs
         if len(segments) > 1:
             of_segment = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)
-        x, results = _run(call, stack, x, of_segment, rows.stop - rows.start, remat)
+        key, rate, own = of_segment
+        layer = LayerInputs(shared if stack.adapted else None, key, rate)
+        x, results = _run(call, stack, x, (layer, own), rows.stop - rows.start, remat)
         made.append(results)
     return x, made[0] if len(made) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *made)
 

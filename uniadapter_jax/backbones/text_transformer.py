@@ -28,6 +28,7 @@ class TextTransformer(nnx.Module):
       FIRST_WORD: the position of the first word, behind what begins every text.
     """
 
+    AHEAD = ("token_embedding", "position_embedding")  # what acts ahead of the layers
     CAUSAL: ClassVar[bool]
     FIRST_WORD: ClassVar[int]
     before: Any

@@ -27,6 +27,9 @@ class ViT(nnx.Module):
     positions; rows that it puts behind them go through all layers and are not seen by the head.
     """
 
+    # What acts ahead of the layers.
+    AHEAD = ("patch_embedding", "class_embedding", "position_embedding", "ln_pre")
+
     def __init__(
         self,
         config: Any,

@@ -125,11 +125,13 @@ def differences(
 ) -> dict[str, tuple[Any, Any]]:
     """{name: (saved, mine)} of the values that differ between two identities of training.
 
-    A field that `saved` lacks because it is older than the field has the value of `config`, the
-    saved run's, else its default. A fact that is in no config, such as a digest, counts as equal.
+    A field that `saved` lacks is newer than it, such as a method's new option, and has the value of
+    `config`, the saved run's, else its default. Of another version, a fact that is in no config,
+    such as a digest, counts as equal.
     """
-    older = saved.get("version") != mine.get("version")
-    known = {**mine, **_older_values(mine, config or {})} if older else {}
+    known = _older_values(mine, config or {})
+    if saved.get("version") != mine.get("version"):
+        known = {**mine, **known}
     theirs = {name: saved.get(name, known.get(name)) for name in {*saved, *mine}}
     ignored = {*FREE, *_EVALUATION_FACTS, *_measured_by(saved)} - set(mine) | {"version"}
     return {

@@ -33,7 +33,7 @@ from uniadapter_jax.weights.safetensors_file import (
 FORMAT = "uniadapter_jax/1"
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 TENSORS_DIGEST, CONFIG_DIGEST = "tensors_sha256", "config_sha256"
-PEFT_FOLDER = "peft"  # holds an exported LoRA again, in PEFT's layout
+PEFT_FOLDER = "peft"  # holds an exported LoRA, say, again in PEFT's layout
 PEFT_METADATA = {"format": "pt"}  # PEFT asks for it
 _DIGESTS = (TENSORS_DIGEST, CONFIG_DIGEST)
 _CONFIG_BYTES = 2**20
@@ -186,7 +186,7 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
         )
     return AdapterFiles(
         method=method.name,
-        options=config["options"],
+        options={**method.options, **config["options"]},  # an earlier version may have fewer
         tensors=tensors,
         fingerprint=fingerprint,
         task=config.get("task", {}),

@@ -1,8 +1,9 @@
-"""Writes a LoRA, DoRA or IA3 in PEFT's layout, so that PEFT can load it into a `CLIPModel`.
+"""Writes a LoRA, DoRA, VeRA or IA3 in PEFT's layout, so that PEFT can load it into a `CLIPModel`.
 
 PEFT calls the two factors of a layer `base_model.model.<module>.lora_A.weight`, [rank, in], and
-`lora_B.weight`, [out, rank], DoRA's lengths `lora_magnitude_vector`, and IA3's scales `ia3_l`,
-[out, 1] or [1, in]; each layer of a tower is a module of its own. The patch embedding is a
+`lora_B.weight`, [out, rank], DoRA's lengths `lora_magnitude_vector`, VeRA's vectors `vera_lambda_b`
+and `vera_lambda_d`, and IA3's scales `ia3_l`, [out, 1] or [1, in]; each layer of a tower is a
+module of its own. VeRA's matrices are `base_model.vera_A` and `vera_B`. The patch embedding is a
 convolution in transformers: its A is [rank, 3, p, p], its B [out, rank, 1, 1].
 """
 
@@ -37,18 +38,30 @@ _FACTORS = {
     "reweighted.low.a_kernel": "lora_A.weight",
     "reweighted.low.b_kernel": "lora_B.weight",
     "reweighted.magnitude": "lora_magnitude_vector",
+    "delta.beta": "vera_lambda_b",
+    "delta.delta": "vera_lambda_d",
     "delta.scale": "ia3_l",
     "before.scale": "ia3_l",
 }
+# {our path: PEFT's name} of matrices that all layers share and that do not train
+_MATRICES = {
+    "adapters.a_kernel": "base_model.vera_A",
+    "adapters.b_kernel": "base_model.vera_B",
+}
 
 
-def peft_tensors(ours: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """(PEFT's name, array) from our tensors `<linear layer>.<place>.<factor>`."""
+def peft_tensors(
+    ours: Mapping[str, np.ndarray], first: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(PEFT's name, array) from our tensors `<linear layer>.<place>.<factor>`.
+
+    first: the layer of the towers that the first in a stack is.
+    """
     for path, tensor in ours.items():
         factor = next(end for end in _FACTORS if path.endswith(f".{end}"))
-        module, how = _KERNELS[path.removesuffix(f".{factor}")]
+        module, how = _KERNELS[path.removesuffix(f".{factor}").replace(".above.", ".")]
         stacked = "{i}" in module
-        for i, value in enumerate(tensor if stacked else tensor[None]):
+        for i, value in enumerate(tensor if stacked else tensor[None], first):
             name = f"base_model.model.{module.format(i=i) if stacked else module}"
             yield f"{name}.{_FACTORS[factor]}", _as_peft(value, factor, how)
 
@@ -82,18 +95,44 @@ def _ia3_config(adapter: AdapterFiles, tensors: Mapping[str, np.ndarray]) -> dic
     return {"peft_type": "IA3", "feedforward_modules": _modules(inputs)}
 
 
+def _vera_config(adapter: AdapterFiles, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    return {
+        "peft_type": "VERA",
+        "r": adapter.options["rank"],
+        "d_initial": adapter.options["start"],
+        "projection_prng_key": adapter.options["projection_seed"],
+        "save_projection": True,  # they are drawn otherwise than PEFT's
+        "vera_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+_FACTOR = re.compile(r"\.(lora|ia3|vera)_")
+_CONFIGS = {"lora": _lora_config, "ia3": _ia3_config, "vera": _vera_config}
+
+
 def _modules(names: Iterable[str]) -> list[str]:
     """transformers' modules that PEFT's tensors belong to."""
     bare = (name.removeprefix("base_model.model.") for name in names)
-    return sorted({re.split(r"\.(?:lora_|ia3_l)", name)[0] for name in bare})
+    return sorted({_FACTOR.split(name)[0] for name in bare})
 
 
-def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
-    """Writes what `peft.PeftModel.from_pretrained(CLIPModel, directory)` reads."""
-    tensors = dict(peft_tensors(adapter.tensors))
-    has_scales = any(name.endswith("ia3_l") for name in tensors)
+def write_peft(
+    directory: pathlib.Path, adapter: AdapterFiles, frozen: Mapping[str, Any] | None = None
+) -> None:
+    """Writes what `peft.PeftModel.from_pretrained(CLIPModel, directory)` reads.
+
+    frozen: {our path: array} of what does not train in the adapted model.
+    """
+    tensors = dict(peft_tensors(adapter.tensors, adapter.options["from_layer"]))
+    kinds = {match[1] for match in map(_FACTOR.search, tensors) if match}
+    matrices = {
+        theirs: np.asarray(frozen[ours])[0].T
+        for ours, theirs in _MATRICES.items()
+        if frozen and ours in frozen
+    }
     config = {
-        **(_ia3_config if has_scales else _lora_config)(adapter, tensors),
+        **_CONFIGS[kinds.pop()](adapter, tensors),
         "task_type": None,
         "base_model_name_or_path": adapter.backbone,
         "fan_in_fan_out": False,
@@ -102,14 +141,14 @@ def write_peft(directory: pathlib.Path, adapter: AdapterFiles) -> None:
     }
     directory.mkdir()
     # PEFT warns of fields that it does not know, so the header has both digests.
-    write_pair(directory, config, tensors, PEFT_METADATA, digest_in_config=False)
+    write_pair(directory, config, tensors | matrices, PEFT_METADATA, digest_in_config=False)
 
 
 class Layout(NamedTuple):
     """A further layout of exported adapters: its folder, its writer, and Python that loads it."""
 
     folder: str
-    write: Callable[[pathlib.Path, AdapterFiles], None]
+    write: Callable[[pathlib.Path, AdapterFiles, Mapping[str, Any]], None]
     usage: tuple[str, ...]
 
 
@@ -126,5 +165,5 @@ _PEFT = Layout(
 )
 # {(method, title of the family): the layout that an export writes beside our own}
 FURTHER_LAYOUTS: Mapping[tuple[str, str], Layout] = {
-    (method, "CLIP"): _PEFT for method in ("lora", "dora", "ia3")
+    (method, "CLIP"): _PEFT for method in ("lora", "dora", "vera", "ia3")
 }
