@@ -22,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax.benchmark.grid import Fields, Unit, settings_of
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.loop import WARM_STEPS
 from uniadapter_jax.runs.metrics_file import read_lines
+from uniadapter_jax.weights.directory import backbone_family
 
 SCHEMA = 1
 _CELL_BYTES = 2**28  # ranks of many queries
@@ -153,6 +155,7 @@ def _head(grid: str, places: Places, chosen: Fields, seed: int) -> dict[str, Any
         "row": unit.name,
         "seed": seed,
         "method": config.method.name,
+        "family": _family(config.backbone),
         "task": config.task.name,
         "command": unit.command(f"runs/{unit.setting}-{unit.name}-{seed}", chosen, seed),
         "run_info": {
@@ -165,9 +168,21 @@ def _head(grid: str, places: Places, chosen: Fields, seed: int) -> dict[str, Any
     }
 
 
+def _family(backbone: str) -> str:
+    """The title of the backbone's family; "" where its config cannot be read."""
+    try:
+        return backbone_family(backbone).title
+    except (UserError, FileNotFoundError):
+        return ""
+
+
 def _quality(result: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("metrics", "ranks", "query_ids", "tied_queries", "accuracies", "question_ids")
-    return {name: result[name] for name in names if name in result}
+    """Metrics, and what each query came to; `accuracies` are empty where answers are withheld."""
+    names = ("metrics", "ranks", "query_ids", "tied_queries")
+    quality = {name: result[name] for name in names if name in result}
+    if result.get("accuracies"):
+        quality |= {"correct": result["accuracies"], "question_ids": result["question_ids"]}
+    return quality
 
 
 def _step_seconds(steps: Sequence[Mapping[str, Any]]) -> float | None:

@@ -17,7 +17,7 @@ from uniadapter_jax.benchmark import jobs, worker
 from uniadapter_jax.benchmark.cells import Files, Places, cell, failed_cell, keep, kept, key_of
 from uniadapter_jax.benchmark.grid import Fields, Unit, describe
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.files import write_json
+from uniadapter_jax.common.files import sealed, write_json
 from uniadapter_jax.common.progress import duration
 from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.workdir import InUse, holding
@@ -49,7 +49,7 @@ def run_grid(
       KeyboardInterrupt: asked to stop; the same call goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "grid.json", describe(grid))
+    write_json(out / "grid.json", sealed(describe(grid)))
     total = [0, 0, 0, 0]
     began = time.monotonic()
     for number, unit in enumerate(units, 1):
