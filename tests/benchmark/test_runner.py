@@ -12,6 +12,8 @@ import time
 import pytest
 import small_run
 
+from uniadapter_jax.benchmark.records import read_cells, read_grid
+from uniadapter_jax.benchmark.report import write_report
 from uniadapter_jax.common.files import unsealed
 
 GRID = """
@@ -80,9 +82,10 @@ def test_a_grid_with_a_row_that_fails(small, tmp_path):
     assert still["evaluations"] == {"test": 1}
     assert len(still["quality"]["ranks"]["t2v"]) == len(still["quality"]["query_ids"]["t2v"])
     assert still["cost"]["step_flops"] is None and still["cost"]["peak_memory_bytes"] > 10**8
-    assert json.loads((tmp_path / "out" / "grid.json").read_text())["rows"] == [
-        "zero_shot",
-        "wrong",
+    assert read_grid(tmp_path / "out").rows == ("zero_shot", "wrong")
+    assert [(c.row, c.family, c.failed) for c in read_cells(tmp_path / "out")] == [
+        ("wrong", "CLIP", True),
+        ("zero_shot", "CLIP", False),
     ]
 
 
@@ -142,3 +145,9 @@ def test_kills_and_shares_make_the_same_cells(small, undisturbed, tmp_path):
     for job in jobs:
         assert job.communicate(timeout=900 * small_run.PATIENCE) and job.returncode == 0
     assert {name: lasting(cell) for name, cell in cells(shared).items()} == right
+    texts = []
+    for made in (out, killed, shared):
+        write_report(made)
+        names = ("tables.md", "clips.csv", "cells.csv")
+        texts.append([(made / "report" / name).read_bytes() for name in names])
+    assert texts[0] == texts[1] == texts[2]
