@@ -8,9 +8,11 @@
 #   launch/gke_xpk.sh delete --cluster=C --zone=Z --name=NAME
 #   launch/gke_xpk.sh jobset --name=NAME --image=IMAGE --bucket=BUCKET --topology=4x4 --hosts=4 \
 #                            -- --config=configs/msrvtt.py --workdir=/data/runs/a
+#   launch/gke_xpk.sh prepare --name=NAME --image=IMAGE --bucket=BUCKET --hosts=4 \
+#                            -- --config=configs/msrvtt.py --input=/data/raw --output=/data/msrvtt
 #
 # `run` layers this checkout over the image python:3.11 (--base-image=...) and installs it when it
-# starts; `jobset` fills jobset.yaml and hands it to kubectl. --dry-run prints the commands, and the
+# starts; `jobset` fills jobset.yaml and hands it to kubectl, `prepare` prepare.yaml. --dry-run prints the commands, and the
 # filled manifest, instead. See docs/launch.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,10 +20,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 source "$here/common.sh"
 
 SETTINGS=(cluster zone project name type base-image restarts image bucket accelerator topology
-  hosts chips)
+  hosts chips cpus)
 CLUSTER="" ZONE="" PROJECT="" NAME="" TYPE="" BASE_IMAGE="python:3.11" RESTARTS=20
 # shellcheck disable=SC2034 # read by name
-IMAGE="" BUCKET="" ACCELERATOR="tpu-v5-lite-podslice" TOPOLOGY="" HOSTS="" CHIPS=4
+IMAGE="" BUCKET="" ACCELERATOR="tpu-v5-lite-podslice" TOPOLOGY="" HOSTS="" CHIPS=4 CPUS=16
 
 usage() { sed -n "2,/^set/{/^set/d;s/^# \{0,1\}//;p;}" "$0"; }
 
@@ -54,17 +56,30 @@ submit() {
   run xpk workload create "${WHERE[@]}" "${flags[@]}" "--command=$command"
 }
 
-# jobset.yaml with its ${NAMES} filled in.
-manifest() {
-  need name image bucket topology hosts
+# A manifest with its ${NAMES} filled in; $COMMAND is what the hosts run.
+filled() {
   local text name
-  text=$(grep -v '^#' "$here/jobset.yaml")
-  # shellcheck disable=SC2034
-  COMMAND=$(main_command)
-  for name in NAME IMAGE BUCKET ACCELERATOR TOPOLOGY HOSTS CHIPS RESTARTS COMMAND; do
+  text=$(grep -v '^#' "$here/$1")
+  for name in NAME IMAGE BUCKET ACCELERATOR TOPOLOGY HOSTS CHIPS CPUS RESTARTS COMMAND; do
     text=${text//"\${$name}"/"${!name}"}
   done
   echo "$text"
+}
+
+apply() {
+  run kubectl apply --filename=- <<<"$1"
+  [[ $DRY_RUN ]] && echo "$1"
+  return 0
+}
+
+# Of a host that decodes a share, and of the one that assembles.
+prepare_command() {
+  local flag
+  for flag in config input output; do
+    [[ " ${MAIN[*]} " == *" --$flag="* ]] ||
+      fail "prepare needs -- --config=FILE --input=DIR --output=DIR"
+  done
+  echo "python -m uniadapter_jax.prepare $(quoted "${MAIN[@]}")"
 }
 
 case $action in
@@ -84,9 +99,17 @@ case $action in
     run xpk workload delete "${WHERE[@]}" "--workload=$NAME"
     ;;
   jobset)
-    filled=$(manifest)
-    run kubectl apply --filename=- <<<"$filled"
-    [[ $DRY_RUN ]] && echo "$filled"
+    need name image bucket topology hosts
+    COMMAND=$(main_command)
+    manifest=$(filled jobset.yaml)
+    apply "$manifest"
+    ;;
+  prepare)
+    need name image bucket hosts
+    # shellcheck disable=SC2034 # read by name
+    COMMAND=$(prepare_command)
+    manifest=$(filled prepare.yaml)
+    apply "$manifest"
     ;;
   help | --help) usage ;;
   *)

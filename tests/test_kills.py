@@ -30,6 +30,14 @@ CALLS = {
     "mkdir,mkdirat": 12,
 }
 TIMES = {"seconds", "wait_seconds", "since_start"}
+CONFIG = """
+from uniadapter_jax.config import base_config
+
+def get_config():
+    config = base_config()
+    config.data.prepare.source = "manifest"
+    return config
+"""
 STRACE = shutil.which("strace")
 
 
@@ -137,11 +145,7 @@ def prepare_until_killed(small, tmp_path, arguments, rng, *, traced):
 def prepare_campaign(small, tmp_path, rng, kills, *, traced):
     manifest = media.picture_manifest(tmp_path / "raw", 3 * ITEMS_PER_SHARD, captions=1)
     config = tmp_path / "config.py"
-    config.write_text(
-        "from uniadapter_jax.config import base_config\n\n\ndef get_config():\n"
-        "    config = base_config()\n    config.data.prepare.source = 'manifest'\n"
-        "    return config\n"
-    )
+    config.write_text(CONFIG)
     common = [f"--config={config}", f"--input={manifest}", "--train_tokenizer=520"]
     arguments = [*common, f"--output={tmp_path / 'out'}"]
     assert not prepare_until_killed(
@@ -164,6 +168,35 @@ def prepare_campaign(small, tmp_path, rng, kills, *, traced):
         assert sorted(os.listdir(tmp_path)) == ["config.py", "out", "raw", "whole"]
         print(f"{done} kills", flush=True)
         shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_prepare_killed_while_it_grows(small, tmp_path):
+    """Records are always the old ones or the new ones, and no frame of the old is lost."""
+    rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "5")))
+    manifest = media.picture_manifest(tmp_path / "raw", 2 * ITEMS_PER_SHARD, captions=1)
+    lines = manifest.read_text().splitlines()
+    config, out = tmp_path / "config.py", tmp_path / "out"
+    config.write_text(CONFIG)
+    arguments = [f"--config={config}", f"--input={manifest}", "--workers=0"]
+
+    def run(name, rng):
+        outputs = [*arguments, f"--output={tmp_path / name}"]
+        return prepare_until_killed(small, tmp_path, outputs, rng, traced=False)
+
+    run("whole", None)
+    media.write_manifest(manifest, lines[:-3])
+    run("before", None)
+    for _ in range(int(os.environ.get("KILLS", "6"))):
+        shutil.copytree(tmp_path / "before", out)
+        media.write_manifest(manifest, lines)
+        killed = run("out", rng)
+        there = out if out.exists() else tmp_path / "out.work" / "old"
+        assert _content(there) in (_content(tmp_path / "before"), _content(tmp_path / "whole"))
+        run("out", None)
+        assert _content(out) == _content(tmp_path / "whole"), killed
+        assert not (tmp_path / "out.work").exists()
+        shutil.rmtree(out)
 
 
 def _content(directory):

@@ -28,6 +28,8 @@ TPU_VM = ("tpu_vm.sh", "run", *WHERE, "--", *RUN)
 XPK = ("gke_xpk.sh", "run", *WHERE, "--cluster=c", "--type=v5litepod-16", "--", *RUN)
 SLICE = ("--name=n", "--image=i", "--bucket=b", "--topology=4x4", "--hosts=4")
 JOBSET = ("gke_xpk.sh", "jobset", *SLICE, "--", *RUN)
+PREPARE = ("--config=configs/msrvtt.py", "--input=/data/a b", "--output=/data/msrvtt")
+KUBERNETES = ("gke_xpk.sh", "prepare", *SLICE[:3], "--hosts=4", "--", *PREPARE)
 SKYPILOT = ("skypilot.sh", "run", "--name=n", "--accelerators=A100:8", "--bucket=b", "--", *RUN)
 
 
@@ -125,6 +127,48 @@ def test_jobset_is_filled():
     assert words(container["args"][0]) == wanted
     # Status 2, wrong input, ends it for good.
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [2]
+
+
+def test_prepare_on_kubernetes_is_shares_and_then_the_assembly():
+    first, _, text = script(*KUBERNETES).partition("\n")
+    assert first.split() == ["kubectl", "apply", "--filename=-"]
+    assert set(re.findall(r"\$\w*", text)) == {"$JOB_COMPLETION_INDEX"}
+    share, assembly = yaml.safe_load(text)["spec"]["replicatedJobs"]
+    job = share["template"]["spec"]
+    assert (job["completionMode"], job["parallelism"], job["completions"]) == ("Indexed", 4, 4)
+    assert assembly["dependsOn"] == [{"name": "share", "status": "Complete"}]
+    commands = [
+        words(of["template"]["spec"]["template"]["spec"]["containers"][0]["args"][0])
+        for of in (share, assembly)
+    ]
+    wanted = ["exec", "python", "-m", "uniadapter_jax.prepare", *PREPARE]
+    assert commands == [[*wanted, "--share=$JOB_COMPLETION_INDEX/4"], wanted]
+
+
+def test_prepare_on_slurm_is_an_array_that_submits_the_assembly():
+    *header, share, assembly = script("prepare.sbatch", *PREPARE).splitlines()
+    assert "#SBATCH --array=0-3" in header
+    wanted = [".venv/bin/python", "-m", "uniadapter_jax.prepare", *PREPARE]
+    assert words(share) == [*wanted, "--share=0/4"]
+    command = words(assembly)
+    assert command[0] == "sbatch" and "--dependency=afterany:JOB" in command
+    assert words(command[-1].removeprefix("--wrap=")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("task", "restarts", "said"), [(5, 0, ["sbatch", "2/3"]), (5, 1, ["2/3"]), (3, 0, ["0/3"])]
+)
+def test_a_task_of_the_array_decodes_its_share(tmp_path, task, restarts, said):
+    for name, text in (("python", 'echo "${*: -1}"'), ("sbatch", 'echo "${0##*/}"')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    numbers = {"TASK_ID": task, "TASK_MIN": 3, "TASK_MAX": 5, "TASK_COUNT": 3, "JOB_ID": 9}
+    environment = {f"SLURM_ARRAY_{name}": str(value) for name, value in numbers.items()}
+    environment |= {"PYTHON": str(tmp_path / "python"), "SLURM_RESTART_COUNT": str(restarts)}
+    environment["PATH"] = f"{tmp_path}:/usr/bin:/bin"
+    command = ["bash", PLACE / "prepare.sbatch", *PREPARE]
+    lines = subprocess.check_output(command, env=environment, text=True).splitlines()
+    assert [line.removeprefix("--share=") for line in lines] == said
 
 
 def test_until_done_runs_main():
@@ -274,6 +318,8 @@ def test_local_has_all_save_and_stop(number):
         ("gke_xpk.sh", "jobset", "--name=n", "--", *RUN),
         ("skypilot.sh", "run", "--name=n"),
         ("slurm.sbatch", "--config=c"),
+        ("prepare.sbatch", "--config=c", "--input=i"),
+        ("gke_xpk.sh", "prepare", *SLICE[:3], "--hosts=4", "--", "--config=c"),
         ("until_done.sh", "--workdir=w"),
     ],
     ids=" ".join,

@@ -113,7 +113,7 @@ def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, config_fil
     media.write_manifest(tmp_path / "raw" / "manifest.jsonl", pictures + mixed)
     prepare(media.settings(), str(tmp_path / "raw"), str(tmp_path / "out"))
     expected = digests(tmp_path / "out")
-    assert len(expected) == 6
+    assert len(expected) == 7
     for workers in counts:
         raw = tmp_path / f"raw{workers}"
         (tmp_path / "raw").rename(raw)
@@ -261,7 +261,8 @@ class TestFinishedOutput:
     def test_other_input_is_refused(self, tmp_path):
         manifest = media.picture_manifest(tmp_path, 3)
         prepare(media.settings(), str(manifest), str(tmp_path / "out"))
-        media.write_picture(tmp_path / "media" / "p0.png", size=(100, 90))
+        for i in range(3):
+            media.write_picture(tmp_path / "media" / f"p{i}.png", size=(100, 90))
         with pytest.raises(UserError, match="input"):
             prepare(media.settings(), str(manifest), str(tmp_path / "out"))
 

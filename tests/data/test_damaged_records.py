@@ -16,13 +16,13 @@ from damage import damage
 from test_records import without_digests
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, Shard, check_shard, read_shard
+from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, check_shard, read_shard
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.prepare import prepare
 
-# Damage here may change nothing that is computed: people read the report, and ArrayRecord pads its
-# files with zeros that nobody reads.
-UNREAD = ("report.jsonl", "records-")
+# Damage here may change nothing that is computed: people read the report, only `prepare` what is
+# kept, and ArrayRecord pads its files with zeros that nobody reads.
+UNREAD = ("report.jsonl", "kept.jsonl", "records-")
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +224,9 @@ class TestWorkShards:
         with pytest.raises(UserError, match="shard: is damaged"):
             list(read_shard(str(path), with_frames))
         with pytest.raises(UserError, match="shard: is damaged"):
-            check_shard(Shard(0, (), str(path)))
+            check_shard(str(path))
 
     def test_no_regular_file(self, tmp_path):
         os.mkfifo(tmp_path / "shard")
         with pytest.raises(UserError, match="no regular file"):
-            check_shard(Shard(0, (), str(tmp_path / "shard")))
+            check_shard(str(tmp_path / "shard"))

@@ -132,17 +132,15 @@ class TestPlaces:
         (tmp_path / there).parent.mkdir(exist_ok=True)
         media.write_picture(tmp_path / f"{there}.png")
         (tmp_path / f"{there}.png").rename(tmp_path / there)
-        outcome = decode_item(0, Item("a", annotated, "train", ("x",)), str(tmp_path), SETTINGS)
+        outcome = decode_item(Item("a", annotated, "train", ("x",)), str(tmp_path), SETTINGS)
         assert outcome.reason == "missing"
         assert repr(there) in outcome.detail
-        outcome = decode_item(
-            0, Item("a", str(tmp_path / annotated), "train", ("x",)), "/", SETTINGS
-        )
+        outcome = decode_item(Item("a", str(tmp_path / annotated), "train", ("x",)), "/", SETTINGS)
         assert repr(str(tmp_path / there)) in outcome.detail
 
     def test_nothing_near(self, tmp_path):
         for path in ("none/a.png", "a.png", "/none/none/a.png", "../../../a.png", "a\0b"):
-            outcome = decode_item(0, Item("a", path, "train", ("x",)), str(tmp_path), SETTINGS)
+            outcome = decode_item(Item("a", path, "train", ("x",)), str(tmp_path), SETTINGS)
             assert outcome.reason == "missing"
             assert "there is" not in outcome.detail
 

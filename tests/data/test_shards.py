@@ -14,7 +14,12 @@ import pytest
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.preparation import shards as shards_module
 from uniadapter_jax.data.preparation import workers as workers_module
-from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, plan_shards, read_shard
+from uniadapter_jax.data.preparation.shards import (
+    ITEMS_PER_SHARD,
+    item_keys,
+    plan_shards,
+    read_shard,
+)
 from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.sources import read_source
 
@@ -51,7 +56,7 @@ def test_what_was_written_is_read(source, tmp_path):
     assert [len(shard.items) for shard in shards] == [ITEMS_PER_SHARD, 4]
     assert decode(source, shards) == [0] * len(source.items)
     outcomes = [o for shard in shards for o in read_shard(shard.path)]
-    assert [o.index for o in outcomes] == list(range(len(source.items)))
+    assert [o.key for o in outcomes] == item_keys(source.items, source.root, media.settings())
     heads = [o for shard in shards for o in read_shard(shard.path, with_frames=False)]
     for outcome, head in zip(outcomes, heads, strict=True):
         assert outcome.clip.pts == [0.0]
@@ -127,8 +132,8 @@ def test_a_file_that_kills_the_decoder_costs_only_itself(source, tmp_path):
             plan = shards.plan_shards(source.items, source.root, settings, {str(tmp_path / "w")!r})
             workers.decode_shards(plan, source.root, settings, 2, lambda count, bad: None)
             for shard in plan:
-                for outcome in shards.read_shard(shard.path):
-                    print(outcome.index, outcome.reason)
+                for index, outcome in zip(shard.indices, shards.read_shard(shard.path)):
+                    print(index, outcome.reason)
     """)
     (tmp_path / "deadly.py").write_text(script)
     command = [sys.executable, str(tmp_path / "deadly.py")]
@@ -156,9 +161,9 @@ def test_one_clip_is_held_at_a_time(source, tmp_path, monkeypatch):
     """Each is written before the next is decoded."""
     alive = weakref.WeakSet()
 
-    def decoded(index, *args):
+    def decoded(*args):
         assert len(alive) <= 1  # the one before, as a loop's variable
-        outcome = decode_item(index, *args)
+        outcome = decode_item(*args)
         alive.add(outcome)
         return outcome
 

@@ -1,4 +1,4 @@
-"""Assembles work shards into the records of a data set: a TFDS build without decoding.
+"""Assembles decoded clips into the records of a data set: a TFDS build without decoding.
 
 A finished directory holds, beside TFDS's own `dataset_info.json` and `features.json`:
 
@@ -6,6 +6,7 @@ A finished directory holds, beside TFDS's own `dataset_info.json` and `features.
     index-<split>.jsonl              line i describes record i: id, captions, frames, qa, sha256
     prepare.json                     settings, decoder, coverage, counts, SHA-256 of the files
     report.jsonl                     one line with the reason for each thing left out
+    kept.jsonl                       which files the frames are of; see `kept`
 
 TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow once that exceeds
 1 GB; `ShardBasedBuilder` streams and keeps the order, so that index and records match.
@@ -13,9 +14,7 @@ TFDS's `GeneratorBasedBuilder` buffers a split in memory and needs TensorFlow on
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -33,87 +32,14 @@ from tensorflow_datasets.proto import tf_example_pb2
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import sync_directory
 from uniadapter_jax.data import prepared
+from uniadapter_jax.data.preparation import kept
 from uniadapter_jax.data.preparation.clips import Clip, PrepareSettings, decoder_versions
-from uniadapter_jax.data.preparation.shards import Outcome, Shard, read_shard
-from uniadapter_jax.data.sources import Item, Source, clean_text
+from uniadapter_jax.data.preparation.contents import Contents, Entry, FrameFile, ReadClip
 
 RECORDS_FORMAT = 1
 FILE_BYTES = 128 << 20  # bytes of frames per record file
+_OPEN_FILES = 8  # of shards and finished records that clips are read from in turn
 _BYTES = tfds.features.Tensor(shape=(), dtype=np.bytes_)
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A record to be written: its item and the place of its clip in a work shard."""
-
-    item: Item
-    captions: tuple[str, ...]
-    shard: str
-    index: int
-    frames: int
-    size: int
-
-    def line(self, sha256: str) -> dict[str, Any]:
-        return {
-            "id": self.item.id,
-            "captions": self.captions,
-            "frames": self.frames,
-            "qa": self.item.qa,
-            "sha256": sha256,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """The contents of the work shards: records per split, and a line for each thing left out."""
-
-    entries: dict[str, list[Entry]]
-    problems: list[dict[str, Any]]
-    coverage: dict[str, dict[str, Any]]  # per split: expected, found, reasons, captions dropped
-
-    @property
-    def expected(self) -> int:
-        return sum(split["expected"] for split in self.coverage.values())
-
-    @property
-    def bad(self) -> int:
-        return self.expected - sum(split["found"] for split in self.coverage.values())
-
-
-def survey(source: Source, shards: Sequence[Shard]) -> Survey:
-    """Reads the heads of all work shards."""
-    entries: dict[str, list[Entry]] = {item.split: [] for item in source.items}
-    reasons: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in entries}
-    expected = collections.Counter(item.split for item in source.items)
-    dropped: collections.Counter[str] = collections.Counter()
-    problems = list(source.left_out)
-    for shard in shards:
-        for outcome in read_shard(shard.path, with_frames=False):
-            item = source.items[outcome.index]
-            where = {"id": item.id, "split": item.split, "path": item.path}
-            cleaned = tuple(clean_text(caption) for caption in item.captions)
-            captions = tuple(caption for caption in cleaned if caption)
-            if outcome.clip is None:
-                reasons[item.split][outcome.reason] += 1
-                problems.append({**where, "reason": outcome.reason, "detail": outcome.detail})
-                continue
-            if empty := len(cleaned) - len(captions):
-                dropped[item.split] += empty
-                detail = f"{empty} of {len(cleaned)} captions dropped"
-                problems.append({**where, "reason": "empty_caption", "detail": detail})
-            size, count = sum(outcome.sizes), len(outcome.sizes)
-            entry = Entry(item, captions, shard.path, outcome.index, count, size)
-            entries[item.split].append(entry)
-    coverage = {
-        split: {
-            "expected": expected[split],
-            "found": len(entries[split]),
-            "reasons": dict(sorted(reasons[split].items())),
-            "empty_captions": dropped[split],
-        }
-        for split in entries
-    }
-    return Survey(entries, problems, coverage)
 
 
 class _SameBytesWriter(example_writer.ExampleWriter):
@@ -127,7 +53,7 @@ class _SameBytesWriter(example_writer.ExampleWriter):
 
 
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
-    """Writes the entries of a survey; collects the index lines as it goes."""
+    """Writes the entries of `Contents`; collects the index lines as it goes."""
 
     name = "records"
     code_path = None  # so that TFDS looks for no files of checksums or licences here
@@ -185,14 +111,21 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
 
 
 def build(
-    survey: Survey, settings: PrepareSettings, facts: Mapping[str, Any], directory: str
+    contents: Contents,
+    settings: PrepareSettings,
+    facts: Mapping[str, Any],
+    directory: str,
+    keep: bool = True,
 ) -> None:
-    """Writes a complete records directory, synced to disk; `facts` go into `prepare.json`."""
+    """Writes a complete records directory, synced to disk; `facts` go into `prepare.json`.
+
+    `keep` writes kept.jsonl, too.
+    """
     shutil.rmtree(directory, ignore_errors=True)
     data_dir = f"{directory}.tfds"
     shutil.rmtree(data_dir, ignore_errors=True)
     with disk_errors(directory):
-        builder = RecordsBuilder(survey.entries, data_dir=data_dir, file_format="array_record")
+        builder = RecordsBuilder(contents.entries, data_dir=data_dir, file_format="array_record")
         with _quiet():
             builder.download_and_prepare(
                 download_dir=os.path.join(data_dir, "downloads"),
@@ -203,17 +136,20 @@ def build(
         for split, lines in builder.lines.items():
             if lines:
                 write_lines(os.path.join(directory, f"index-{split}.jsonl"), lines)
-        write_report(os.path.join(directory, "report.jsonl"), survey)
+        write_report(os.path.join(directory, "report.jsonl"), contents)
         content = {
             "format": RECORDS_FORMAT,
             "settings": settings.identity(),
             **facts,
             "decoder": decoder_versions(),
-            "coverage": survey.coverage,
+            "coverage": contents.coverage,
         }
         indexes = (f"index-{split}.jsonl" for split, lines in builder.lines.items() if lines)
         text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *indexes])
         write_lines(os.path.join(directory, prepared.NAME), [text])
+        if keep:
+            lines = kept.kept_lines(_found(contents), json.loads(text)["files"])
+            write_lines(os.path.join(directory, kept.NAME), lines)
         for name in sorted(os.listdir(directory)):
             _sync_file(os.path.join(directory, name))
         sync_directory(directory)
@@ -232,9 +168,16 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def write_report(path: str, survey: Survey) -> None:
+def write_report(path: str, contents: Contents) -> None:
     """Writes a JSON line for each item and caption left out."""
-    write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in survey.problems])
+    write_lines(path, [json.dumps(problem, ensure_ascii=False) for problem in contents.problems])
+
+
+def _found(contents: Contents) -> Iterator[tuple[str, kept.Found]]:
+    for split, entries in contents.entries.items():
+        for number, entry in enumerate(entries):
+            yield entry.key, kept.Found(split, number, entry.frames, entry.size)
+    yield from contents.failures
 
 
 def write_lines(path: str, lines: Sequence[str]) -> None:
@@ -257,14 +200,13 @@ def _files(entries: Sequence[Entry]) -> list[list[Entry]]:
 
 def _clips(entries: Sequence[Entry]) -> Iterator[Clip]:
     """The clips of the entries; each work shard is read once."""
-    shard = ""
-    outcomes: Iterator[Outcome] = iter(())
+    reader = functools.lru_cache(_OPEN_FILES)(_reader)
     for entry in entries:
-        if entry.shard != shard:
-            shard, outcomes = entry.shard, read_shard(entry.shard)
-        outcome = next(outcome for outcome in outcomes if outcome.index == entry.index)
-        assert outcome.clip is not None
-        yield outcome.clip
+        yield reader(entry.file)(entry.position)
+
+
+def _reader(file: FrameFile) -> ReadClip:
+    return file.reader()
 
 
 def _sync_file(path: str) -> None:

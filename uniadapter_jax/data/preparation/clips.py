@@ -82,15 +82,14 @@ class PrepareSettings:
                 check_range(path, value, RANGES[field.name])
 
     def identity(self) -> dict[str, Any]:
-        """The settings that the pixels depend on, without those that are not used."""
-        shared = {
-            "source": self.source,
-            "sampling": self.sampling,
-            "short_side": self.short_side,
-            "quality": self.quality,
-        }
+        """The settings that the records depend on, without those that are not used."""
+        return {"source": self.source, **self.of_frames()}
+
+    def of_frames(self) -> dict[str, Any]:
+        """The settings that the frames of an item depend on, without those that are not used."""
         used = {"fps": self.fps} if self.sampling == "fps" else {"frames": self.frames}
-        return shared | used
+        shared = {"sampling": self.sampling, "short_side": self.short_side}
+        return {**shared, "quality": self.quality, **used}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ parent ends for any reason.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import itertools
 import multiprocessing
 import multiprocessing.connection
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +21,13 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.preparation.clips import PrepareSettings
-from uniadapter_jax.data.preparation.shards import Outcome, Shard, decode_item, write_shard
+from uniadapter_jax.data.preparation.shards import (
+    Outcome,
+    Shard,
+    decode_item,
+    read_shard,
+    write_shard,
+)
 
 CRASHES_ALLOWED = 1  # per file; one may be the fault of the machine
 STARTS_LOST = 3  # workers that may die before they begin a file
@@ -49,11 +57,20 @@ def _decode(
     start: Callable[[int], None],
     report: Report,
 ) -> None:
+    if shard.done:  # by another host
+        report(len(shard.items), 0)
+        return
+
     def outcomes() -> Iterator[Outcome]:  # written one by one, so that only one clip is in memory
-        for index, item in enumerate(shard.items, shard.first):
+        places = zip(shard.indices, shard.items, shard.keys, strict=True)
+        for position, (index, item, key) in enumerate(places):
             start(index)
-            outcome = decode_item(index, item, root, settings, index in crashed)
-            yield outcome
+            before = shard.done_before.get(position)
+            if before is None:
+                outcome = decode_item(item, root, settings, index in crashed)
+            else:
+                outcome = next(itertools.islice(read_shard(before[0]), before[1], None))
+            yield dataclasses.replace(outcome, key=key)
             report(1, int(bool(outcome.reason)))
 
     write_shard(shard.path, outcomes())

@@ -37,6 +37,11 @@ class Item:
     qa: tuple[dict[str, Any], ...] = ()
     hint: str = ""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The captions as they are stored, without empty ones."""
+        return tuple(filter(None, map(clean_text, self.captions)))
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
