@@ -154,7 +154,7 @@ def test_killed_at_a_moment_it_goes_on(clips, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_at_ten_moments_it_goes_on(clips, tmp_path, monkeypatch):
-    kills(clips, tmp_path, range(1, 17), monkeypatch)
+    kills(clips, tmp_path, (1, 2, 3, 5, 6, 8, 10, 12, 14, 16), monkeypatch)
 
 
 def test_what_was_made_otherwise_is_refused_with_both_sides(clips, tmp_path):

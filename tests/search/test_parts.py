@@ -9,7 +9,7 @@ import pytest
 
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.inference.search import ranking
-from uniadapter_jax.inference.search.parts import Clip, Stamp, Store, clip_line
+from uniadapter_jax.inference.search.parts import Clip, Part, Stamp, Store, clip_line
 
 STAMP = Stamp(1, 2, "x")
 
@@ -43,6 +43,16 @@ def test_the_best_are_those_of_all_rows_and_ties_go_by_path(store, monkeypatch):
     for k in (1, 5, 40, 90, 200):
         found = ranking.best(blocks, query, k, None)
         assert [f.clip.path for f in found] == [paths[i] for i in order[:k]]
+
+
+def test_products_of_every_half_are_those_of_its_float32(monkeypatch):
+    monkeypatch.setattr(ranking, "CACHED", 1000)
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    rows = halves[np.isfinite(halves)].reshape(-1, 2)
+    clips = [Clip("", "", None, None, True, i, 1) for i in range(len(rows))]
+    for query in np.array([[1, 0], [0, -3], [0.25, 1e-3]], np.float32):
+        ((_, scores),) = ranking._by_product(ranking.Block.of(Part(rows, clips)), query)
+        np.testing.assert_allclose(scores, rows.astype(np.float32) @ query, rtol=1e-6)
 
 
 def test_clips_of_several_frames_are_compared_by_the_similarity(store, monkeypatch):

@@ -24,6 +24,7 @@ from uniadapter_jax.inference.search.description import Description
 from uniadapter_jax.inference.search.folder import Changes, Reader, changes, media_of
 from uniadapter_jax.inference.search.parts import Store, Table
 from uniadapter_jax.inference.search.writing import write_changes
+from uniadapter_jax.runs.workdir import LOCK
 
 REPORT = "report.json"
 MOST_PARTS = 64  # that are searched one by one, before they are gathered
@@ -85,7 +86,8 @@ def _described(
     backbone, adapter = map(described.absolute, given)
     new = Description(root, backbone, adapter, made, model.config.embed, model.keeps_frames)
     if not (index / described.NAME).exists():
-        if index.exists() and any(name != "lock" for name in os.listdir(index)):
+        ours = (LOCK, f".{described.NAME}.tmp")  # the second of a run that was killed at once
+        if index.exists() and any(name not in ours for name in os.listdir(index)):
             raise UserError(f"--output={index} exists and is no index; name another")
         new.write(index)
         return new
