@@ -46,6 +46,7 @@ CASES = {
     "maple": ("clip", "maple", {"prompts": 3, "depth": 2}),
     "coop": ("clip", "coop", {"tokens": 3}),
     "vl_prompt": ("clip", "vl_prompt", {"prompts": 3, "prefix": 2, "suffix": 2}),
+    "unipt": ("clip", "unipt", {"factor": 2}),
     "adaptformer": ("vit", "adaptformer", {"bottleneck": 5}),
     "ssf": ("vit", "ssf", {}),
     "vpt_deep": ("vit", "vpt_deep", {"prompts": 3}),

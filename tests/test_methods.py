@@ -39,6 +39,7 @@ COUNTS = {
     ("maple", ()): 3_555_072,
     ("maple", (("prompts", 5), ("depth", 12))): 4_758_528,
     ("clip_adapter", ()): 131_072,
+    ("unipt", ()): 9_584_642,
     ("partial", ()): 7_087_872 + 3_152_384,
     ("partial", (("layers", 12),)): 12 * (7_087_872 + 3_152_384),
 }
@@ -52,6 +53,7 @@ NOT_FOR_BLIP = {
     "vl_prompt": "its texts take no further tokens",
     "maple": "its texts take no further tokens",
     "clip_adapter": "no place 'after_vision'",
+    "unipt": "no place 'side'",
 }
 
 

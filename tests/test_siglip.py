@@ -18,7 +18,7 @@ from test_similarity import data, f32
 from tokenizers import models
 
 import uniadapter_jax
-from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.partition import flat_names, partition
 from uniadapter_jax.adapters.registry import METHODS, get_method
 from uniadapter_jax.backbones import functions
 from uniadapter_jax.backbones.siglip_config import SigLIPConfig
@@ -26,6 +26,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.tokenizers.sentencepiece import canonical, load_sentencepiece
+from uniadapter_jax.inference.load import put_adapter
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.planning.flops import count_flops
@@ -35,6 +36,7 @@ from uniadapter_jax.tasks.retrieval import ring_loss
 from uniadapter_jax.tasks.retrieval.losses import Comparison, Pairs, sigmoid_loss
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_sigmoid_loss
 from uniadapter_jax.training.step import make_step
+from uniadapter_jax.weights.adapter_directory import AdapterFiles, read_adapter, write_adapter
 from uniadapter_jax.weights.directory import load_backbone, save_backbone
 from uniadapter_jax.weights.names.rules import TRANSFORMS, Context
 
@@ -126,6 +128,43 @@ def test_every_method_fits(method):
     assert bool(jax.tree.leaves(part.trainable)) == (trainable is not None)
     if method == "projection":
         assert set(part.trainable) == {"text", "vision"}
+
+
+PROMPTS = {
+    "coop": {"tokens": 2},
+    "vl_prompt": {"prompts": 2, "prefix": 1, "suffix": 1},
+    "maple": {"prompts": 2, "depth": 2},
+}
+SHARE = [pytest.param(n, marks=() if n == "coop" else pytest.mark.slow) for n in PROMPTS]
+
+
+@pytest.mark.parametrize("name", SHARE)
+def test_prompts_train_and_travel(name, tmp_path):
+    """A step moves all tokens; the adapter that is written computes what the trained model does."""
+    save_backbone(siglip_case.siglip(), tmp_path / "base", None)
+    base, method, config = load_backbone(str(tmp_path / "base")), get_method(name), base_config()
+    options = {**method.options, **PROMPTS[name]}
+    method.attach(base.model, ConfigDict(options), generator(0, "adapters"))
+    part, mesh, optimizer = (
+        partition(base.model, method.trainable),
+        mesh_of(1, 1, 1),
+        optax.sgd(1.0),
+    )
+    before = {path: np.asarray(x) for path, x in flat_names(part.trainable).items()}
+    config.task.loss, config.task.similarity = "sigmoid", "mean_pool"
+    task = get_task("retrieval").make(Setting(config.task, mesh, base.model.config, 8, 1))
+    step = make_step(task, part, optimizer, mesh, seed=0)
+    batch = meshes.put_batch(jax.tree.map(np.asarray, siglip_case.batch(frames=1)), mesh, 8)
+    state = optimizer.init(part.trainable)
+    trained, *_ = step(part.trainable, state, {}, part.frozen, batch, jnp.int32(0))
+    tensors = {path: np.asarray(x) for path, x in flat_names(trained).items()}
+    assert all((tensors[path] != start).any() for path, start in before.items())
+    write_adapter(tmp_path / "out", AdapterFiles(name, options, tensors, base.fingerprint))
+    again = put_adapter(load_backbone(str(tmp_path / "base")), read_adapter(tmp_path / "out"))
+    one, other = part.merge(trained, part.frozen), again.merge(again.trainable, again.frozen)
+    for encode in ("encode_frames", "encode_text"):
+        given = siglip_case.batch()["frames" if "frames" in encode else "text"]
+        assert (getattr(one, encode)(given) == getattr(other, encode)(given)).all()
 
 
 def test_gelu_tanh_has_its_own_derivative():

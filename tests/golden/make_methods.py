@@ -3,9 +3,10 @@
     python tests/golden/make_methods.py CHECKOUTS
 
 CHECKOUTS holds CoOp (KaiyangZhou, ff61507), multimodal-prompt-learning (muzairkhattak, 69bce21),
-modelscope (2905da1), AdaptFormer (ShoufaChen, 6967d67), SSF (dongzelian, e94e0e7) and vpt (KMnP,
-4410440), which are run as they are, in float32: nothing of them is kept but numbers. Needs torch
-and scipy beside this package. Packages that the modules import and do not use are stubs.
+modelscope (2905da1), AdaptFormer (ShoufaChen, 6967d67), SSF (dongzelian, e94e0e7), vpt (KMnP,
+4410440) and UniPT (Paranioar, 3fa457d), which are run as they are, in float32: nothing of them is
+kept but numbers. Needs torch and scipy beside this package. Packages
+that the modules import and do not use are stubs.
 """
 
 import functools
@@ -362,12 +363,62 @@ def vpt_deep(root):
     return result({"pictures": states[:, 0]}, {"vision.blocks.prompts.tokens": tokens})
 
 
+def unipt(root):
+    clip = coop_clip(root)
+    module = load("unipt_adapter", root / "UniPT/CLIP4Clip/modules/module_adapter.py")
+    ids, trained = texts(14), {}
+    with torch.no_grad():
+        kept = states_of(clip.visual.transformer, lambda: clip.visual(pictures()))
+        hidden = {"vision": (kept, clip.visual(pictures()))}
+        kept = states_of(clip.transformer, lambda: clip.encode_text(ids))
+        hidden["text"] = (kept, clip.encode_text(ids))
+    options = {"text": {"mask": (ids != 0).float(), "position": ids.argmax(-1)}}
+    features = {}
+    for tower, name in (("vision", "pictures"), ("text", "texts")):
+        states, frozen = hidden[tower]
+        z, width = len(states), states[0].shape[-1]
+        side = module.Our_tuning_for_transformer(z, [width] * z, 24, 2)
+        own = {
+            f"{part}_{kind}": value(f"{tower}.side.{part}_{kind}", *shape)
+            for part, *shapes in (
+                *(("down", (z, width, 12), (z, 12)), ("anchor", (24, 12), (12,))),
+                *(("gate", (12, 1), (1,)), ("up", (12, 24), (24,))),
+            )
+            for kind, shape in zip(("kernel", "bias"), shapes, strict=True)
+        }
+        theirs = {"anchor": "downsample_layer.1", "gate": "gate_layer", "up": "upsample_layer.1"}
+        given = {}
+        for ours, name_there in theirs.items():
+            given[f"{name_there}.weight"] = own[f"{ours}_kernel"].t()
+            given[f"{name_there}.bias"] = own[f"{ours}_bias"]
+        for i in range(z):
+            given[f"downsample_layers.{i}.1.weight"] = own["down_kernel"][i].t()
+            given[f"downsample_layers.{i}.1.bias"] = own["down_bias"][i]
+        assert set(given) == set(dict(side.named_parameters()))
+        call = (states, frozen[:, None])
+        features[name] = torch.func.functional_call(side, given, call, options.get(tower))
+        trained |= {f"{tower}.side.{key}": x for key, x in own.items()}
+    return result(features, trained)
+
+
+def states_of(transformer, run):
+    """What goes into the first layer and what comes out of each, pictures or texts first."""
+    kept, first = [], transformer.resblocks[0]
+    hooks = [first.register_forward_pre_hook(lambda _, given: kept.append(given[0]))]
+    for layer in transformer.resblocks:
+        hooks.append(layer.register_forward_hook(lambda _, given, made: kept.append(made)))
+    run()
+    for hook in hooks:
+        hook.remove()
+    return [x.transpose(0, 1) for x in kept]
+
+
 def main() -> None:
     root = pathlib.Path(sys.argv[1])
     prepare_stubs()
     torch.Tensor.half = lambda self: self  # MaPLe's prompts are cut to float16
     arrays = {}
-    for make in (maple, coop, vl_prompt, adaptformer, ssf, vpt_deep):
+    for make in (maple, coop, vl_prompt, adaptformer, ssf, vpt_deep, unipt):
         numbers = make(root)
         arrays |= {f"{make.__name__}/{name}": x for name, x in numbers.items()}
         print(make.__name__, {k: v.shape for k, v in numbers.items()}, flush=True)

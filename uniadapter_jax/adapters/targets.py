@@ -12,8 +12,9 @@ from uniadapter_jax.backbones.linear import Linear
 from uniadapter_jax.backbones.scan import Below
 from uniadapter_jax.common.errors import UserError
 
-# Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys.
-WITHOUT_GRADIENT = re.compile(r".*\.(attn|cross)\.k\.(bias|delta\.shift)")
+# Parameters whose gradient is zero whatever the loss: softmax does not see a constant on all keys,
+# or on all layers.
+WITHOUT_GRADIENT = re.compile(r".*\.((attn|cross)\.k\.(bias|delta\.shift)|side\.gate_bias)")
 
 Kind = TypeVar("Kind")
 Filter = Callable[[tuple[Any, ...], Any], bool]

@@ -27,7 +27,7 @@ from uniadapter_jax.backbones.text_transformer import TextTransformer
 from uniadapter_jax.backbones.two_towers import TwoTowers
 from uniadapter_jax.backbones.vit import ViT
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Float, Int
+from uniadapter_jax.common.types import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +151,14 @@ class TextTower(TextTransformer):
         self, x: Float[Array, "b m d"], ids: Int[Array, "b l"], rows: int
     ) -> Float[Array, "b d"]:
         # Row by row: an index into rows and words at once would sum over all devices of a batch.
+        return jnp.take_along_axis(x, self._end(ids, rows)[:, None, None], axis=1)[:, 0]
+
+    def word_mask(self, ids: Int[Array, "b l"], rows: int) -> Bool[Array, "b m"]:
+        return jnp.arange(ids.shape[1] + rows)[None] <= self._end(ids, rows)[:, None]
+
+    def _end(self, ids: Int[Array, "b l"], rows: int) -> Int[Array, " b"]:
         eos = eos_position(ids, self.config.eos_id)
-        eos = eos + rows if rows else eos
-        return jnp.take_along_axis(x, eos[:, None, None], axis=1)[:, 0]
+        return eos + rows if rows else eos
 
 
 def eos_position(ids: Int[Array, "b l"], eos_id: int) -> Int[Array, " b"]:

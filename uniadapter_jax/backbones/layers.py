@@ -14,6 +14,7 @@ have no row of their own, so what a layer returns has the shape that it had.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -130,6 +131,19 @@ class Tower(NamedTuple):
                 setattr(self.owner, name, new(part[...]))
 
 
+class States(NamedTuple):
+    """The states of a tower, for a module at its place `side`.
+
+    layers: ahead of the layers and behind each of them.
+    mask: False at rows of padding; None where there is none.
+    read: of the states of one layer, those that stand for a picture or a text.
+    """
+
+    layers: Float[Array, "z b s d"]
+    mask: Bool[Array, "b s"] | None
+    read: Callable[[Float[Array, "b s d"]], Float[Array, "b d"]]
+
+
 class Backbone(nnx.Module):
     """A frozen model of several towers.
 
@@ -155,18 +169,24 @@ class Backbone(nnx.Module):
         return self.adapters.layer_slices(tower, rows.stop - rows.start)
 
 
-def run_stack(
+def run_stack(blocks: Block, x: Float[Array, "b s d"], **options: Any) -> Float[Array, "b s d"]:
+    """The states behind the last layer; with the options of `run_and_keep`."""
+    return run_and_keep(blocks, x, keep=False, **options)[0]
+
+
+def run_and_keep(
     blocks: Block,
     x: Float[Array, "b s d"],
     *,
+    keep: bool,
     layers: int,
     remat: str,
     mask: Bool[Array, "s s"] | None = None,
     shared: PyTree | None = None,
     key: Array | None = None,
     drop_path: float = 0.0,
-) -> Float[Array, "b s d"]:
-    """Runs stacked blocks by one scan.
+) -> tuple[Float[Array, "b s d"], Float[Array, "z b s d"] | None]:
+    """The states behind the last layer; and if `keep`, those ahead of all and behind each.
 
     Args:
       shared: a tree whose leaves lead with the axis of layers; layer i gets slice i.
@@ -177,9 +197,13 @@ def run_stack(
     rates = jnp.linspace(0.0, drop_path, layers) if drop_path and key is not None else None
     bias = mask_bias(mask)
 
-    def call(block: Block, x: Array, layer: scan.LayerInputs) -> Array:
-        return block(x, bias, layer)
+    def call(
+        block: Block, x: Array, layer: scan.LayerInputs, own: None
+    ) -> tuple[Array, Array | None]:
+        x = block(x, bias, layer)
+        return x, x if keep else None
 
-    return scan.scan_layers(
-        call, blocks, x, layers=layers, remat=remat, shared=shared, key=key, drop_path=rates
+    last, states = scan.collect_layers(
+        call, blocks, x, None, layers, remat=remat, shared=shared, key=key, drop_path=rates
     )
+    return last, jnp.concatenate([x[None], states]) if keep else None

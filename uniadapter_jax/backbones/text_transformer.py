@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from flax import nnx
 from uniadapter_jax.backbones import functions, layers, scan
 from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Float, Int, PyTree
+from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 
 
 class TextTransformer(nnx.Module):
@@ -22,7 +23,8 @@ class TextTransformer(nnx.Module):
       config: with `vocab_size`, `positions`, `embed`, and `text`, a `TowerConfig`.
 
     A module at the place `before` is called with the word embeddings ahead of their positions, and
-    may put rows among them; its attribute `rows` says how many.
+    may put rows among them; its attribute `rows` says how many. One at the place `side` is called
+    with the features, and with the `layers.States` of all layers.
 
     Attributes:
       FIRST_WORD: the position of the first word, behind what begins every text.
@@ -32,6 +34,7 @@ class TextTransformer(nnx.Module):
     CAUSAL: ClassVar[bool]
     FIRST_WORD: ClassVar[int]
     before: Any
+    side: Any
 
     def __init__(self, config: Any, remat: str, *, projection_bias: bool, rng: Rng):
         width = config.text.width
@@ -39,6 +42,7 @@ class TextTransformer(nnx.Module):
         self.position_embedding = random(rng, 0.01, config.positions, width)
         self.blocks = layers.Block(config.text, rng=rng)
         self.before = nnx.data(None)
+        self.side = nnx.data(None)
         self.ln_final = LayerNorm(width, eps=config.text.eps)
         self.projection = Linear(
             width, config.embed, use_bias=projection_bias, std=width**-0.5, rng=rng
@@ -60,20 +64,30 @@ class TextTransformer(nnx.Module):
         x = self.token_embedding[...][ids].astype(dtype)
         x = at_place(self.before, x, x, scan.of_first_layer(shared))
         length = x.shape[1]
-        x = layers.run_stack(
+        x, states = layers.run_and_keep(
             self.blocks,
             x + self.position_embedding[...][:length].astype(dtype)[None],
+            keep=self.side is not None,
             layers=self.config.text.layers,
             remat=self.remat,
             mask=functions.causal_mask(length) if self.CAUSAL else None,
             shared=shared,
             key=key,
         )
-        return self.projection(self.ln_final(self.state_of_text(x, ids, rows)))
+        features = self.projection(self.ln_final(self.state_of_text(x, ids, rows)))
+        if states is None:
+            return features
+        mask = self.word_mask(ids, rows)
+        read = functools.partial(self.state_of_text, ids=ids, rows=rows)
+        return self.side(features, layers.States(states, mask, read))
 
     def padded(self, ids: Int[Array, "b l"], rows: int) -> Int[Array, "b l"]:
         """Texts as the family reads them, which `rows` of a method will join; by default as is."""
         return ids
+
+    def word_mask(self, ids: Int[Array, "b l"], rows: int) -> Bool[Array, "b m"] | None:
+        """False behind the end of each text, which `rows` of a method joined; None: all count."""
+        return None
 
     def state_of_text(
         self, x: Float[Array, "b m d"], ids: Int[Array, "b l"], rows: int

@@ -25,8 +25,10 @@ class ViT(nnx.Module):
 
     A module at the place `before` is called with the tokens ahead of `ln_pre`, with their
     positions; rows that it puts behind them go through all layers and are not seen by the head.
+    One at the place `side` is called with what the head made, and with the `layers.States`.
     """
 
+    side: Any
     # What acts ahead of the layers.
     AHEAD = ("patch_embedding", "class_embedding", "position_embedding", "ln_pre")
 
@@ -49,6 +51,7 @@ class ViT(nnx.Module):
         self.ln_pre = nnx.data(LayerNorm(width, eps=config.vision.eps) if ln_pre else None)
         self.blocks = layers.Block(config.vision, rng=rng)
         self.before = nnx.data(None)
+        self.side = nnx.data(None)
         self.config = config
         self.remat = remat
         self.drop_path = drop_path
@@ -69,16 +72,22 @@ class ViT(nnx.Module):
         x = x + self.position_embedding[...].astype(x.dtype)[None]
         rows = x.shape[1]
         x = at_place(self.before, x, x, scan.of_first_layer(shared))
-        x = layers.run_stack(
+        x, states = layers.run_and_keep(
             self.blocks,
             x if self.ln_pre is None else self.ln_pre(x),
+            keep=self.side is not None,
             layers=self.config.vision.layers,
             remat=self.remat,
             shared=shared,
             key=key,
             drop_path=self.drop_path,
         )
-        return self.head(x if self.before is None else x[:, :rows], key)
+        made = self.head(x if self.before is None else x[:, :rows], key)
+        return made if states is None else self.side(made, layers.States(states, None, self.read))
+
+    def read(self, x: Float[Array, "b s d"]) -> Float[Array, "b d"]:
+        """The states that stand for a picture: of its class token, or the mean of its patches."""
+        return x.mean(1) if self.class_embedding is None else x[:, 0]
 
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
         """The family's result from the states after the last layer."""
