@@ -44,9 +44,11 @@ def read(monkeypatch):
     seen = []
     kept = folder.Reader.read
 
-    def counting(self, path, first=0):
-        seen.append(path)
-        return kept(self, path, first)
+    def counting(self, path, *arguments):
+        file = kept(self, path, *arguments)
+        if not file.skipped:
+            seen.append(path)
+        return file
 
     monkeypatch.setattr(folder.Reader, "read", counting)
     return seen
@@ -110,6 +112,34 @@ def test_only_what_changed_is_read(copy, tmp_path, read, small_parts):
     build(str(copy), fresh, model)
     ours, theirs = (i.search("rgx", k=100) for i in (index, Index.open(fresh, model=model)))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_copies_have_the_same_rows_and_renamed_files_are_not_decoded(
+    copy, tmp_path, read, monkeypatch, size
+):
+    monkeypatch.setattr(writing, "CLIPS", size)
+    (copy / "z.mp4").write_bytes((copy / "long.mp4").read_bytes())
+    (copy / "broken2.mp4").write_bytes((copy / "broken.mp4").read_bytes())
+    model, where = Colours(keeps_frames=True), tmp_path / "i"
+    build(str(copy), where, model, windows=Windows(1.0, 0.5))
+    copied = {"long.mp4", "z.mp4"}
+    read.clear()
+    (copy / "z.mp4").rename(copy / "y.mp4")
+    (copy / "p01.png").rename(copy / "p99.png")
+    build(str(copy), where, model, windows=Windows(1.0, 0.5))
+    assert read == []
+    index = Index.open(where, model=model)
+    hits = [hit for hit in index.search("rgx", k=100) if hit.name in {*copied, "y.mp4"}]
+    assert len(hits) == 2 * 8
+    rows = {name: [] for name in ("long.mp4", "y.mp4")}
+    for part in index._table.parts:
+        for clip in part.clips:
+            if clip.path in rows:
+                there = part.rows[clip.row : clip.row + clip.rows]
+                rows[clip.path].append((clip.start, clip.end, clip.whole, there.tobytes()))
+    assert rows["long.mp4"] == rows["y.mp4"]
+    assert "p99.png" in {item.name for item in index.items()}
 
 
 def test_parts_are_gathered_and_nothing_is_lost(copy, tmp_path, monkeypatch, small_parts):

@@ -22,6 +22,7 @@ from uniadapter_jax.inference.search import description as described
 from uniadapter_jax.inference.search import parts as stored
 from uniadapter_jax.inference.search.description import Description
 from uniadapter_jax.inference.search.folder import Changes, Reader, changes, media_of
+from uniadapter_jax.inference.search.known import Known
 from uniadapter_jax.inference.search.parts import Store, Table
 from uniadapter_jax.inference.search.writing import write_changes
 from uniadapter_jax.runs.workdir import LOCK
@@ -64,7 +65,7 @@ def build(
     say(_told(todo, table))
     if todo.fresh or todo.gone:
         reader = Reader(root, model.clips, windows, threads)
-        write_changes(store, model, description.made["dtype"], reader, todo, say)
+        write_changes(store, model, description.made["dtype"], reader, todo, Known(table), say)
         table = store.read(description.width)
     if len(table.parts) > MOST_PARTS or _dead_share(table) > DEAD_SHARE:
         table = _gathered(index, description, store, table)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from uniadapter_jax.common.errors import UserError
@@ -69,13 +69,17 @@ def _same(path: str, stamp: Stamp | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file that was read: at most `clip_files.GROUP` of its clips, or why it has none."""
+    """A file that was read: at most `clip_files.GROUP` of its clips, or why it has none.
+
+    One whose content was known is `skipped`: nothing of it was decoded.
+    """
 
     path: str
     stamp: Stamp
     clips: Sequence[FileClip] = ()
     count: int = 0
     bad: Bad | None = None
+    skipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,19 +91,19 @@ class Reader:
     windows: Windows | None
     threads: int
 
-    def files(self, paths: Sequence[str]) -> Iterator[File]:
+    def files(self, paths: Sequence[str], known: Container[str] = ()) -> Iterator[File]:
         """The files in their order; as many are read ahead as there are threads, and one more."""
         with concurrent.futures.ThreadPoolExecutor(self.threads, "decode") as pool:
             ahead: collections.deque[concurrent.futures.Future[File]] = collections.deque()
             for path in paths:
-                ahead.append(pool.submit(self.read, path))
+                ahead.append(pool.submit(self.read, path, 0, known))
                 if len(ahead) > self.threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
 
-    def read(self, path: str, first: int = 0) -> File:
-        """The clips of a file from the number `first` on."""
+    def read(self, path: str, first: int = 0, known: Container[str] = ()) -> File:
+        """The clips of a file from the number `first` on, unless its SHA-256 is known."""
         place = os.path.join(self.root, path)
         stamp = Stamp(-1, 0, "")
         try:
@@ -107,6 +111,8 @@ class Reader:
             stamp = Stamp(status.st_size, status.st_mtime_ns, "")
             if stat.S_ISREG(status.st_mode):  # reading a pipe might never end
                 stamp = stamp._replace(digest=_digest(place))
+            if stamp.digest in known:
+                return File(path, stamp, skipped=True)
             clips, count = read_clips(place, self.options, self.windows, first)
         except DecodeError as error:
             return File(path, stamp, bad=Bad(path, error.reason, error.detail))

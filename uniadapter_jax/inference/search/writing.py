@@ -13,6 +13,7 @@ from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import FileClip
 from uniadapter_jax.inference.search import parts as stored
 from uniadapter_jax.inference.search.folder import Changes, File, Reader
+from uniadapter_jax.inference.search.known import Known, Place
 from uniadapter_jax.inference.search.parts import Stamp, Store
 
 CLIPS = 128  # and files, of a part; a file is never cut
@@ -25,18 +26,23 @@ def write_changes(
     dtype: str,
     reader: Reader,
     todo: Changes,
+    known: Known,
     say: Callable[[str], None],
 ) -> None:
-    """Writes parts with all changes of a folder; `say` is told the progress."""
+    """Writes parts with all changes of a folder; `say` is told the progress.
+
+    A file with the content of a known one gets its rows, so that copies tie to the bit.
+    """
     number = max(store.numbers(), default=-1) + 1
-    part = _Part(model, dtype)
+    part = _Part(model, dtype, known)
     part.lines += [stored.gone_line(path) for path in todo.gone]
     progress, bad = Progress("index", len(todo.fresh), "files", write=say), 0
-    for file in reader.files(todo.fresh):
+    for file in reader.files(todo.fresh, known):
         bad += not part.add(file, reader)
         if part.full:
             store.write(number, *part.finished())
-            number, part = number + 1, _Part(model, dtype)
+            part.release(np.asarray(store.rows(number)))
+            number, part = number + 1, _Part(model, dtype, known)
         progress.note = f", {bad} bad" if bad else ""
         progress.advance(1)
     if part.lines or part.waiting:
@@ -56,8 +62,8 @@ class _Waiting(NamedTuple):
 class _Part:
     """Rows and lines of a part in the making."""
 
-    def __init__(self, model: AdaptedBackbone, dtype: str):
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: AdaptedBackbone, dtype: str, known: Known):
+        self.model, self.dtype, self.known = model, dtype, known
         self.lines: list[dict[str, Any]] = []
         self.waiting: list[_Waiting] = []
         self._rows: list[np.ndarray] = []
@@ -70,6 +76,10 @@ class _Part:
     def add(self, file: File, reader: Reader) -> bool:
         """Takes all clips of a file; returns whether it is sound."""
         path, stamp, done = file.path, file.stamp, 0
+        if file.bad is None and self._copied(path, stamp):
+            return True
+        if file.skipped:
+            file = reader.read(path)
         while file.bad is None:
             self.waiting += [_Waiting(path, stamp, clip) for clip in file.clips]
             self._encode(FRAMES)
@@ -79,8 +89,28 @@ class _Part:
             file = reader.read(path, done)  # a long film goes on
         self.lines = [line for line in self.lines if line["path"] != path]
         self.waiting = [waiting for waiting in self.waiting if waiting.path != path]
+        self.known.forget(stamp.digest)
         self.lines.append(stored.bad_line(file.bad, stamp))
         return False
+
+    def _copied(self, path: str, stamp: Stamp) -> bool:
+        """Whether a file's content is known; then its rows are taken."""
+        waits = any(waiting.stamp.digest == stamp.digest for waiting in self.waiting)
+        if not waits and stamp.digest not in self.known:
+            return False
+        self._encode(1)  # also because clips of a file stay side by side
+        same = dict(self.known.get(stamp.digest))
+        for place, rows in same.items():
+            self._enter(path, stamp, place, rows)
+        return bool(same)
+
+    def release(self, rows: np.ndarray) -> None:
+        """Lets go of the rows, which are on disk now and are given as they are there."""
+        for line in self.lines:
+            if "row" in line:
+                place = line["start"], line["end"], line["whole"]
+                there = rows[line["row"] : line["row"] + line["rows"]]
+                self.known.put(line["digest"], line["path"], place, there)
 
     def finished(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """All rows and lines."""
@@ -95,10 +125,9 @@ class _Part:
             count = int(np.searchsorted(frames, FRAMES)) + 1
             now, self.waiting = self.waiting[:count], self.waiting[count:]
             for waiting, rows in zip(now, self._encoded(now), strict=True):
-                self._enter(waiting, rows)
+                self._enter(waiting.path, waiting.stamp, waiting.clip.place, rows)
 
-    def _enter(self, waiting: _Waiting, rows: np.ndarray) -> None:
-        path, place = waiting.path, waiting.clip.place
+    def _enter(self, path: str, stamp: Stamp, place: Place, rows: np.ndarray) -> None:
         if not np.isfinite(rows).all():
             raise UserError(
                 f"the features of {path!r} are not finite, so scores would mean nothing. Look for "
@@ -106,7 +135,8 @@ class _Part:
             )
         name = stored.clip_id(path, *place)
         clip = stored.Clip(name, path, *place, self._count, len(rows))
-        self.lines.append(stored.clip_line(clip, waiting.stamp))
+        self.lines.append(stored.clip_line(clip, stamp))
+        self.known.put(stamp.digest, path, place, rows)
         self._rows.append(rows)
         self._count += len(rows)
 
