@@ -138,30 +138,6 @@ def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name != "sharding_constraint"
 
 
-def scan_layers(
-    call: Callable[[Any, Array, LayerInputs], Array],
-    stacked: Stack | Cut,
-    x: Float[Array, "..."],
-    *,
-    layers: int,
-    remat: str,
-    shared: PyTree | None = None,
-    key: Array | None = None,
-    drop_path: Float[Array, " z"] | None = None,
-) -> Float[Array, "..."]:
-    """`x = call(layer i of stacked, x, its inputs)` for every layer, by one scan.
-
-    What all layers use alike may be closed over by `call`. The rest is as in `run_stack`.
-    """
-
-    def passing(block: Any, x: Array, layer: LayerInputs, own: None) -> tuple[Array, None]:
-        return call(block, x, layer), None
-
-    return collect_layers(
-        passing, stacked, x, None, layers, remat=remat, shared=shared, key=key, drop_path=drop_path
-    )[0]
-
-
 def collect_layers(
     call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
     stacked: Stack | Cut,
@@ -174,11 +150,12 @@ def collect_layers(
     key: Array | None = None,
     drop_path: Float[Array, " z"] | None = None,
 ) -> tuple[Float[Array, "..."], PyTree]:
-    """`scan_layers` where a layer is also handed something of its own, and gives something back.
+    """Runs every layer, by one scan; a layer is also handed something of its own, and gives some.
 
     `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
-    with a leading axis of layers. Leaves of `shared` lead with the axis of the layers that a method
-    may act on, which are all where the tower is not cut.
+    with a leading axis of layers. What all layers use alike may be closed over by `call`; the rest
+    is as in `layers.run_and_keep`. Leaves of `shared` lead with the axis of the layers that a
+    method may act on, which are all where the tower is not cut.
     """
     keys = None if key is None else split(key, layers)
     inputs, made = (keys, drop_path, own), []
