@@ -154,6 +154,7 @@ def test_vatex_and_its_two_test_lists(tmp_path, layout):
 
 
 def test_lsmdc_and_an_id_that_comes_twice(tmp_path):
+    first_id = "3035_FILM_00.00.1.180-00.00.2.560"
     names = ("annos_training", "annos_val", "challenge_1000_publictect")
     for (split, clips), name in zip(SENTENCES.items(), names, strict=True):
         lines = [
@@ -162,12 +163,27 @@ def test_lsmdc_and_an_id_that_comes_twice(tmp_path):
             for sentence in (sentences if split == "train" else sentences[:1])
         ]
         (tmp_path / f"LSMDC16_{name}.csv").write_text("\n".join(lines) + "\n")
-    touch(tmp_path, "videos/3035_FILM/3035_FILM_00.00.1.180-00.00.2.560.avi")
+    touch(tmp_path, "videos/3035_FILM/3035_FILM_00.00.1.180-00.00.2.560.avi", "odd/second.avi")
+    second = "3035_FILM_00.01.1.180-00.01.2.560"
+    write_json(tmp_path / "video_path.json", {second: "odd/second.avi", first_id: "gone.avi"})
     source = read_source("lsmdc", str(tmp_path))
     first = source.items[0]
     assert first.captions == ("one runs.", "two sit.") and first.path.startswith("videos/3035_FILM")
+    paths = {item.id: item.path for item in source.items if item.split == "train"}
+    assert first.id == first_id and paths[second] == "odd/second.avi"
     assert len(texts(source, "test")) == 2
     assert "LSMDC16_annos_training.csv: 3 lines, published are 101,079" in source.protocol
+
+
+@pytest.mark.parametrize("test_list", ["MSRVTT_test1ka.jsonl", "MSRVTT_test_full.jsonl"])
+def test_msrvtt_in_lists_of_one_record_a_clip(tmp_path, test_list):
+    clip_vip(tmp_path, ("MSRVTT_train9k.jsonl", "MSRVTT_val.jsonl", test_list))
+    touch(tmp_path, "videos/a1.mp4")
+    source = read_source("msrvtt", str(tmp_path))
+    assert texts(source, "train") == every("train") and texts(source, "val") == every("val")
+    some = 1 if "1ka" in test_list else None
+    assert texts(source, "test") == {clip: of[:some] for clip, of in every("test").items()}
+    assert test_list in source.protocol
 
 
 @pytest.mark.parametrize("name", ["didemo", "activitynet", "msvd", "vatex", "lsmdc"])

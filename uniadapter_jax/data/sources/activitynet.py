@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.sources import clip_lists
@@ -79,13 +78,11 @@ def _paragraphs(tree: Tree, path: str) -> dict[str, str]:
 
 def _clips(tree: Tree, split: str, ids: list[str], captions: Mapping[str, list[str]]) -> list[Item]:
     by_stem = tree.by_stem(VIDEO_EXTENSIONS)
-    listed: Any = tree.read_json(path) if (path := tree.find("video_path.json")) else {}
-    if not isinstance(listed, dict):
-        raise UserError(f"{os.path.join(tree.root, str(path))}: expected {{id: path}}")
+    listed = clip_lists.listed_stems(tree)
     names = {}
     for clip in ids:
         bare = clip.removeprefix("v_")
-        told = clip_lists.stem(os.path.basename(str(listed.get(bare, clip))))
-        names[clip] = next((name for name in (clip, bare, told) if name in by_stem), clip)
+        candidates = (clip, bare, listed.get(bare, clip))
+        names[clip] = next((name for name in candidates if name in by_stem), clip)
     placed = tree.place_clips(Item(clip, names[clip], split, tuple(captions[clip])) for clip in ids)
     return list(placed)

@@ -106,19 +106,19 @@ def read_plain_pickle(path: str) -> Any:
         raise FileError(path, f"not readable as plain pickled data: {error}") from error
 
 
-def paragraph_records(tree: Tree) -> dict[str, tuple[str, dict[str, str]]]:
-    """{split: (file, {clip: paragraph})} of lists with one record a clip (CLIP-ViP's).
+def sentence_records(tree: Tree) -> dict[str, tuple[str, dict[str, list[str]]]]:
+    """{split: (file, {clip: sentences})} of lists with one record a clip (CLIP-ViP's).
 
     Such a list is any `.jsonl` file of {"clip_id", "text": [sentences]}, whose name says train, val
     or test. Two for one split are an error.
     """
-    lists: dict[str, tuple[str, dict[str, str]]] = {}
+    lists: dict[str, tuple[str, dict[str, list[str]]]] = {}
     for path in tree.paths:
         word = _SPLIT_WORD.search(os.path.basename(path))
         if not path.endswith(".jsonl") or not word:
             continue
         where = os.path.join(tree.root, path)
-        texts: dict[str, str] = {}
+        texts: dict[str, list[str]] = {}
         for number, record in json_lines(where):
             if not isinstance(record, dict) or "clip_id" not in record:
                 break
@@ -126,7 +126,7 @@ def paragraph_records(tree: Tree) -> dict[str, tuple[str, dict[str, str]]]:
             clip = stem(os.path.basename(fields.get(record, "clip_id", str)))
             if clip in texts:
                 raise UserError(f"{fields.where}: clip {clip!r} comes twice")
-            texts[clip] = paragraph(_sentences(fields.where, clip, record.get("text")))
+            texts[clip] = _sentences(fields.where, clip, record.get("text"))
         else:
             if word[1] in lists:
                 raise UserError(
@@ -134,3 +134,21 @@ def paragraph_records(tree: Tree) -> dict[str, tuple[str, dict[str, str]]]:
                 )
             lists[word[1]] = (path, texts)
     return {split: value for split, value in lists.items() if value[1]}
+
+
+def paragraph_records(tree: Tree) -> dict[str, tuple[str, dict[str, str]]]:
+    """`sentence_records` with the sentences of a clip as one text."""
+    return {
+        split: (path, {clip: paragraph(sentences) for clip, sentences in texts.items()})
+        for split, (path, texts) in sentence_records(tree).items()
+    }
+
+
+def listed_stems(tree: Tree) -> dict[str, str]:
+    """{id: name of its file without suffix} as video_path.json says (DGL); {} without one."""
+    if not (path := tree.find("video_path.json")):
+        return {}
+    listed = tree.read_json(path)
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise FileError(os.path.join(tree.root, path), "expected an object {id: path}")
+    return {clip: stem(os.path.basename(name)) for clip, name in listed.items()}

@@ -5,7 +5,7 @@
     clip id, four times, sentence
 
 An id that comes twice, as some of the training list do, is one clip with several captions. Media:
-`<film>/<clip id>.avi`, anywhere below the input.
+`<film>/<clip id>.avi`, anywhere below the input, or files as video_path.json says (DGL).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError
 from uniadapter_jax.data.sources import clip_lists
-from uniadapter_jax.data.sources.files import Tree
+from uniadapter_jax.data.sources.files import VIDEO_EXTENSIONS, Tree
 from uniadapter_jax.data.sources.item import Item, Source
 
 FILES = {
@@ -35,11 +35,17 @@ def read(root: str) -> Source:
         raise UserError(
             f"--input={root} holds no LSMDC annotations; expected {', '.join(FILES.values())}"
         )
+    stems = tree.by_stem(VIDEO_EXTENSIONS)
+    listed = {c: name for c, name in clip_lists.listed_stems(tree).items() if c not in stems}
     items: list[Item] = []
     counts = []
     for split, path in paths.items():
         captions, lines = _captions(tree, path)
-        items += clip_lists.clips(tree, split, captions, captions)
+        named = (
+            Item(clip, listed.get(clip, clip), split, tuple(texts))
+            for clip, texts in captions.items()
+        )
+        items += tree.place_clips(named)
         count = clip_lists.counted(os.path.basename(path), lines, PUBLISHED[split])
         counts.append(count.replace(" clips", " lines"))
     return Source(f"LSMDC; {'; '.join(counts)}", tree.root, tuple(items))

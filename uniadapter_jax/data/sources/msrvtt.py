@@ -5,6 +5,8 @@
     official    train_val_videodatainfo.json and test_videodatainfo.json, with their splits
     Frozen, CE  annotation/MSR_VTT.json and structured-symlinks/{train,val}_list_jsfusion.txt,
                 jsfusion_val_caption_idx.pkl (which caption of a test clip is the 1k-A one)
+    CLIP-ViP    a .jsonl for train and test of {"clip_id", "text": [captions]}; of a list of test1ka
+                the first caption is the 1k-A one
     ClipBERT    {train,val,test}.jsonl of {"caption", "clip_name"}
 
 Start and end times in the annotations are positions in the YouTube video that a clip was cut from;
@@ -14,10 +16,11 @@ the files in the set are the clips, so the times are not used.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.sources.clip_lists import clips, read_plain_pickle
+from uniadapter_jax.data.sources.clip_lists import clips, read_plain_pickle, sentence_records
 from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
 
@@ -42,6 +45,9 @@ def read(root: str) -> Source:
         return _official(tree)
     if tree.find("MSR_VTT.json"):
         return _frozen(tree)
+    records = sentence_records(tree)
+    if {"train", "test"} <= records.keys():
+        return _clip_vip(tree, records)
     if any(tree.find(*names) for names in CAPTION_FILES.values()):
         return _clipbert(tree)
     if tree.find("MSRVTT_data.json"):
@@ -160,6 +166,16 @@ def read_caption_indices(path: str) -> dict[str, int]:
     ):
         raise UserError(f"{path}: expected a dict of video id to caption index")
     return content
+
+
+def _clip_vip(tree: Tree, records: Mapping[str, tuple[str, Captions]]) -> Source:
+    items: list[Item] = []
+    for split, (path, captions) in records.items():
+        if "test1ka" in os.path.basename(path).lower():
+            captions = {video: texts[:1] for video, texts in captions.items()}
+        items += clips(tree, split, captions, captions)
+    used = ", ".join(os.path.basename(path) for path, _ in records.values())
+    return Source(f"lists of {used}", tree.root, tuple(items))
 
 
 def _clipbert(tree: Tree) -> Source:
