@@ -43,6 +43,7 @@ def get_config(argument=None):
     rows = grid.rows
     rows.zero_shot = row("zero_shot")
     rows.projection = row("projection")
+    rows.unipt = row("unipt")
     rows.full = row("full", trials=OWN)
     rows.partial = row("partial", trials=OWN)
     rows.bitfit = row("bitfit")

@@ -160,6 +160,20 @@ def test_a_grid_of_failures_is_a_report(tmp_path, drawn):
     assert drawn == [] and b"lora seed 0 failed: no memory" in files["index.html"]
 
 
+def test_seeds_that_did_not_run_are_told(tmp_path, drawn):
+    """A row that trains nothing runs once; of another one all seeds are missing."""
+    every = [
+        grids.cell(row, seed, grids.ranked(grids.chance(0.5, row, seed)))
+        for row, seed in (("zero_shot", 0), ("lora", 0), ("lora", 2))
+    ]
+    grids.write(tmp_path, grids.grid(), every)
+    report.write_report(tmp_path)
+    said = (tmp_path / "report" / "tables.md").read_text()
+    for row, seed in (("lora", 1), ("bitfit", 0), ("bitfit", 1), ("bitfit", 2)):
+        assert f"{row} seed {seed}" in said
+    assert "zero_shot seed 1" not in said
+
+
 def test_files_of_no_cell_are_told(tmp_path, drawn):
     out = grids.made(tmp_path / "out", {"zero_shot": 0.2, "lora": 0.8})
     grids.write(out, grids.grid(rows=["zero_shot", "lora"], seeds=[0, 1]), [])

@@ -135,7 +135,7 @@ def test_failed_and_missing_cells_are_rows(tmp_path):
     grid, read_ones, tables = read(tmp_path)
     told = " ".join(tables[0].cautions)
     assert "Failed: lora seed 0." in told
-    assert "Not run yet: zero_shot seed 1, zero_shot seed 2, lora seed 1" in told
+    assert "Not run yet: lora seed 1, lora seed 2" in told
     [verdict] = verdicts_of(grid, tables)
     assert (verdict.verdict, verdict.gap) == ("cannot tell", None)
     page = tables_module.markdown_of(grid, tables, [verdict], [])

@@ -127,12 +127,12 @@ def _row(grid: Grid, setting: Setting, name: str, cells: Sequence[Cell]) -> Row:
     ours = sorted((cell for cell in cells if cell.row == name), key=lambda cell: cell.seed)
     done = tuple(cell for cell in ours if not cell.failed)
     run = {cell.seed for cell in ours}
+    still = bool(done) and not any(cell.trained for cell in done)  # it runs once, whatever the seed
     return Row(
         name,
         done,
         tuple(cell for cell in ours if cell.failed),
-        # A row of which no seed ran is not of this setting.
-        tuple(seed for seed in grid.seeds if seed not in run) if run else (),
+        () if still else tuple(seed for seed in grid.seeds if seed not in run),
         tuple(_value(cell, setting.measure) for cell in done),
     )
 
