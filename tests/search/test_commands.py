@@ -14,6 +14,7 @@ import uniadapter_jax
 from uniadapter_jax import index, search
 from uniadapter_jax.inference.search import index as finished
 from uniadapter_jax.inference.search.index import Hit
+from uniadapter_jax.runs.workdir import holding
 
 
 @pytest.fixture
@@ -85,6 +86,12 @@ def test_wrong_flags_are_named(clips, capsys, tmp_path, command, arguments, word
     assert sorted(p.name for p in tmp_path.rglob("*") if p.name != "lock") == before
 
 
+def test_one_writes_at_a_time(clips, capsys, tmp_path):
+    with holding(tmp_path / "i", "another"):
+        assert "is in use by another" in said(capsys, index, IN, OUT, BACKBONE, status=2)
+    said(capsys, index, IN, OUT, BACKBONE)
+
+
 def test_a_changed_description_is_refused(clips, capsys, tmp_path):
     said(capsys, index, IN, OUT, BACKBONE)
     file = tmp_path / "i" / "index.json"
@@ -114,7 +121,7 @@ def test_names_that_are_no_utf8_are_indexed(clips, capsys, tmp_path):
 
 
 def test_what_there_is_is_listed_without_importing_it():
-    code = "import sys, uniadapter_jax as u; print(dir(u), 'jax' in sys.modules, u.Index.__name__)"
+    code = "import sys, uniadapter_jax as u; print(dir(u), 'jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'Index'" in done.stdout and "'load_model'" in done.stdout
-    assert done.stdout.endswith("False Index\n") and uniadapter_jax.Index is finished.Index
+    assert done.stdout.endswith("False\n") and uniadapter_jax.Index is finished.Index
