@@ -11,7 +11,8 @@ activitynet, msvd, vatex, vatex_clip2video, lsmdc, karpathy, msrvtt_qa, vqav2, v
 manifest), which frames are kept (sampling: fps, uniform,
 middle) and how (short_side, quality); flags can set each of them, as in
 --config.data.prepare.short_side=128. For source=manifest, --input is a JSONL file: {"id", "path",
-"start", "end", "captions": [], "qa": [], "split"} in each line.
+"start", "end", "captions": [], "qa": [], "split"} in each line. config.data.prepare.window=10 and
+.stride=5 cut files into clips of 10 s that begin every 5 s.
 
 Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
 config.data.prepare.max_bad_share the command stops. After a kill or a stop, the same command
@@ -36,7 +37,7 @@ from uniadapter_jax.data.preparation.folder import write_manifest
 from uniadapter_jax.data.preparation.making import Job, Making
 from uniadapter_jax.data.preparation.shares import Share, decode_share
 from uniadapter_jax.data.preparation.survey import survey
-from uniadapter_jax.data.sources import read_source
+from uniadapter_jax.data.preparation.windows import read_items
 from uniadapter_jax.data.sources.manifest import NAMES
 from uniadapter_jax.runs.workdir import holding
 
@@ -172,7 +173,7 @@ def main() -> None:
             raise UserError("--input is missing: the directory with annotations and media")
         settings = PrepareSettings.from_config(config.data.prepare)
         if values["dry-run"].value:
-            print("\n".join(survey(read_source(settings.source, values["input"].value), settings)))
+            print("\n".join(survey(read_items(settings, values["input"].value), settings)))
             return
         share = Share.parse(values["share"].value) if values["share"].value is not None else None
         output = values["output"].value or config.data.records

@@ -48,6 +48,8 @@ FREE: Mapping[str, str] = {
     "data.prepare.frames": "read by prepare; the fingerprint of the records counts",
     "data.prepare.short_side": "read by prepare; the fingerprint of the records counts",
     "data.prepare.quality": "read by prepare; the fingerprint of the records counts",
+    "data.prepare.window": "read by prepare; the fingerprint of the records counts",
+    "data.prepare.stride": "read by prepare; the fingerprint of the records counts",
     "data.prepare.max_bad_share": "read by prepare; the fingerprint of the records counts",
     "compute.remat": _ROUNDING,
     "compute.frame_chunks": _ROUNDING,

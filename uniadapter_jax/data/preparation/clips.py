@@ -17,7 +17,14 @@ from jaxtyping import Int
 from PIL import Image
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.ranges import SHARE, Range, check_choice, check_range, check_type
+from uniadapter_jax.common.ranges import (
+    SHARE,
+    Range,
+    at_least,
+    check_choice,
+    check_range,
+    check_type,
+)
 from uniadapter_jax.data import images, sampling
 from uniadapter_jax.data.media import kinds as media
 from uniadapter_jax.data.media import pictures, video
@@ -37,6 +44,8 @@ RANGES: Mapping[str, Range] = {
     "short_side": Range(8, 8192),
     "quality": Range(1, 100),
     "max_bad_share": SHARE,
+    "window": Range(0, 1e6),
+    "stride": Range(0, 1e6),
 }
 
 
@@ -50,6 +59,8 @@ class PrepareSettings:
       short_side: pixels; larger frames are scaled down to it, smaller ones stay.
       quality: quality of the JPEG frames, 1 to 100.
       max_bad_share: share of items without a usable clip above which `prepare` refuses.
+      window: seconds of the clips that files are cut into; 0 takes files as they are annotated.
+      stride: seconds from the beginning of one to that of the next; 0 is `window`.
     """
 
     source: str
@@ -59,15 +70,18 @@ class PrepareSettings:
     short_side: int
     quality: int
     max_bad_share: float
+    window: float = 0.0
+    stride: float = 0.0
 
     @classmethod
     def from_config(cls, config: Any) -> PrepareSettings:
         """Settings from a mapping with the attributes' names; a UserError names a wrong value."""
         values = dict(config)
         names = [field.name for field in dataclasses.fields(cls)]
-        if missing := [name for name in names if name not in values]:
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values]:
             raise UserError(f"config.data.prepare has no {missing}; it holds {sorted(values)}")
-        settings = cls(**{name: values[name] for name in names})
+        settings = cls(**{name: values[name] for name in names if name in values})
         settings.check()
         return settings
 
@@ -80,10 +94,15 @@ class PrepareSettings:
                 check_choice(path, value, CHOICES[field.name])
             if field.name in RANGES:
                 check_range(path, value, RANGES[field.name])
+        if 0 < self.window < 0.1:
+            raise UserError(f"config.data.prepare.window={self.window}: 0, or at least 0.1 seconds")
+        if 0 < self.stride < 0.1:
+            raise UserError(f"config.data.prepare.stride={self.stride}: 0, or at least 0.1 seconds")
 
     def identity(self) -> dict[str, Any]:
         """The settings that the records depend on, without those that are not used."""
-        return {"source": self.source, **self.of_frames()}
+        cut = {"window": self.window, "stride": self.stride or self.window} if self.window else {}
+        return {"source": self.source, **self.of_frames(), **cut}
 
     def of_frames(self) -> dict[str, Any]:
         """The settings that the frames of an item depend on, without those that are not used."""

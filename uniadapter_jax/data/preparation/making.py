@@ -17,6 +17,7 @@ from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.preparation.kept import Found
 from uniadapter_jax.data.preparation.shards import Shard
 from uniadapter_jax.data.preparation.state import State, compare, facts_of
+from uniadapter_jax.data.preparation.windows import read_items
 from uniadapter_jax.data.preparation.work import (
     Hold,
     clean,
@@ -28,7 +29,6 @@ from uniadapter_jax.data.preparation.work import (
 )
 from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.prepared import read_prepared
-from uniadapter_jax.data.sources import read_source
 
 PROGRESS_SECONDS = 2.0
 # Counts texts that are cut, in records at a path; what it is given besides keeps others out.
@@ -76,7 +76,7 @@ class Making:
             with job.working() as work:
                 recover(job.output, work)
         self.job = job
-        self.source = read_source(job.settings.source, job.input_path)
+        self.source = read_items(job.settings, job.input_path)
         self.facts = facts_of(self.source)
         self.keys = planning.find_keys(self.source, job.settings)
         self.state: State = compare(job.output, job.settings, self.facts, self.keys, job.overwrite)
