@@ -20,7 +20,6 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.ranges import (
     SHARE,
     Range,
-    at_least,
     check_choice,
     check_range,
     check_type,
