@@ -1,0 +1,62 @@
+"""The contact sheet of records: which clips and frames, and texts that do no harm."""
+
+import json
+
+import media
+import pytest
+from PIL import Image
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.inference.contact_sheet import FRAMES, shown
+from uniadapter_jax.look import look
+from uniadapter_jax.prepare import prepare
+
+EVIL = "<script>alert('x')</script> & \"more\""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    place = tmp_path_factory.mktemp("look")
+    manifest = media.picture_manifest(place, 4, captions=1)
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    lines[1] |= {"id": EVIL, "captions": [EVIL, "é" * 300], "qa": [{"question": EVIL}]}
+    lines[3]["split"] = "test"
+    media.write_manifest(manifest, lines)
+    prepare(media.settings(), str(manifest), str(place / "out"))
+    return str(place / "out")
+
+
+def test_a_page_holds_all_and_escapes_it(root, tmp_path):
+    assert ": test of " in look(root, "", [], 20, str(tmp_path / "sheet.html"))  # the first
+    said = look(root, "train", [], 20, str(tmp_path / "sheet.html"))
+    page = (tmp_path / "sheet.html").read_text()
+    assert "3 of 3 clips; its splits: test, train" in said
+    assert page.count("data:image/png;base64,") == 3 and "1 frames; at 0.00 s" in page
+    assert "<script" not in page and page.count("&lt;script&gt;") == 3
+    assert "http" not in page
+
+
+def test_a_picture_of_chosen_clips(root, tmp_path):
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    look(root, "train", ["p2"], 20, str(one))
+    look(root, "train", ["p2", EVIL], 20, str(two))
+    with Image.open(one) as first, Image.open(two) as second:
+        assert first.height < second.height and second.width < 2000
+
+
+def test_frames_are_spread_over_the_clip():
+    assert shown(3) == [0, 1, 2]
+    assert len(shown(100)) == FRAMES and shown(100)[0] == 0 and shown(100)[-1] == 99
+
+
+@pytest.mark.parametrize(
+    ("split", "ids", "output", "message"),
+    [
+        ("train", [], "sheet.pdf", "ends with .png or .html"),
+        ("val", [], "sheet.png", "no split 'val'"),
+        ("test", ["p0"], "sheet.png", "no such clip in 'test'"),
+    ],
+)
+def test_what_is_not_there_is_told(root, tmp_path, split, ids, output, message):
+    with pytest.raises(UserError, match=message):
+        look(root, split, ids, 20, str(tmp_path / output))

@@ -1,0 +1,71 @@
+"""Shows what is stored in records: a contact sheet with times and captions.
+
+    python -m uniadapter_jax.look RECORDS [--split=test] [--id=NAME ...] [--output=sheet.html]
+
+A sheet ending in .png is a picture, one in .html a page that needs no other file. Without --id the
+first --count clips are shown.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+
+from absl import flags
+
+from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.data.records import Records, open_records, splits_of
+from uniadapter_jax.inference.contact_sheet import draw_sheet, html_sheet
+
+
+def look(root: str, split: str, ids: Sequence[str], count: int, output: str) -> str:
+    """Writes the sheet; returns a line about it.
+
+    Raises:
+      UserError: no such records, split or clip; an output of another kind; or damage.
+    """
+    kind = os.path.splitext(output)[1].lower()
+    if kind not in (".png", ".html"):
+        raise UserError(f"--output={output}: a name that ends with .png or .html is meant")
+    names = splits_of(root)
+    records = open_records(root, split or ",".join(names[:1]))
+    chosen = _chosen(records, ids, count)
+    title = f"{records.split} of {os.path.abspath(root)}: {len(chosen)} of {len(records)} clips"
+    clips = [records.read(i) for i in chosen]
+    if kind == ".html":
+        write_whole(output, html_sheet(title, clips).encode("utf-8", "replace"))
+    else:
+        picture = io.BytesIO()
+        draw_sheet(title, clips).save(picture, "PNG")
+        write_whole(output, picture.getvalue())
+    return f"wrote {output}: {title}; its splits: {', '.join(names)}"
+
+
+def _chosen(records: Records, ids: Sequence[str], count: int) -> list[int]:
+    if not ids:
+        return list(range(min(count, len(records))))
+    places = {name: i for i, name in enumerate(records.ids)}
+    for name in ids:
+        if name not in places:
+            raise UserError(f"--id={name}: {records.root} has no such clip in {records.split!r}")
+    return [places[name] for name in ids]
+
+
+def main() -> None:
+    split = flags.DEFINE_string("split", "", "Split to show; default: the first.")
+    ids = flags.DEFINE_multi_string("id", [], "Clip to show; may be given several times.")
+    count = flags.DEFINE_integer("count", 20, "Clips to show where no --id is given.", 1)
+    output = flags.DEFINE_string("output", "sheet.html", "Sheet to write: .png or .html.")
+
+    def run(argv: Sequence[str]) -> None:
+        if len(argv) != 2:
+            raise UserError("one records directory is meant: python -m uniadapter_jax.look RECORDS")
+        print(look(argv[1], split.value, ids.value, count.value, output.value))
+
+    run_app(run)
+
+
+if __name__ == "__main__":
+    main()
