@@ -8,7 +8,7 @@ from PIL import Image
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.inference.contact_sheet import FRAMES, shown
-from uniadapter_jax.look import look
+from uniadapter_jax.look import look, main
 from uniadapter_jax.prepare import prepare
 
 EVIL = "<script>alert('x')</script> & \"more\""
@@ -60,3 +60,11 @@ def test_frames_are_spread_over_the_clip():
 def test_what_is_not_there_is_told(root, tmp_path, split, ids, output, message):
     with pytest.raises(UserError, match=message):
         look(root, split, ids, 20, str(tmp_path / output))
+
+
+def test_the_command(root, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert main([root, "--split=train", "--id=p0", "--id=p2", f"--output={sheet}"]) == 0
+    assert "train of " in capsys.readouterr().out and sheet.exists()
+    assert main([root, "--count=0"]) == 2
+    assert "--count=0: at least 1" in capsys.readouterr().err

@@ -8,13 +8,13 @@ first --count clips are shown.
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
+import sys
 from collections.abc import Sequence
 
-from absl import flags
-
-from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.records import Records, open_records, splits_of
 from uniadapter_jax.inference.contact_sheet import draw_sheet, html_sheet
@@ -53,19 +53,27 @@ def _chosen(records: Records, ids: Sequence[str], count: int) -> list[int]:
     return [places[name] for name in ids]
 
 
-def main() -> None:
-    split = flags.DEFINE_string("split", "", "Split to show; default: the first.")
-    ids = flags.DEFINE_multi_string("id", [], "Clip to show; may be given several times.")
-    count = flags.DEFINE_integer("count", 20, "Clips to show where no --id is given.", 1)
-    output = flags.DEFINE_string("output", "sheet.html", "Sheet to write: .png or .html.")
-
-    def run(argv: Sequence[str]) -> None:
-        if len(argv) != 2:
-            raise UserError("one records directory is meant: python -m uniadapter_jax.look RECORDS")
-        print(look(argv[1], split.value, ids.value, count.value, output.value))
-
-    run_app(run)
+@plain_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m uniadapter_jax.look",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("records", metavar="RECORDS", help="what `python -m uniadapter_jax.prepare` wrote")
+    add("--split", default="", help="split to show; default: the first")
+    add("--id", action="append", default=[], metavar="NAME", help="clip to show; may be repeated")
+    add("--count", type=int, default=20, metavar="N", help="clips where no --id is given")
+    add("--output", default="sheet.html", metavar="FILE", help="default: sheet.html")
+    arguments = parser.parse_args(argv)
+    if arguments.count < 1:
+        raise UserError(f"--count={arguments.count}: at least 1")
+    print(look(arguments.records, arguments.split, arguments.id, arguments.count, arguments.output))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
