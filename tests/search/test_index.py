@@ -14,7 +14,7 @@ from search_case import Colours, content, index_it, make_folder
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.inference.clip_files import Windows, read_range
-from uniadapter_jax.inference.search import building, folder, writing
+from uniadapter_jax.inference.search import building, crashes, folder, writing
 from uniadapter_jax.inference.search.building import build
 from uniadapter_jax.inference.search.index import Index
 
@@ -113,6 +113,35 @@ def test_only_what_changed_is_read(copy, tmp_path, read, small_parts):
     build(str(copy), fresh, model)
     ours, theirs = (i.search("rgx", k=100) for i in (index, Index.open(fresh, model=model)))
     assert ours == theirs
+
+
+def test_a_file_that_ended_a_run_is_tried_apart_and_listed(copy, tmp_path, monkeypatch, read):
+    """Stands in for a decoder that dies: the process is said to be gone."""
+    model, where = Colours(), tmp_path / "i"
+    where.mkdir()
+    build(str(copy), where, model)
+    assert not (where / "reading.json").exists()
+    (where / "reading.json").write_text('["p02.png", "p03.png", "gone.png", 3]')
+    for name in ("p02.png", "p03.png", "p04.png"):
+        media.write_picture(copy / name, grey=200, size=(50, int(name[2]) + 30))
+    tried = []
+    monkeypatch.setattr(crashes, "survives", lambda path, *_: tried.append(path) or "p03" in path)
+    build(str(copy), where, model, threads=1)
+    assert [os.path.basename(path) for path in tried] == ["p02.png", "p03.png"]
+    bad = {b["path"]: b["reason"] for b in json.loads((where / "report.json").read_text())["bad"]}
+    assert bad == {"broken.mp4": "unreadable", "p02.png": "crash"}
+    assert not (where / "reading.json").exists()
+    build(str(copy), where, model)
+    assert len(tried) == 2
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_tells_a_crash(clips, monkeypatch):
+    model = Colours()
+    assert crashes.survives(str(clips / "long.mp4"), model.clips)
+    assert crashes.survives(str(clips / "broken.mp4"), model.clips)  # bad, but no crash
+    monkeypatch.setattr(crashes, "_try", os._exit)
+    assert not crashes.survives(3)
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])

@@ -20,6 +20,7 @@ from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.search import description as described
 from uniadapter_jax.inference.search import parts as stored
+from uniadapter_jax.inference.search.crashes import Reading
 from uniadapter_jax.inference.search.description import Description
 from uniadapter_jax.inference.search.folder import Changes, Reader, changes, media_of
 from uniadapter_jax.inference.search.known import Known
@@ -64,7 +65,7 @@ def build(
     todo = changes(root, table.files)
     say(_told(todo, table))
     if todo.fresh or todo.gone:
-        reader = Reader(root, model.clips, windows, threads)
+        reader = Reader(root, model.clips, windows, threads, Reading(index))
         write_changes(store, model, description.made["dtype"], reader, todo, Known(table), say)
         table = store.read(description.width)
     if len(table.parts) > MOST_PARTS or _dead_share(table) > DEAD_SHARE:

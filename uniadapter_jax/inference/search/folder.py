@@ -17,6 +17,8 @@ from uniadapter_jax.data.preparation.folder import MEDIA
 from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.inference.clip_files import FileClip, Windows, read_clips
 from uniadapter_jax.inference.clip_options import ClipOptions
+from uniadapter_jax.inference.search import crashes
+from uniadapter_jax.inference.search.crashes import Reading
 from uniadapter_jax.inference.search.parts import Bad, Stamp
 
 
@@ -80,23 +82,26 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads files of a folder by some threads."""
+    """Reads files of a folder by some threads; `reading` notes which."""
 
     root: str
     options: ClipOptions
     windows: Windows | None
     threads: int
+    reading: Reading
 
     def files(self, paths: Sequence[str], known: Container[str] = ()) -> Iterator[File]:
         """The files in their order; as many are read ahead as there are threads, and one more."""
         with concurrent.futures.ThreadPoolExecutor(self.threads, "decode") as pool:
             ahead: collections.deque[concurrent.futures.Future[File]] = collections.deque()
-            for path in paths:
+            for place, path in enumerate(paths):
+                self.reading.now(paths[place - len(ahead) : place + 1])
                 ahead.append(pool.submit(self.read, path, 0, known))
                 if len(ahead) > self.threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
+        self.reading.end()
 
     def read(self, path: str, first: int = 0, known: Container[str] = ()) -> File:
         """The clips of a file from the number `first` on, unless its SHA-256 is known."""
@@ -109,7 +114,10 @@ class Reader:
                 stamp = stamp._replace(digest=_digest(place))
             if stamp.digest in known:
                 return File(path, stamp, skipped=True)
-            clips, count = read_clips(place, self.options, self.windows, first)
+            clip_of = place, self.options, self.windows, first
+            if path in self.reading.suspects and not crashes.survives(*clip_of):
+                return File(path, stamp, bad=Bad(path, "crash", "the decoder died on this file"))
+            clips, count = read_clips(*clip_of)
         except DecodeError as error:
             return File(path, stamp, bad=Bad(path, error.reason, error.detail))
         except OSError as error:

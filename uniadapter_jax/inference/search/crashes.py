@@ -1,0 +1,66 @@
+"""Files that end the process when they are decoded: found once, then listed, not tried again.
+
+While files are read, their names are in INDEX/reading.json. What a run that died left there is
+suspected, and tried in a process of its own first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.files import read_json
+from uniadapter_jax.common.signals import hidden_from_children
+from uniadapter_jax.data.child import end_with_parent
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.inference.clip_files import read_clips
+
+NAME = "reading.json"
+SECONDS = 600.0  # for one file
+
+
+class Reading:
+    """The files that are being read, on disk, and those that a dead run was reading."""
+
+    def __init__(self, index: pathlib.Path):
+        self.path = index / NAME
+        self.suspects: frozenset[str] = frozenset()
+        with contextlib.suppress(FileNotFoundError, UserError):  # half-written: nothing is known
+            self.suspects = frozenset(filter(_is_text, read_json(self.path, list)))
+
+    def now(self, paths: Sequence[str]) -> None:
+        """Notes the files in work; it need not outlive the machine."""
+        self.path.write_text(json.dumps([*paths, *sorted(self.suspects - set(paths))]))
+
+    def end(self) -> None:
+        """Nothing is being read any more."""
+        self.path.unlink(missing_ok=True)
+
+
+def survives(*arguments: Any) -> bool:
+    """Whether a process that calls `read_clips` with these arguments lives to tell."""
+    child = multiprocessing.get_context("spawn").Process(target=_try, args=arguments, daemon=True)
+    with hidden_from_children():
+        child.start()
+    child.join(SECONDS)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    return child.exitcode == 0
+
+
+def _try(*arguments: Any) -> None:
+    end_with_parent()
+    with contextlib.suppress(DecodeError, OSError):
+        read_clips(*arguments)
+    os._exit(0)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
