@@ -41,9 +41,11 @@ REQUIREMENTS = [
 ]
 
 REPORT = ["vl-convert-python>=1.9,<2"]
+SERVE = ["starlette>=1,<2", "uvicorn>=0.54,<0.60"]
 EXTRAS = {
     "test": [
         *REPORT,
+        *SERVE,
         "mypy==2.4.1",
         "pillow-heif==1.8.1",
         "pytest==9.2.0",
@@ -63,6 +65,8 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers==5.23.0",
     ],
+    # The page of an index.
+    "serve": SERVE,
     # Charts of the report of `benchmark`.
     "report": REPORT,
     # Pictures of scripts/plan_tables.py.

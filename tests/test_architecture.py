@@ -11,7 +11,7 @@ import uniadapter_jax
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent
 COMMANDS = {
     *("main", "prepare", "convert", "export", "plan", "demo", "compare", "benchmark"),
-    *("index", "search", "look"),
+    *("index", "search", "serve", "look"),
 }
 # Each imports from those before it, and from itself.
 ROOMS = (

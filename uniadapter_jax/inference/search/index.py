@@ -19,7 +19,7 @@ from uniadapter_jax.inference.clip_files import FileClip, read_range, told
 from uniadapter_jax.inference.load import load_model
 from uniadapter_jax.inference.search import ranking
 from uniadapter_jax.inference.search.description import Description, of_model, read_description
-from uniadapter_jax.inference.search.parts import Clip, Store, Table, clips_of
+from uniadapter_jax.inference.search.parts import Clip, Stamp, Store, Table, clips_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +134,14 @@ class Index:
         if id not in self._by_id:
             raise UserError(f"{self.path} has no clip of the id {id!r:.40}")
         return self._item(self._by_id[id])
+
+    def stamp(self, item: Item) -> Stamp:
+        """What tells whether the file of a clip is as it was when it was indexed."""
+        return self._table.files[item.name]
+
+    def files(self) -> int:
+        """How many files have clips."""
+        return len(self._table.files) - len(self._table.bad)
 
     def items(self) -> list[Item]:
         """All clips, in the order of the table."""

@@ -1,0 +1,63 @@
+"""Shows an index as a page and a JSON endpoint on this machine.
+
+    python -m uniadapter_jax.serve INDEX [--port=8000]
+
+Open the address that it prints: search by words or by a picture, and play what was found from its
+second. Only files of the index are served. See docs/search.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.inference.search.index import Index
+from uniadapter_jax.parallel import launch
+
+EVERYWHERE = ("0.0.0.0", "::")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Serves the index that the flags name until a signal comes."""
+    try:
+        from uniadapter_jax.inference.serving import app, guard, server
+    except ImportError as error:
+        raise UserError(
+            f"`serve` needs {error.name}: pip install 'uniadapter_jax[serve]'"
+        ) from error
+    index = Index.open(arguments.index, backbone=arguments.backbone, adapter=arguments.adapter)
+    host = arguments.host
+    with server.listen(host, arguments.port) as bound:
+        app.warm(index)
+        print(f"{len(index)} clips at {server.address(bound)}", flush=True)
+        hosts = None if host in EVERYWHERE else {*guard.HERE, host.lower()}
+        server.server_of(app.make_app(index, hosts)).run([bound])
+
+
+@plain_command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    assert __doc__
+    parser = argparse.ArgumentParser(
+        prog="python -m uniadapter_jax.serve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("index", metavar="INDEX", help="what `python -m uniadapter_jax.index` wrote")
+    add("--host", default="127.0.0.1", help="address to serve at; default: only this machine")
+    add("--port", type=int, default=8000, help="0 is any free one; default: 8000")
+    add("--backbone", metavar="DIR", help="of the index, if it has moved")
+    add("--adapter", metavar="DIR", help="of the index, if it has moved")
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.port <= 65_535:
+        raise UserError(f"--port={arguments.port}: from 0 to 65535")
+    launch.use_compile_cache()
+    serve(arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
