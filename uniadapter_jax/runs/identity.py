@@ -134,6 +134,9 @@ def differences(
     known = _older_values(mine, config or {})
     if saved.get("version") != mine.get("version"):
         known = {**mine, **known}
+    else:  # options of another method or task are not newer ones
+        others = [s for s in ("method", "task") if saved.get(f"{s}.name") != mine.get(f"{s}.name")]
+        known = {n: value for n, value in known.items() if n.partition(".")[0] not in others}
     theirs = {name: saved.get(name, known.get(name)) for name in {*saved, *mine}}
     ignored = {*FREE, *_EVALUATION_FACTS, *_measured_by(saved)} - set(mine) | {"version"}
     return {
