@@ -9,11 +9,18 @@ by a hash of the name: so the test is large enough to tell methods apart.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import hashlib
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
+from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.sources import read_source
 
@@ -31,8 +38,12 @@ def split_of(name: str, shares: dict[str, float]) -> str:
     return "train"
 
 
-def main(arguments: list[str]) -> int:
+@plain_command
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes both manifests."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 5:
+        raise UserError(f"five arguments are meant, as in\n{__doc__}")
     pictures, *pairs = arguments
     source = read_source("karpathy", pictures)
     root = pathlib.Path(source.root).absolute()
@@ -58,4 +69,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -85,7 +85,8 @@ def test_a_finished_run_evaluates_again(small, finished):
     said = small.run(*FLAGS, "--workdir=full", method="full")
     assert f"resumed from step {small_run.STEPS}" in said
     after = small_run.result(workdir)
-    free = {"seconds": 0, "sha256": ""}  # the digest covers the seconds
+    assert (before["evaluations"], after["evaluations"]) == ({"test": 1}, {"test": 2})
+    free = {"seconds": 0, "sha256": "", "evaluations": {}}  # the digest covers all
     assert {**before, **free} == {**after, **free}
     assert (workdir / "metrics.jsonl").read_bytes() == metrics
 

@@ -95,7 +95,7 @@ def validation_of(config: Any) -> str | None:
 def summary(result: dict[str, Any]) -> list[str]:
     """A few lines for people."""
     sizes = ", ".join(f"{result[n]} {n}" for n in ("clips", "texts", "questions") if n in result)
-    sizes += " of the validation split" if result["split"] == "val" else ""
+    sizes += " of the validation split" if result.get("split") == "val" else ""
     lines = [f"{result['method']} on {sizes}:"]
     for way, values in result["metrics"].items():
         shown = "  ".join(f"{name} {value:.1f}" for name, value in values.items())
