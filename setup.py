@@ -69,6 +69,8 @@ EXTRAS = {
     "serve": SERVE,
     # Charts of the report of `benchmark`.
     "report": REPORT,
+    # Adapted models in the tasks of MTEB; brings torch, transformers and sentence-transformers.
+    "mteb": ["mteb>=2.26,<3"],
     # Pictures of scripts/plan_tables.py.
     "plot": ["matplotlib>=3.10,<4"],
     # The version of JAX is the one above.
