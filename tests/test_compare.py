@@ -117,6 +117,7 @@ def test_what_is_no_table_is_refused(tmp_path, other, message):
     ("other", "said"),
     [
         (changed(("data", "fingerprint"), "xyz"), ("test data abc", "test data xyz")),
+        (changed(("split",), "val"), ("test data abc", "val data abc", "not on test data")),
         (changed(("protocol", "ties"), "expected"), ("ties optimistic", "ties expected")),
         (changed(("protocol", "v2t"), "max_pool"), ("v2t best_caption", "v2t max_pool")),
     ],

@@ -24,6 +24,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.loading.pipeline import clip_batches
 from uniadapter_jax.data.records import open_records
 from uniadapter_jax.export import export, main, push
+from uniadapter_jax.inference.model_card import measured
 from uniadapter_jax.tasks.retrieval.metrics import retrieval_ranks
 from uniadapter_jax.weights.safetensors_file import read_safetensors, write_safetensors
 
@@ -106,6 +107,14 @@ def test_the_library_finds_what_the_run_found(small, whole, exported, backbone):
     ranks = retrieval_ranks(scores, owners, v2t="best_caption", ties="optimistic")
     for way in ("t2v", "v2t"):
         assert ranks[way].tolist() == found["ranks"][way]
+
+
+@pytest.mark.parametrize("selection", ["last", "val"])
+def test_a_card_of_validation_data_says_so(whole, selection):
+    result = {**small_run.result(whole), "selection": selection}
+    (test, *_), (val, *_) = (measured({**result, "split": split}) for split in ("test", "val"))
+    assert "9 test clips" in test and "9 validation clips" in val
+    assert ("flatters" in val) == (selection == "val") and "flatters" not in test
 
 
 def test_the_card_says_what_was_measured_and_its_code_runs(small, whole, exported, backbone):

@@ -105,11 +105,11 @@ def compare(
 ) -> dict[str, Any]:
     """The table of runs with one test set and protocol.
 
-    {"kind", "data", "protocol", "baseline", "queries", "methods": [one row each, in order of
-    appearance]}. A row has name, method, task, differs, seeds, parameters, metrics {t2v|v2t: {R@1:
-    {"mean", "sd"}}}, caveats, and, against the baseline, mnr_difference {t2v|v2t: {"difference",
-    "low", "high"}}. sd is None for one seed. `baseline` defaults to zero_shot if that is one row,
-    else there is none.
+    {"kind", "data", "split", "protocol", "baseline", "queries", "methods": [one row each, in order
+    of appearance]}. A row has name, method, task, differs, seeds, parameters, metrics {t2v|v2t:
+    {R@1: {"mean", "sd"}}}, caveats, and, against the baseline, mnr_difference {t2v|v2t:
+    {"difference", "low", "high"}}. sd is None for one seed. `baseline` defaults to zero_shot if
+    that is one row, else there is none.
 
     Raises:
       UserError: the runs cannot be compared, a row has a seed twice, or the baseline is unknown.
@@ -143,6 +143,7 @@ def _basis(result: Result) -> dict[str, Any]:
     return {
         "kind": kind,
         "data": result["data"].get("fingerprint"),
+        "split": result.get("split", "test"),
         "protocol": {name: protocol.get(name) for name in PROTOCOL[kind]},
     }
 
@@ -234,6 +235,8 @@ def table(compared: dict[str, Any]) -> str:
         asked = compared["queries"].get(group, compared["queries"].get("questions"))
         unit = "queries" if compared["kind"] == "ranks" else "questions"
         lines += [f"{_TITLES[group]}, {asked} {unit}", *_align([head, *body]), ""]
+    if compared["split"] != "test":
+        lines.insert(0, f"measured on {compared['split']} data, not on test data")
     if not any(row["metrics"] for row in rows):
         lines += ["the answers of this split are withheld, so there are no numbers", ""]
     tasks = {row["task"]: [r["name"] for r in rows if r["task"] == row["task"]] for row in rows}
@@ -263,7 +266,11 @@ def tables(several: Sequence[dict[str, Any]]) -> str:
     ]
     for compared in several:
         protocol = ", ".join(f"{name} {value}" for name, value in compared["protocol"].items())
-        lines += ["", f"== test data {str(compared['data'])[:12]}, {protocol}", table(compared)]
+        lines += [
+            "",
+            f"== {compared['split']} data {str(compared['data'])[:12]}, {protocol}",
+            table(compared),
+        ]
     return "\n".join(lines)
 
 

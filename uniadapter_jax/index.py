@@ -69,7 +69,7 @@ def _windows(arguments: argparse.Namespace) -> Windows | None:
         if stride is not None:
             raise UserError(f"--stride={stride:g} is of windows: pass --window=SECONDS, too")
         return None
-    stride = window / 2 if stride is None else stride
+    stride = window if stride is None else stride  # end to end, as `prepare`
     if not 0.1 <= stride <= window <= 86_400:
         raise UserError(
             f"--window={window:g} --stride={stride:g}: seconds, at least .1, a stride no longer "
@@ -93,7 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--backbone", metavar="DIR", help="as of `main`; default: that of the index")
     add("--adapter", metavar="DIR", help="what `export` wrote; default: that of the index, if any")
     add("--window", type=float, metavar="SECONDS", help="also index windows of this length")
-    add("--stride", type=float, metavar="SECONDS", help="from window to window; default: half")
+    add(
+        "--stride", type=float, metavar="SECONDS", help="from window to window; default: end to end"
+    )
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the stored features")
     add("--threads", type=int, default=usable_cores(), help="that decode")
     add("--batch-size", type=int, default=64, help="frames that are encoded at once")

@@ -32,10 +32,11 @@ from ml_collections import ConfigDict, config_flags
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.common.shares import Share
 from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.preparation.folder import write_manifest
 from uniadapter_jax.data.preparation.making import Job, Making
-from uniadapter_jax.data.preparation.shares import Share, decode_share
+from uniadapter_jax.data.preparation.shares import decode_share
 from uniadapter_jax.data.preparation.survey import survey
 from uniadapter_jax.data.preparation.windows import read_items
 from uniadapter_jax.data.sources.manifest import NAMES
@@ -175,7 +176,11 @@ def main() -> None:
         if values["dry-run"].value:
             print("\n".join(survey(read_items(settings, values["input"].value), settings)))
             return
-        share = Share.parse(values["share"].value) if values["share"].value is not None else None
+        share = (
+            Share.parse("--share", values["share"].value)
+            if values["share"].value is not None
+            else None
+        )
         output = values["output"].value or config.data.records
         if not output:
             raise UserError("--output is missing, and config.data.records is empty")

@@ -18,7 +18,6 @@ from uniadapter_jax.benchmark.grid import (
     row,
     setting,
     settings_of,
-    share_of,
     units_of,
 )
 from uniadapter_jax.common.errors import UserError
@@ -85,20 +84,6 @@ def test_the_command_of_a_cell_is_the_cell(grid):
     mine = settings_of(unit.config(chosen, 2))
     assert mine | {"name": ""} == settings_of(config) | {"name": ""}
     assert (mine["seed"], mine["optimizer.lr"], mine["method.rank"]) == (2, 0.001, 4)
-
-
-@pytest.mark.parametrize("count", [1, 3, 7, 20])
-def test_shares_are_everything_once(grid, count):
-    units = units_of(grid)
-    shares = [share_of(units, f"{i}/{count}") for i in range(count)]
-    assert sorted(repr(unit) for share in shares for unit in share) == sorted(map(repr, units))
-    assert share_of(units, "") == units
-
-
-@pytest.mark.parametrize("text", ["2/2", "1", "a/b", "-1/3", "0/0"])
-def test_no_such_share(text):
-    with pytest.raises(UserError, match=r"--cells=.*from 0 to n - 1"):
-        share_of([], text)
 
 
 def test_assignments_have_the_kind_of_the_field():

@@ -33,7 +33,8 @@ ZERO = 'grid.rows.zero_shot = row("zero_shot")'
 WRONG = """grid.rows.wrong = row("lora", "method.targets=('nope',)")"""
 THREE = f"""{ZERO}
     grid.rows.projection = row("projection")
-    grid.rows.lora = row("lora", "method.rank=2")"""
+    grid.rows.lora = row("lora", trials=("optimizer.lr=1e39", "optimizer.lr=0.001"), size="rank")
+    grid.budgets = (2000,)"""
 
 
 def write_grid(small, name, rows, seeds):
@@ -103,25 +104,25 @@ def undisturbed(small, tmp_path_factory):
 def test_the_best_candidate_is_tested_once(small, undisturbed):
     grid, out, _ = undisturbed
     made = cells(out)
-    assert list(made) == [
-        ("lora", 0),
-        ("lora", 1),
-        ("projection", 0),
-        ("projection", 1),
-        ("zero_shot", 0),
-    ]
+    names = ("lora", "lora@2000", "projection")
+    assert list(made) == [*((name, seed) for name in names for seed in (0, 1)), ("zero_shot", 0)]
+    assert made["lora@2000", 0]["train_info"]["num_trainable_params"] <= 2000
     for (row, _), cell in made.items():
         assert cell["evaluations"]["test"] == 1
         if row == "zero_shot":
             continue
         tried = {tuple(trial["values"]): trial["value"] for trial in cell["trials"]}
-        assert len(tried) == 2 and tried[tuple(cell["chosen"])] == max(tried.values())
+        values = [value for value in tried.values() if value is not None]
+        assert len(tried) == 2 and tried[tuple(cell["chosen"])] == max(values)
+        assert (len(values) == 1) == (cell["method"] == "lora")
+        diverged = [trial["error"] for trial in cell["trials"] if trial["value"] is None]
+        assert all("non-finite values" in error for error in diverged)
         assert cell["cost"]["step_flops"] > cell["cost"]["step_useful_flops"] / 2 > 0
         assert cell["train_info"]["file_size"] > 4 * cell["train_info"]["num_trainable_params"]
         assert len(cell["curve"]) >= 1
     before = {path: path.read_bytes() for path in (out / "results").glob("*/*.json")}
     job = start(small, grid, out)
-    assert "0 cells done, 5 done before, 0 failed" in job.communicate(timeout=100)[1]
+    assert "0 cells done, 7 done before, 0 failed" in job.communicate(timeout=100)[1]
     assert before == {path: path.read_bytes() for path in (out / "results").glob("*/*.json")}
 
 

@@ -12,9 +12,9 @@ import media
 import pytest
 
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.shares import Share
 from uniadapter_jax.data.preparation import shares
 from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD
-from uniadapter_jax.data.preparation.shares import Share
 from uniadapter_jax.prepare import prepare
 
 
@@ -101,13 +101,6 @@ def test_what_another_host_writes_stays(tmp_path):
     with pytest.raises(UserError, match="max_bad_share"):
         run(tmp_path, manifest, max_bad_share=0.0)
     assert theirs.exists() and not dead.exists()
-
-
-@pytest.mark.parametrize("text", ["", "4/4", "1", "-1/4", "1/0", "a/b", "1/4/2", "0.5/2"])
-def test_what_is_no_share_is_told(text):
-    with pytest.raises(UserError, match="0/4, 1/4, 2/4 and 3/4"):
-        Share.parse(text)
-    assert Share.parse("3/4") == Share(3, 4)
 
 
 @pytest.mark.slow

@@ -21,10 +21,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from uniadapter_jax.benchmark.cells import Places
-from uniadapter_jax.benchmark.grid import Unit, share_of, units_of
+from uniadapter_jax.benchmark.grid import Unit, units_of
 from uniadapter_jax.benchmark.runner import run_grid
 from uniadapter_jax.common import signals
 from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.common.shares import Share
 from uniadapter_jax.config import validate
 
 
@@ -65,10 +66,14 @@ def main() -> None:
         if not output.value or (grid is None and not report.value):
             missing = "--output" if grid is not None or report.value else "--config"
             raise UserError(f"{missing} is missing; see --help")
+        if baseline.value and not report.value:
+            raise UserError(f"--baseline={baseline.value} is of the report: pass --report, too")
+        if grid is None and (cells.value or dry.value):
+            raise UserError("--cells and --dry-run are of a grid: pass --config, too")
         out = pathlib.Path(output.value)
         status = 0
         if grid is not None:
-            units = share_of(units_of(grid), cells.value)
+            units = Share.parse("--cells", cells.value or "0/1").of(units_of(grid))
             if dry.value:
                 return show(units, out)
             try:

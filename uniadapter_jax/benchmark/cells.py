@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from uniadapter_jax.benchmark.fields import CELL_BYTES, SCHEMA
 from uniadapter_jax.benchmark.grid import Fields, Unit, settings_of
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
@@ -30,9 +31,7 @@ from uniadapter_jax.runs.loop import WARM_STEPS
 from uniadapter_jax.runs.metrics_file import read_lines
 from uniadapter_jax.weights.directory import backbone_family
 
-SCHEMA = 1
-_CELL_BYTES = 2**28  # ranks of many queries
-Files = Mapping[str, Any]
+Content = Mapping[str, Any]  # of a file
 
 
 class Places:
@@ -64,16 +63,16 @@ def key_of(unit: Unit, chosen: Fields, seed: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def kept(path: pathlib.Path, key: str) -> Files | None:
+def kept(path: pathlib.Path, key: str) -> Content | None:
     """The content of a sealed file with that key; None if it is missing, damaged or of another."""
     try:
-        content, _ = unsealed(read_json(path, limit=_CELL_BYTES), path)
+        content, _ = unsealed(read_json(path, limit=CELL_BYTES), path)
     except (FileNotFoundError, FileError):
         return None
     return content if content.get("key") == key else None
 
 
-def keep(path: pathlib.Path, key: str, content: Mapping[str, Any]) -> Files:
+def keep(path: pathlib.Path, key: str, content: Mapping[str, Any]) -> Content:
     """Writes a sealed file with a key; returns the content with it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {**content, "key": key}
@@ -81,7 +80,7 @@ def keep(path: pathlib.Path, key: str, content: Mapping[str, Any]) -> Files:
     return content
 
 
-def failed_cell(grid: str, places: Places, chosen: Fields, seed: int, reason: str) -> Files:
+def failed_cell(grid: str, places: Places, chosen: Fields, seed: int, reason: str) -> Content:
     """The cell of a run that failed."""
     head = _head(grid, places, chosen, seed)
     head["run_info"] |= {"error_msg": reason}
@@ -94,10 +93,10 @@ def cell(
     chosen: Fields,
     seed: int,
     *,
-    trials: Sequence[Files],
-    costs: Files,
+    trials: Sequence[Content],
+    costs: Content,
     peak_memory: int,
-) -> Files:
+) -> Content:
     """The cell of a run that has ended, from the files of its workdir."""
     workdir = places.workdir(chosen, seed)
     result = read_result(workdir / "result.json")

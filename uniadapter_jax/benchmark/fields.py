@@ -12,7 +12,8 @@ from uniadapter_jax.common.files import FileError, read_json, unsealed
 
 SCHEMA = 1
 CELL_BYTES = 2**28  # ranks of many queries
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")  # of what becomes the name of a file
+# Of a setting or a row, which name files; "lora@3000" is a row within a budget.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,@-]{0,99}")
 NUMBER = (int, float)
 NONE = type(None)
 
@@ -59,7 +60,7 @@ class Reader:
 
     def file_name(self, name: str, value: Any) -> str:
         if not isinstance(value, str) or not NAME.fullmatch(value):
-            why = "names are letters, digits and ._+=,- (it names files)"
+            why = "names are letters, digits and ._+=,@- (it names files)"
             raise self.wrong(name, f"is {value!r:.80}; {why}")
         return value
 

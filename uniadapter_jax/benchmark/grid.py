@@ -11,7 +11,6 @@ import ast
 import dataclasses
 import itertools
 import pathlib
-import re
 import runpy
 import shlex
 from collections.abc import Sequence
@@ -20,12 +19,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters.registry import get_method
+from uniadapter_jax.benchmark.fields import NAME, SCHEMA
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import validate
 from uniadapter_jax.config.rules import leaves
 from uniadapter_jax.tasks.registry import get_task
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.@+-]*")  # of settings and rows, which name directories
 Fields = tuple[str, ...]  # assignments such as "optimizer.lr=0.001", in order
 
 
@@ -137,18 +136,6 @@ def units_of(grid: ConfigDict) -> list[Unit]:
     return units
 
 
-def share_of(units: Sequence[Unit], text: str) -> list[Unit]:
-    """The units of a share "i/n", i from 0; all for "".
-
-    Raises:
-      UserError: it is no such share.
-    """
-    match = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
-    if not match or not int(match[1]) < int(match[2]):
-        raise UserError(f"--cells={text}: a share is i/n with i from 0 to n - 1, such as 0/4")
-    return list(units[int(match[1]) :: int(match[2])])
-
-
 def assign(config: ConfigDict, text: str) -> None:
     """Sets a field by "path=value"; the value has the type of the field.
 
@@ -174,7 +161,7 @@ def assign(config: ConfigDict, text: str) -> None:
 def describe(grid: ConfigDict) -> dict[str, Any]:
     """The grid as the report reads it, `grid.json`."""
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "name": grid.name,
         "settings": {
             name: {"title": of.title or name, "metric": _metric(of, grid)}
@@ -220,8 +207,10 @@ def _check(grid: ConfigDict) -> None:
         raise UserError("the grid has no settings, or no rows")
     for kind in ("settings", "rows"):
         for name in grid[kind]:
-            if not _NAME.fullmatch(name):
-                raise UserError(f"{kind}: {name!r} is to name a directory; use letters and digits")
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"{kind}: {name!r} is to name a directory; use letters, digits and ._+=,@-"
+                )
     seeds = list(grid.seeds)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f"seeds={tuple(seeds)}: at least one, each once")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import resource
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,27 +22,42 @@ from uniadapter_jax.planning.abstract import TRAIN, AbstractRun, build
 from uniadapter_jax.planning.compilation import compile_program
 from uniadapter_jax.planning.flops import useful_flops
 from uniadapter_jax.planning.sizes import backbone_config
+from uniadapter_jax.runs.loop import Diverged
 from uniadapter_jax.runs.run import run
+from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 from uniadapter_jax.weights.adapter_directory import TENSOR_FILE, AdapterFiles, write_adapter
 
 _HIGHEST = 2**16  # of the option that a budget sets
 
 
-def train(unit: Unit, chosen: Fields, seed: int, workdir: str, split: str) -> int:
-    """Trains and measures on a split, as `main` does; returns the peak memory in bytes.
+def try_candidate(unit: Unit, candidate: Fields, workdir: str) -> dict[str, Any]:
+    """Trains a candidate with the first seed: {"value": on validation data, "error": ""}.
+
+    The value is None for one that diverges, which is a result: it is not chosen. Whatever else ends
+    a run says nothing about the candidate.
 
     Raises:
-      UserError: as `run`; also if a candidate is to be tried and nothing validates.
+      UserError: as `run`, or nothing validates.
     """
-    config = unit.config(chosen, seed)
-    config.eval.split = split
-    if unit.trials and configs.validate(config).selection != "val":
+    config = unit.config(candidate, unit.seeds[0])
+    config.eval.split = "val"
+    if configs.validate(config).selection != "val":
         raise UserError(
             f"{unit.file}: trials are chosen on validation data, and the config has none; set "
             "data.val_split or data.val, and leave selection at auto"
         )
     launch.use_compile_cache()
-    run(config, workdir)
+    try:
+        result = run(config, workdir)
+    except Diverged as error:
+        return {"value": None, "error": str(error)}
+    return {"value": selection_value(result, config.selection_metric), "error": ""}
+
+
+def train(unit: Unit, chosen: Fields, seed: int, workdir: str) -> int:
+    """Trains and tests, as `main` does; returns the peak memory in bytes. Raises as `run`."""
+    launch.use_compile_cache()
+    run(unit.config(chosen, seed), workdir)
     return peak_memory()
 
 
@@ -54,7 +70,7 @@ def costs(unit: Unit, chosen: Fields) -> dict[str, int | None]:
     launch.use_compile_cache()
     config = configs.validate(unit.config(chosen, unit.seeds[0])).copy_and_resolve_references()
     names = ("step_flops", "step_useful_flops", "step_bytes", "step_memory_bytes", "adapter_bytes")
-    shapes = _shapes(config)
+    shapes = shapes_of(config)
     if TRAIN not in shapes.programs:
         return dict.fromkeys(names)
     program = compile_program(shapes, TRAIN, None)
@@ -80,7 +96,7 @@ def size_within(unit: Unit) -> int:
     def trained(value: int) -> int:
         config = unit.config((), unit.seeds[0])
         assign(config, f"{unit.size}={value}")
-        return _shapes(configs.validate(config)).partition.counts()["trained"]
+        return shapes_of(configs.validate(config)).partition.counts()["trained"]
 
     if trained(1) > unit.budget:
         raise UserError(f"{unit.size}=1 trains {trained(1):,} parameters, over {unit.budget:,}")
@@ -102,7 +118,7 @@ def peak_memory() -> int:
     )
 
 
-def _shapes(config: ConfigDict) -> AbstractRun:
+def shapes_of(config: ConfigDict) -> AbstractRun:
     """The run as shapes, on this machine's devices."""
     sizes, _ = backbone_config(config, None)
     platform = jax.devices()[0].platform

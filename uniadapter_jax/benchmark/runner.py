@@ -9,19 +9,17 @@ from __future__ import annotations
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from uniadapter_jax.benchmark import jobs, worker
-from uniadapter_jax.benchmark.cells import Files, Places, cell, failed_cell, keep, kept, key_of
+from uniadapter_jax.benchmark.cells import Content, Places, cell, failed_cell, keep, kept, key_of
 from uniadapter_jax.benchmark.grid import Fields, Unit, describe
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import sealed, write_json
 from uniadapter_jax.common.progress import duration
-from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.workdir import InUse, holding
-from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 
 
 class Totals(NamedTuple):
@@ -56,7 +54,7 @@ def run_grid(
         mark = f"[{number}/{len(units)}] {unit.setting}/{unit.name}"
         try:
             with holding(Places(out, unit).folder, "a benchmark"):
-                counts = _Worker(grid.name, unit, out, mark, say).do()
+                counts = _UnitRun(grid.name, unit, out, mark, say).do()
         except InUse:
             counts = (0, 0, 0, len(unit.seeds))
             say(f"{mark}: another process is at it")
@@ -67,8 +65,8 @@ def run_grid(
     return Totals(*total)
 
 
-class _Worker:
-    """One unit."""
+class _UnitRun:
+    """The trials and cells of one unit."""
 
     def __init__(
         self, grid: str, unit: Unit, out: pathlib.Path, mark: str, write: Callable[[str], None]
@@ -100,11 +98,11 @@ class _Worker:
             counts[0 if self._cell(chosen, seed, key, trials) else 2] += 1
         return counts[0], counts[1], counts[2], 0
 
-    def _choose(self) -> tuple[Fields, list[Files]]:
+    def _choose(self) -> tuple[Fields, list[Content]]:
         """(the assignments of the best candidate, all trials).
 
         Raises:
-          UserError: none has a value.
+          UserError: one could not be tried, or all diverge.
         """
         sized = self._size()
         candidates = [(*sized, *candidate) for candidate in self.unit.candidates]
@@ -115,7 +113,7 @@ class _Worker:
         known = [value for value in values if value is not None]
         if not known:
             reasons = "; ".join(dict.fromkeys(str(trial["error"]) for trial in trials))
-            raise UserError(f"no candidate could be measured: {reasons}")
+            raise UserError(f"all candidates diverge: {reasons}")
         return candidates[values.index(max(known))], trials
 
     def _size(self) -> Fields:
@@ -131,26 +129,26 @@ class _Worker:
             found = keep(path, key, {"size": made.value})
         return (f"{self.unit.size}={found['size']}",)
 
-    def _trial(self, candidate: Fields) -> Files:
-        seed = self.unit.seeds[0]
-        workdir = self.places.workdir(candidate, seed)
-        key, path = key_of(self.unit, candidate, seed), workdir / "trial.json"
+    def _trial(self, candidate: Fields) -> Content:
+        workdir = self.places.workdir(candidate, self.unit.seeds[0])
+        key, path = key_of(self.unit, candidate, self.unit.seeds[0]), workdir / "trial.json"
         found = kept(path, key)
-        if found is not None:
-            return _shown(found)
-        outcome = self._run(candidate, seed, "val")
-        value = None
-        if not outcome.error:
-            result = read_result(workdir / "result.json")
-            value = selection_value(result, result["config"]["selection_metric"])
-        self.say(f"{' '.join(candidate)}: {outcome.error or f'{value:.2f} on validation'}")
-        trial = {"values": list(candidate), "value": value, "error": outcome.error}
-        return _shown(keep(path, key, trial))
+        if found is None:
+            arguments = (self.unit, candidate, str(workdir))
+            outcome = worker.call(jobs.try_candidate, *arguments, log=workdir / "log.txt")
+            if outcome.error:
+                raise UserError(f"the trial of {' '.join(candidate)}: {outcome.error}")
+            found = keep(path, key, {"values": list(candidate), **outcome.value})
+            told = found["error"] or f"{found['value']:.2f} on validation data"
+            self.say(f"{' '.join(candidate)}: {told}")
+        return {name: found[name] for name in ("values", "value", "error")}
 
-    def _cell(self, chosen: Fields, seed: int, key: str, trials: Sequence[Files]) -> bool:
+    def _cell(self, chosen: Fields, seed: int, key: str, trials: Sequence[Content]) -> bool:
         """Runs and measures one cell; returns whether that worked."""
-        outcome = self._run(chosen, seed, "test")
-        costs: Files = {}
+        workdir = self.places.workdir(chosen, seed)
+        arguments = (self.unit, chosen, seed, str(workdir))
+        outcome = worker.call(jobs.train, *arguments, log=workdir / "log.txt")
+        costs: Content = {}
         if not outcome.error:
             costs, error = self._costs(chosen)
             outcome = outcome._replace(error=error)
@@ -168,13 +166,7 @@ class _Worker:
         self.say(f"seed {seed}: {group} {shown}, {duration(made['run_info']['total_time'])}")
         return True
 
-    def _run(self, chosen: Fields, seed: int, split: str) -> worker.Outcome:
-        workdir = self.places.workdir(chosen, seed)
-        return worker.call(
-            jobs.train, self.unit, chosen, seed, str(workdir), split, log=workdir / "log.txt"
-        )
-
-    def _costs(self, chosen: Fields) -> tuple[Files, str]:
+    def _costs(self, chosen: Fields) -> tuple[Content, str]:
         """(costs of the compiled step, why there are none); the same for all seeds."""
         path = self.places.folder / "costs.json"
         key = key_of(self.unit, chosen, self.unit.seeds[0])
@@ -190,8 +182,3 @@ class _Worker:
         except UserError:  # its config is what is wrong
             return
         keep(self.places.cell(seed), key, failed)
-
-
-def _shown(trial: Any) -> Files:
-    """A trial as cells show it."""
-    return {name: trial[name] for name in ("values", "value", "error")}

@@ -14,17 +14,16 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
-from PIL import Image
 
 from uniadapter_jax.data import images, sampling
 from uniadapter_jax.data.loading.frames import RESIZES
 from uniadapter_jax.data.media import kinds, pictures, video
 from uniadapter_jax.data.media.video_clock import Times
-from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.preparation.clips import encoded, stored_frames
+from uniadapter_jax.data.preparation.windows import spans
 from uniadapter_jax.inference.clip_options import ClipOptions
 
 GROUP = 256  # clips of a file that are decoded at once, which bounds the memory of long films
-_RULES = {"uniform": sampling.uniform, "middle": sampling.middle}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +34,9 @@ class Windows:
     stride: float
 
     def of(self, duration: float) -> list[tuple[float, float]]:
-        """(start, end) of each; the last one ends with the file. A short file has none."""
-        if duration <= self.seconds:
-            return []
-        count = int(np.ceil((duration - self.seconds) / self.stride - 1e-9)) + 1
-        starts = [round(i * self.stride, 6) for i in range(count)]
-        return [(s, min(round(s + self.seconds, 6), duration)) for s in starts if s < duration]
+        """(start, end) of each, as `prepare` cuts; none where one would be the whole file."""
+        cut = list(spans(duration, self.seconds, self.stride))
+        return cut if len(cut) > 1 else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,7 @@ def read_clips(
       DecodeError: the file is missing, damaged, or gives no clip.
     """
     name = os.fspath(path)
-    keep = functools.partial(_jpeg, options.stored)
+    keep = functools.partial(encoded, options.stored)
     if (medium := kinds.identify(name)).kind == "picture":
         return [FileClip([keep(pictures.read_picture(name, medium))])], 1
     planned = _Planned(options, windows, first)
@@ -90,7 +86,7 @@ def read_range(
 ) -> FileClip:
     """The clip between two times of a file; None is its beginning, or its end."""
     name = os.fspath(path)
-    keep = functools.partial(_jpeg, options.stored)
+    keep = functools.partial(encoded, options.stored)
     if (medium := kinds.identify(name)).kind == "picture":
         return FileClip([keep(pictures.read_picture(name, medium))])
     jpegs, _ = video.read_frames(name, lambda times: _taken(options, times), start, end, keep)
@@ -110,18 +106,9 @@ def pixels_of(
     return pixels, mask
 
 
-def _jpeg(settings: PrepareSettings, picture: Image.Image) -> bytes:
-    """A frame as `prepare` stores it."""
-    return images.encode_jpeg(images.shrink(picture, settings.short_side), settings.quality)
-
-
 def _taken(options: ClipOptions, times: Times) -> Int[np.ndarray, "k"]:
     """The frames that loading takes of those that `prepare` stores."""
-    settings, count = options.stored, len(times.stamps)
-    if settings.sampling in _RULES:
-        stored = _RULES[settings.sampling](count, settings.frames)
-    else:
-        stored = sampling.per_second(times.seconds, times.ends, settings.fps, times.slack)
+    stored = stored_frames(options.stored, times)
     return stored[sampling.choose(options.sampling, len(stored), options.frames)]
 
 

@@ -60,7 +60,7 @@ def model_card(
         "",
         "## Measured",
         "",
-        *(_measured(result) if result else ["Nothing: the run has no result for this step."]),
+        *(measured(result) if result else ["Nothing: the run has no result for this step."]),
         "",
         "## How to load it",
         "",
@@ -103,12 +103,17 @@ def _name(path: str) -> str:
     return pathlib.PurePath(path).name
 
 
-def _measured(result: Mapping[str, Any]) -> list[str]:
-    chosen = SELECTIONS[result["selection"]]
+def measured(result: Mapping[str, Any]) -> list[str]:
+    """The lines of what a result says, and on which split."""
+    chosen, split = SELECTIONS[result["selection"]], "test"
+    if result.get("split") == "val":
+        split = "validation"
+        if result["selection"] == "val":
+            chosen = "the best step on these very clips, which flatters it"
     if "questions" in result:
         return [
             f"On {result['questions']} questions about {result['clips']} clips or pictures of the "
-            f"test split, in percent; parameters of {chosen}:",
+            f"{split} split, in percent; parameters of {chosen}:",
             "",
             "| accuracy | |",
             "|---|---|",
@@ -121,8 +126,8 @@ def _measured(result: Mapping[str, Any]) -> list[str]:
     metrics = result["metrics"]
     names = list(next(iter(metrics.values())))
     return [
-        f"On {result['clips']} test clips and {result['texts']} texts (R@K in percent, MdR and MnR "
-        f"median and mean rank); parameters of {chosen}:",
+        f"On {result['clips']} {split} clips and {result['texts']} texts (R@K in percent, MdR and "
+        f"MnR median and mean rank); parameters of {chosen}:",
         "",
         f"| direction | {' | '.join(names)} |",
         "|---" * (len(names) + 1) + "|",

@@ -20,7 +20,7 @@ _RESULT = {
     **{"method": str, "step": int, "seed": int, "selection": str, "metrics": dict, "data": dict},
     **{"parameters": dict, "ranks": dict, "query_ids": dict, "protocol": dict},
     **{"tied_queries": dict, "pessimistic_metrics": dict, "identity": dict, "config": dict},
-    **{"also": dict, "evaluations": dict, "accuracies": list, "question_ids": list},
+    **{"also": dict, "split": str, "evaluations": dict, "accuracies": list, "question_ids": list},
     **{"evaluation": dict, "texts": int, "clips": int, "questions": int, "task": str},
 }
 _ABSENT = object()

@@ -32,6 +32,10 @@ from uniadapter_jax.training.step import init_opt_state, make_step
 WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
 
 
+class Diverged(UserError):
+    """A loss, a gradient or a parameter is not finite: the run's settings, not its surroundings."""
+
+
 @dataclasses.dataclass
 class Fit:
     """The outcome of training; its numbers include those from before a resume."""
@@ -49,7 +53,8 @@ def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> F
 
     Raises:
       Preempted: after SIGTERM or SIGINT, once the state is saved.
-      UserError: non-finite values (the tensor is named), a full disk, another run's workdir.
+      Diverged: non-finite values; the tensor is named.
+      UserError: a full disk, another run's workdir.
     """
     if experiment.data.train is None:
         Writer(workdir, 0).close()  # every run leaves the same files
@@ -217,7 +222,7 @@ class _Loop:
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             self.checkpoints.wait()
-            raise UserError(
+            raise Diverged(
                 f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {self._kept()}. "
                 "Lower config.optimizer.lr, or look at this batch's clips"
             )

@@ -137,17 +137,23 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
     keep = _Encoder(settings)
     if (medium := media.identify(path)).kind == "picture":
         return Clip([keep(pictures.read_picture(path, medium))], [0.0])
-    choose = functools.partial(_choose, settings)
+    choose = functools.partial(stored_frames, settings)
     return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
 
 
-def _choose(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:
+def stored_frames(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:
+    """The frames of a clip that are stored."""
     count = len(times.stamps)
     if settings.sampling == "fps":
         return sampling.per_second(times.seconds, times.ends, settings.fps, times.slack)
     if settings.sampling == "uniform":
         return sampling.uniform(count, settings.frames)
     return sampling.middle(count, settings.frames)
+
+
+def encoded(settings: PrepareSettings, picture: Image.Image) -> bytes:
+    """A frame as it is stored: shrunk, a JPEG."""
+    return images.encode_jpeg(images.shrink(picture, settings.short_side), settings.quality)
 
 
 class _Encoder:
@@ -158,8 +164,7 @@ class _Encoder:
         self.size = 0
 
     def __call__(self, picture: Image.Image) -> bytes:
-        small = images.shrink(picture, self.settings.short_side)
-        data = images.encode_jpeg(small, self.settings.quality)
+        data = encoded(self.settings, picture)
         self.size += len(data)
         if self.size > MAX_CLIP_BYTES:
             raise DecodeError(

@@ -68,9 +68,9 @@ def spans(seconds: float, window: float, stride: float) -> Iterator[tuple[float,
     """(start, end) of the windows of a file."""
     start, number = 0.0, 0
     while seconds - start > window * (1 + _REST) and number < MOST:
-        yield start, start + window
+        yield start, round(start + window, 6)
         number += 1
-        start = number * stride
+        start = round(number * stride, 6)
     if seconds > start:
         yield start, seconds
 
