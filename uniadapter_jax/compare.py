@@ -12,7 +12,6 @@ docs/protocols.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import FileError
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.runs.files import read_result
 from uniadapter_jax.runs.rows import Row, find_row, rows_of
 from uniadapter_jax.tasks.retrieval import caveats
@@ -304,11 +304,7 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the comparison; if runs cannot be compared, an error with exit status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("compare", __doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir, or its result.json")
     parser.add_argument("--baseline", help="row to compare with (default: zero_shot, if any)")
     parser.add_argument("--samples", type=int, default=10_000, help="bootstrap draws")

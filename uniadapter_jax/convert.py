@@ -15,7 +15,6 @@ not empty is refused. See docs/weights.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shutil
@@ -30,6 +29,7 @@ from uniadapter_jax.backbones.functions import ACTIVATIONS
 from uniadapter_jax.common.digests import check_digests
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import (
     check_fingerprint,
@@ -140,12 +140,7 @@ def _heads(text: str) -> tuple[int, int]:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("convert", __doc__)
     parser.add_argument("source", metavar="SOURCE")
     parser.add_argument("destination", metavar="DEST")
     parser.add_argument(

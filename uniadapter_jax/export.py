@@ -14,7 +14,6 @@ projection and full. See docs/weights.md.
 
 from __future__ import annotations
 
-import argparse
 import os
 import pathlib
 import sys
@@ -31,6 +30,7 @@ from uniadapter_jax.adapters.registry import Method, get_method
 from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.ranges import check_range, check_type
 from uniadapter_jax.config import base_config
 from uniadapter_jax.config.rules import MULTIPLIERS, leaves, ranges_of
@@ -274,12 +274,7 @@ def push(directory: str | os.PathLike[str], repository: str) -> str:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, metavar="RUN", help="workdir of a run of the main command")
     add("--to", required=True, metavar="DIR", help="new directory to write")

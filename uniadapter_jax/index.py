@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import on_terminal
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.load import load_model
@@ -81,12 +82,7 @@ def _windows(arguments: argparse.Namespace) -> Windows | None:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("index", __doc__)
     add = parser.add_argument
     add("--input", required=True, metavar="FOLDER", help="folder of videos and pictures")
     add("--output", required=True, metavar="INDEX", help="directory of the index")

@@ -8,7 +8,6 @@ first --count clips are shown.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Sequence
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.data.records import Records, open_records, splits_of
 from uniadapter_jax.inference.contact_sheet import draw_sheet, html_sheet
 
@@ -56,12 +56,7 @@ def _chosen(records: Records, ids: Sequence[str], count: int) -> list[int]:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.look",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("look", __doc__)
     add = parser.add_argument
     add("records", metavar="RECORDS", help="what `python -m uniadapter_jax.prepare` wrote")
     add("--split", default="", help="split to show; default: the first")

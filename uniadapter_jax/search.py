@@ -10,7 +10,6 @@ docs/search.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import duration
 from uniadapter_jax.inference.search.index import Hit, Index
 from uniadapter_jax.parallel import launch
@@ -50,12 +50,7 @@ def as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("search", __doc__)
     add = parser.add_argument
     add("index", metavar="INDEX", help="what `python -m uniadapter_jax.index` wrote")
     add("text", nargs="?", metavar="TEXT", help="what to look for, in words")

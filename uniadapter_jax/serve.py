@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.inference.search.index import Index
 from uniadapter_jax.parallel import launch
 
@@ -39,12 +40,7 @@ def serve(arguments: argparse.Namespace) -> None:
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
-    assert __doc__
-    parser = argparse.ArgumentParser(
-        prog="python -m uniadapter_jax.serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("serve", __doc__)
     add = parser.add_argument
     add("index", metavar="INDEX", help="what `python -m uniadapter_jax.index` wrote")
     add("--host", default="127.0.0.1", help="address to serve at; default: only this machine")

@@ -48,7 +48,7 @@ def run_grid(
     """
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "grid.json", sealed(describe(grid)))
-    total = [0, 0, 0, 0]
+    total = Totals()
     began = time.monotonic()
     for number, unit in enumerate(units, 1):
         mark = f"[{number}/{len(units)}] {unit.setting}/{unit.name}"
@@ -56,13 +56,13 @@ def run_grid(
             with holding(Places(out, unit).folder, "a benchmark"):
                 counts = _UnitRun(grid.name, unit, out, mark, say).do()
         except InUse:
-            counts = (0, 0, 0, len(unit.seeds))
+            counts = Totals(elsewhere=len(unit.seeds))
             say(f"{mark}: another process is at it")
-        total = [a + b for a, b in zip(total, counts, strict=True)]
-        if sum(total[:1]) and number < len(units):
+        total = Totals(*map(sum, zip(total, counts, strict=True)))
+        if total.done and number < len(units):
             left = (time.monotonic() - began) / number * (len(units) - number)
             say(f"{number} of {len(units)} rows, ETA {duration(left)}")
-    return Totals(*total)
+    return total
 
 
 class _UnitRun:
@@ -77,9 +77,8 @@ class _UnitRun:
     def say(self, text: str) -> None:
         self.write(f"{self.mark}: {text}")
 
-    def do(self) -> tuple[int, int, int, int]:
-        """(cells done, done before, failed, 0)."""
-        keys: dict[int, str] = {}
+    def do(self) -> Totals:
+        """Does what is missing."""
         chosen: Fields = ()
         try:
             chosen, trials = self._choose()
@@ -88,15 +87,15 @@ class _UnitRun:
             self.say(f"failed: {error}")
             for seed in self.unit.seeds:
                 self._fail(chosen, seed, "", str(error))
-            return 0, 0, len(self.unit.seeds), 0
-        counts = [0, 0, 0]
+            return Totals(failed=len(self.unit.seeds))
+        before, made = 0, []
         for seed, key in keys.items():
-            before = kept(self.places.cell(seed), key)
-            if before is not None and before["train_info"]["status"] == "success":
-                counts[1] += 1
-                continue
-            counts[0 if self._cell(chosen, seed, key, trials) else 2] += 1
-        return counts[0], counts[1], counts[2], 0
+            found = kept(self.places.cell(seed), key)
+            if found is not None and found["train_info"]["status"] == "success":
+                before += 1
+            else:
+                made.append(self._cell(chosen, seed, key, trials))
+        return Totals(done=made.count(True), before=before, failed=made.count(False))
 
     def _choose(self) -> tuple[Fields, list[Content]]:
         """(the assignments of the best candidate, all trials).

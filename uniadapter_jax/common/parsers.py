@@ -1,0 +1,14 @@
+"""The parser of a command that takes its flags by argparse."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def command_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m uniadapter_jax.<name>`; its help shows the module's docstring."""
+    return argparse.ArgumentParser(
+        prog=f"python -m uniadapter_jax.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
