@@ -14,7 +14,7 @@ from test_vqa_task import TOKENS
 from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.tokenizers.clip import load_tokenizer
-from uniadapter_jax.inference.model_card import _measured
+from uniadapter_jax.inference.model_card import measured
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.prepare import prepare
 from uniadapter_jax.runs.assembly import build
@@ -313,7 +313,7 @@ def test_what_is_said_beside_the_numbers():
     assert caveats.of_result({"questions": 3, "clips": 2}) == []
     shown = {**made, "method": "lora", "metrics": {}, "data_wait_share": None, "seconds": 1.0}
     assert any("477 of 510 queries tied" in line for line in summary(shown))
-    card = _measured({**made, "selection": "last", "metrics": made["pessimistic_metrics"]})
+    card = measured({**made, "selection": "last", "metrics": made["pessimistic_metrics"]})
     assert any(line.startswith("\nt2v: 477 of 510 queries tied") for line in card)
 
 
