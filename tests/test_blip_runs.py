@@ -122,9 +122,7 @@ def test_what_does_not_fit_is_refused(small):
     assert "is a task for a BLIP" in said and "is a CLIP" in said
     said = small.refused(*arguments(small, "matching", "none", "--config.task.queue=20"))
     assert "config.task.queue=20 does not divide by the batch of 8" in said
-    said = small.refused(
-        *small.arguments("--workdir=none", method="cross_modal_adapter", task="matching")
-    )
+    said = small.refused(*small.arguments("--workdir=none", method="coop", task="matching"))
     assert "does not fit this backbone" in said
 
 

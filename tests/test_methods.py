@@ -13,6 +13,7 @@ from uniadapter_jax.adapters.registry import METHODS, AdapterParam, get_method
 from uniadapter_jax.backbones import layers as modules
 from uniadapter_jax.backbones import scan
 from uniadapter_jax.backbones.clip import CLIP, CLIPConfig
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 
@@ -45,10 +46,8 @@ COUNTS = {
 }
 
 
-# {method: why}: the paper has none for cross-attention; BERT's words take no further rows; BLIP's
-# features are made by the heads of a task.
+# {method: why}: BERT's words take no further rows; BLIP's features are made by the heads of a task.
 NOT_FOR_BLIP = {
-    "cross_modal_adapter": "attn, cross, mlp",
     "coop": "its texts take no further tokens",
     "vl_prompt": "its texts take no further tokens",
     "maple": "its texts take no further tokens",
@@ -81,6 +80,28 @@ def test_every_method_fits_a_blip_or_says_why(name):
         return
     part = attached(model, name)
     assert (part.counts()["trained"] > 0) == (name != "zero_shot")
+
+
+def test_a_cross_modal_adapter_shares_its_slice_over_all_of_a_blip():
+    model = tiny.blip()  # vision 3 x 24, text and decoder 2 x 32
+    options = {"bottleneck": 5, "shared_dim": 8, "init_std": 0.3}
+    part = attached(model, "cross_modal_adapter", options.items())
+    shared = 2 * 2 * (5 * 8 + 8)
+    towers = sum(2 * n * (d * 5 + 5 + (5 + 1) * (d - 8)) for n, d in ((3, 24), (2, 32), (2, 32)))
+    assert part.counts()["trained"] == shared + towers
+    ids = jnp.ones((1, 4), jnp.int32)
+
+    def all_of_it():
+        states = model.encode_images(jnp.full((1, 32, 32, 3), 100, jnp.uint8))
+        fused = model.fuse(ids[None], jnp.ones((1, 1, 4), bool), Memory(states))
+        question = Memory(fused.reshape(1, 4, -1), jnp.ones((1, 4), bool))
+        answers = model.decode(ids[None], jnp.ones((1, 1, 4), bool), question)
+        return states, model.encode_text(ids, None), fused, answers
+
+    before = all_of_it()
+    model.adapters.mlp_bias[...] += 1.0
+    for old, new in zip(before, all_of_it(), strict=True):
+        assert np.abs(new - old).max() > 1e-2
 
 
 def test_prompts_are_seen_and_thrown_away():

@@ -94,7 +94,7 @@ def placed(part, config, mesh, weights):
 
 NOT_FOR = {  # as docs/methods.md says
     "clip": set(),
-    "blip": {"cross_modal_adapter", "clip_adapter", "coop", "vl_prompt", "maple", "unipt"},
+    "blip": {"clip_adapter", "coop", "vl_prompt", "maple", "unipt"},
 }
 
 

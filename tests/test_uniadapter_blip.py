@@ -1,5 +1,7 @@
 """UniAdapter in BLIP: the released counts, its formulas in float64, and where it starts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,8 @@ OPTIONS = {
     "train_heads": True,
     "train_cross_norm": False,
     "key_value_bottleneck": 4,
+    "share_down": True,
+    "query_residual": True,
 }
 
 
@@ -189,3 +193,34 @@ def test_a_blip_without_decoder_and_frozen_heads():
     names = set(flat_names(nnx.to_pure_dict(nnx.state(model, AdapterParam))))
     assert not any(name.startswith(("decoder", "itm_head", "text_proj")) for name in names)
     assert {"adapters.ln_cross_scale", "text.cross_value.scale"} < names
+
+
+def test_separate_down_projections_that_are_equal_compute_what_a_shared_one_does():
+    together, apart = adapted(noise=0.3), adapted(noise=0.3, share_down=False)
+    shared = flat_names(nnx.to_pure_dict(nnx.state(together)))
+    own = flat_names(nnx.to_pure_dict(nnx.state(apart)))
+    # LN, D and b of 3 vision layers of width 24, and of 2 fusion layers of width 32; vision reads
+    # the first 24 rows of a shared one.
+    added = 3 * (2 * 24 + 24 * 3 + 3) + 2 * (2 * 32 + 32 * 3 + 3)
+    assert count(own) == count(shared) + added
+    slices = {
+        tower: together.adapters.layer_slices(tower, n) for tower, n in (("text", 2), ("vision", 3))
+    }
+    own |= {name: x for name, x in shared.items() if ".rows." not in name}
+    for place, tower in (("", "text"), ("fusion_down.", "text"), ("vision_down.", "vision")):
+        down = slices[tower]
+        own[f"adapters.{place}down_bias"] = down["down_bias"]
+        own |= {f"adapters.{place}rows.{k}": down[k] for k in ("kernel", "scale", "bias")}
+    state = nnx.to_flat_state(nnx.state(apart))
+    equal = {path: v.replace(own[".".join(map(str, path))]) for path, v in state}
+    nnx.update(apart, nnx.from_flat_state(equal))
+    close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, outputs(apart), outputs(together))
+
+
+def test_without_the_query_residual_fusion_alone_changes():
+    wanted, found = outputs(adapted(noise=0.3)), outputs(adapted(noise=0.3, query_residual=False))
+    (states, words, fused, answers, *_), (_, _, fused_too, answers_too, *_) = wanted, found
+    np.testing.assert_allclose(found[0], states, atol=1e-5)
+    np.testing.assert_allclose(found[1], words, atol=1e-5)
+    assert np.abs(fused_too - fused).max() > 0.01 and np.abs(answers_too - answers).max() > 0.01

@@ -6,9 +6,12 @@ A bottleneck adapter follows each sub-layer of both CLIP towers, inside the resi
     A(z) = z + concat[U_unique a + b_u, U_shared a + b_s]
 
 The last `shared_dim` output channels come from U_shared, b_s: ONE parameter per layer and
-sub-layer that both towers use (`Shared`, at home in `CLIP.adapters`). There are as many shared
-slots as text layers. Layer i of a tower uses slot i; a vision tower deeper than the text tower
-(ViT-L/14: 24 and 12 layers, where the released code fails) uses slot floor(i * L_t / L_v).
+sub-layer that both towers use (`Shared`, at home in the backbone's `adapters`). There are as many
+shared slots as text layers. Layer i of a tower uses slot i; a vision tower deeper than the text
+tower (ViT-L/14: 24 and 12 layers, where the released code fails) uses slot floor(i * L_t / L_v).
+
+In BLIP, which the paper does not have, the same sub-layers of vision, text transformer and decoder
+have adapters, and one slice is shared by all; cross-attention has none.
 
 Initialised near, not at, the identity: D and both U are normal with std .01, biases zero.
 """
@@ -105,13 +108,6 @@ def attach(backbone: Any, options: Any, rng: Rng) -> None:
     config = backbone.config
     r, shared_dim, std = options.bottleneck, options.shared_dim, options.init_std
     narrow = min(config.vision.width, config.text.width)
-    for tower in backbone.towers():
-        if tower.blocks.SUBLAYERS != SITES:
-            raise UserError(
-                f"this method does not fit this backbone: its {tower.name} layers have the "
-                f"sub-layers {', '.join(tower.blocks.SUBLAYERS)}, and the paper has adapters for "
-                f"{' and '.join(SITES)} (docs/methods.md says which method is for which backbone)"
-            )
     if r < 1:
         raise UserError(f"method.bottleneck={r}: at least 1")
     if not 0 <= shared_dim <= narrow:

@@ -14,6 +14,8 @@ min(w_v, w_t) channels of both; the wider tower has rows of its own for the othe
 many shared slots as text layers; a deeper vision tower spreads over them as in Cross-Modal Adapter
 (`slot_of_layer`).
 
+share_down=False gives each tower a down-projection of its own: what the paper compares with.
+
 init=paper: D kaiming-uniform, U of vision normal with std .02, U of text zero, as released for
 retrieval. init=identity: both U zero, so that a fresh model computes what the frozen one does.
 """
@@ -72,6 +74,18 @@ class Shared(nnx.Module):
         return {name: param[...][slots] for name, param in parts.items()}
 
 
+class Separate(nnx.Module):
+    """A down-projection for each tower, by the tower's name: nothing is shared."""
+
+    def __init__(self, **downs: Shared):
+        for tower, down in downs.items():
+            setattr(self, tower, down)
+
+    def layer_slices(self, tower: str, count: int) -> dict[str, Array]:
+        """What the tower's own has."""
+        return getattr(self, tower).layer_slices(tower, count)
+
+
 class Branch(nnx.Module):
     """A tower's half: its up-projection, and the rows of the channels that only it has."""
 
@@ -124,13 +138,21 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
     check(options)
     width = min(config.vision.width, config.text.width)
     towers = {tower.name: tower for tower in backbone.towers()}
-    shared = Shared(towers["text"].layers, width, options.bottleneck, rng)
+    if options.share_down:
+        shared = Shared(towers["text"].layers, width, options.bottleneck, rng)
+    else:
+        shared = Separate(
+            **{
+                name: Shared(tower.layers, tower.width, options.bottleneck, rng)
+                for name, tower in towers.items()
+            }
+        )
     fill_place(backbone, "adapters", shared)
     for name, tower in towers.items():
         branch = Branch(
             tower.layers,
             tower.width,
-            width,
+            width if options.share_down else tower.width,
             bottleneck=options.bottleneck,
             up_std=STD if (options.init, name) == ("paper", "vision") else 0.0,
             dropout=options.dropout,

@@ -17,6 +17,9 @@ of the raw states e, without a non-linearity, from one pair of adapters per text
 
 init=paper: D kaiming-uniform, U_t zero, the others normal with std .02. LN_x normalises even a
 small U_m, so that is not the frozen model. init=identity: all U, and W_up of keys and values, zero.
+
+What the paper's ablations leave out can be left out: share_down=False gives vision, text and fusion
+a D, a LN and a b each; query_residual=False leaves A_t(h) out of fusion layers.
 """
 
 from __future__ import annotations
@@ -62,8 +65,10 @@ class SharedWithText(Shared):
     ln_cross_scale, ln_cross_bias are LN_x; as released they do not train (`train_cross_norm`).
     """
 
-    def __init__(self, slots: int, width: int, text_width: int, options: Any, rng: Any):
-        r, paper = options.bottleneck, options.init == "paper"
+    def __init__(self, config: BLIPConfig, options: Any, rng: Any):
+        vision, text, paper = config.vision, config.text, options.init == "paper"
+        slots, text_width, r = text.layers, text.width, options.bottleneck
+        width = min(vision.width, text_width) if options.share_down else text_width
         super().__init__(slots, width, r, rng)
         own = text_width - width
         self.text_rows = nnx.data(Rows(slots, own, text_width, r, rng) if own else None)
@@ -74,12 +79,23 @@ class SharedWithText(Shared):
         kind = AdapterParam if options.train_cross_norm else nnx.Param
         self.ln_cross_scale = kind(jnp.ones((slots, text_width), jnp.float32))
         self.ln_cross_bias = kind(jnp.zeros((slots, text_width), jnp.float32))
+        self.vision_down, self.fusion_down = nnx.data(None), nnx.data(None)
+        if not options.share_down:
+            self.vision_down = Shared(vision.layers, vision.width, r, rng)
+            self.fusion_down = Shared(slots, text_width, r, rng)
 
-    def layer_slices(self, tower: str, count: int) -> dict[str, Array]:
-        """For vision what it shares; for text and decoder also their up-projections and LN_x."""
-        shared = super().layer_slices(tower, count)
+    def layer_slices(self, tower: str, count: int) -> dict[str, Any]:
+        """For vision what it shares; for text and decoder also their up-projections and LN_x.
+
+        A down-projection that only fusion has is under `fusion`.
+        """
+        if tower == "vision" and self.vision_down is not None:
+            return self.vision_down.layer_slices(tower, count)
+        shared: dict[str, Any] = super().layer_slices(tower, count)
         if tower == "vision":
             return shared
+        if self.fusion_down is not None:
+            shared["fusion"] = self.fusion_down.layer_slices(tower, count)
         if self.text_rows is not None:
             shared |= join_rows(shared, self.text_rows)
         return shared | {name: getattr(self, name)[...] for name in _OF_TEXT}
@@ -91,14 +107,18 @@ def _down(
     """The slice of `SharedWithText` that a layer has, and what it makes of x."""
     assert layer.shared is not None
     key = layer.key_of(f"uniadapter.{name}")
-    return layer.shared, functions.dropout(project_down(x, layer.shared), dropout, key)
+    down = project_down(x, layer.shared.get(name, layer.shared))
+    return layer.shared, functions.dropout(down, dropout, key)
 
 
 class TextBranch(nnx.Module):
-    """A_t; its parameters are in `SharedWithText`."""
+    """A_t; its parameters are in `SharedWithText`.
 
-    def __init__(self, dropout: float):
-        self.dropout = dropout
+    in_fusion: whether it acts in fusion layers, too, as the query residual.
+    """
+
+    def __init__(self, dropout: float, in_fusion: bool):
+        self.dropout, self.in_fusion = dropout, in_fusion
 
     def __call__(
         self, y: Float[Array, "b l d"], h: Float[Array, "b l d"], layer: scan.LayerInputs
@@ -157,15 +177,13 @@ def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None
         raise UserError(f"method.key_value_bottleneck={options.key_value_bottleneck}: at least 0")
     config = backbone.config
     vision, text = config.vision, config.text
-    width = min(vision.width, text.width)
     paper = options.init == "paper"
     towers = {tower.name: tower for tower in backbone.towers()}
-    shared = SharedWithText(towers["text"].layers, width, text.width, options, rng)
-    fill_place(backbone, "adapters", shared)
+    fill_place(backbone, "adapters", SharedWithText(config, options, rng))
     branch = Branch(
         towers["vision"].layers,
         vision.width,
-        width,
+        min(vision.width, text.width) if options.share_down else vision.width,
         bottleneck=options.bottleneck,
         up_std=STD if paper else 0.0,
         dropout=options.dropout,
@@ -175,7 +193,7 @@ def attach_to_blip(backbone: BLIP, options: Any, rng: np.random.Generator | None
     for name, tower in towers.items():
         # The decoder attends to a question's states.
         attended = vision.width if name == "text" else text.width
-        fill_place(tower.blocks, "beside_text", TextBranch(options.dropout))
+        fill_place(tower.blocks, "beside_text", TextBranch(options.dropout, options.query_residual))
         fill_place(tower.blocks, "beside_fusion", FusionBranch(options.dropout))
         for place in ("cross_key", "cross_value") if options.key_value_bottleneck else ():
             adapter = StatesAdapter(attended, text.width, options.key_value_bottleneck, paper, rng)
@@ -197,6 +215,8 @@ METHOD = Method(
         "train_heads": True,  # BLIP: its two projections and the matching head
         "train_cross_norm": False,  # BLIP: LN_x
         "key_value_bottleneck": 64,  # BLIP: of the adapters of keys and values; 0: none
+        "share_down": True,  # one down-projection for all modalities; False: one each
+        "query_residual": True,  # BLIP: A_t(h) in fusion layers
     },
     ranges={
         "bottleneck": at_least(1),

@@ -9,7 +9,8 @@ the states of a picture, and, with a causal mask, as a decoder. A layer computes
 
 Each sub-layer (attn, cross, mlp) has the places of `layers.Block`: `after_...` and `beside_...` of
 what is added before LayerNorm, and `prompts` ahead of the layer's own words. The two above are
-further places; `beside_fusion` acts only where there is a memory. Two more are at the transformer,
+further places; `beside_fusion` acts only where there is a memory, `beside_text` there, too, unless
+it has `in_fusion` False. Two more are at the transformer,
 for all layers at once: `cross_key` and `cross_value` are called once with the memory's raw states
 "m t e" and return what is added to the keys, respectively values, of every layer's cross-attention,
 "m t d".
@@ -153,7 +154,8 @@ class BertLayer(scan.Stack):
         z = at_place(self.after_mlp, z, c, layer)
         z = functions.dropout(z, self.dropout, layer.key_of("mlp.out"))
         y = self.ln_out(c + at_place(self.beside_mlp, z, c, layer))
-        y = at_place(self.beside_text, y, h, layer)
+        if seen is None or getattr(self.beside_text, "in_fusion", True):
+            y = at_place(self.beside_text, y, h, layer)
         return y if seen is None else at_place(self.beside_fusion, y, c, layer)
 
 
