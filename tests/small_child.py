@@ -27,10 +27,16 @@ import uniadapter_jax.runs.run  # noqa: F401 (both are imported once, in the ser
 # What was imported stays: no child's collector has to walk through it, or copies its pages.
 gc.collect()
 gc.freeze()
+IMPORTED_BY = os.getpid()
+
+
+def _assert_forked() -> None:
+    assert os.getpid() != IMPORTED_BY, "the server did not import small_child: every child has to"
 
 
 def call(module: str, function: str, arguments: tuple[Any, ...]) -> None:
     """`MODULE.FUNCTION(*ARGUMENTS)`."""
+    _assert_forked()
     getattr(importlib.import_module(module), function)(*arguments)
 
 
@@ -53,6 +59,7 @@ def run_main(
     order: of the devices along every mesh, by their numbers in `jax.devices()`; fake devices come
       process by process otherwise, while JAX lets the hosts of most TPU slices interleave.
     """
+    _assert_forked()
     os.chdir(cwd)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 import av
@@ -132,12 +133,8 @@ class Small:
     def fork(self, *arguments: str, devices: int = 1, **options: Any) -> Job:
         """The same without the seconds of importing; `small_child.run_main` has the options."""
         log = self._log()
-        process = _SERVER.Process(
-            target=small_child.run_main,
-            args=(list(arguments), self.environment(devices), str(self.root), str(log)),
-            kwargs=options,
-        )
-        process.start()
+        where = (self.environment(devices), str(self.root), str(log))
+        process = _start(small_child.run_main, list(arguments), *where, **options)
 
         def wait(seconds: float) -> int | None:
             process.join(seconds)
@@ -163,7 +160,19 @@ class Small:
 
 def child(module: str, function: str, arguments: tuple[Any, ...]) -> Any:
     """A started process, forked with everything imported, that calls a function of a module."""
-    process = _SERVER.Process(target=small_child.call, args=(module, function, arguments))
+    return _start(small_child.call, module, function, arguments)
+
+
+def _start(target: Callable[..., None], *args: Any, **kwargs: Any) -> Any:
+    """A child of the server, which imports `small_child` once.
+
+    The server passes over what it cannot import, and does not get this process's `sys.path`, where
+    pytest put the tests; so it gets it by its environment, and each child asserts that it came.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
+    process = _SERVER.Process(target=target, args=args, kwargs=kwargs)
     process.start()
     return process
 
@@ -176,7 +185,7 @@ def remove(directory: pathlib.Path) -> None:
 
 _NUMBERS = itertools.count()
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["small_child"])
+_SERVER.set_forkserver_preload(["pytest", "small_child"])
 
 
 @dataclasses.dataclass(frozen=True)
