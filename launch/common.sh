@@ -62,6 +62,16 @@ need() {
   done
 }
 
+# Raises unless each of these flags is among the arguments of `$action`'s command.
+need_flags() {
+  local flag
+  for flag in "$@"; do
+    # shellcheck disable=SC2154 # the scripts set it
+    [[ " ${MAIN[*]} " == *" --$flag="* ]] ||
+      fail "$action needs -- $(printf -- '--%s=... ' "$@")"
+  done
+}
+
 # Raises unless there are arguments for main, with a config and a workdir; sets WORKDIR.
 need_main() {
   local argument

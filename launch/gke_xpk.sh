@@ -10,10 +10,13 @@
 #                            -- --config=configs/msrvtt.py --workdir=/data/runs/a
 #   launch/gke_xpk.sh prepare --name=NAME --image=IMAGE --bucket=BUCKET --hosts=4 \
 #                            -- --config=configs/msrvtt.py --input=/data/raw --output=/data/msrvtt
+#   launch/gke_xpk.sh benchmark --name=NAME --image=IMAGE --bucket=BUCKET --topology=2x2 --hosts=4 \
+#                            -- --config=configs/benchmark/emoji.py --output=/data/grid
 #
 # `run` layers this checkout over the image python:3.11 (--base-image=...) and installs it when it
-# starts; `jobset` fills jobset.yaml and hands it to kubectl, `prepare` prepare.yaml. --dry-run prints the commands, and the
-# filled manifest, instead. See docs/launch.md.
+# starts; `jobset` fills jobset.yaml and hands it to kubectl, `prepare` prepare.yaml, `benchmark`
+# benchmark.yaml. --dry-run prints the commands, and the filled manifest, instead. See
+# docs/launch.md.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -72,14 +75,10 @@ apply() {
   return 0
 }
 
-# Of a host that decodes a share, and of the one that assembles.
-prepare_command() {
-  local flag
-  for flag in config input output; do
-    [[ " ${MAIN[*]} " == *" --$flag="* ]] ||
-      fail "prepare needs -- --config=FILE --input=DIR --output=DIR"
-  done
-  echo "python -m uniadapter_jax.prepare $(quoted "${MAIN[@]}")"
+# What a host does of a command that is shared.
+share_command() {
+  need_flags "$@"
+  echo "python -m uniadapter_jax.$action $(quoted "${MAIN[@]}")"
 }
 
 case $action in
@@ -106,9 +105,15 @@ case $action in
     ;;
   prepare)
     need name image bucket hosts
-    # shellcheck disable=SC2034 # read by name
-    COMMAND=$(prepare_command)
+    COMMAND=$(share_command config input output)
     manifest=$(filled prepare.yaml)
+    apply "$manifest"
+    ;;
+  benchmark)
+    need name image bucket topology hosts
+    # shellcheck disable=SC2034 # read by name
+    COMMAND=$(share_command config output)
+    manifest=$(filled benchmark.yaml)
     apply "$manifest"
     ;;
   help | --help) usage ;;

@@ -3,6 +3,8 @@
 #
 #   launch/skypilot.sh run  --name=NAME --accelerators=tpu-v5litepod-8 --bucket=BUCKET \
 #                           -- --config=configs/msrvtt.py --workdir=/data/runs/a
+#   launch/skypilot.sh benchmark --name=NAME --accelerators=A100:1 --nodes=4 --bucket=BUCKET \
+#                           -- --config=configs/benchmark/emoji.py --output=/data/grid
 #   launch/skypilot.sh logs --name=NAME
 #   launch/skypilot.sh down --name=NAME
 #
@@ -23,13 +25,19 @@ action=${1:-help}
 read_arguments "$@"
 
 case $action in
-  run)
+  run | benchmark)
     need name accelerators bucket
-    need_main
+    command=main
+    if [[ $action == benchmark ]]; then
+      command=benchmark
+      need_flags config output
+    else
+      need_main
+    fi
     flags=(--yes "--cluster=$NAME" "--gpus=$ACCELERATORS" "--num-nodes=$NODES")
     [[ $SPOT ]] && flags+=(--use-spot)
-    run sky launch "${flags[@]}" --env "MAIN=$(quoted "${MAIN[@]}")" --env "BUCKET=$BUCKET" \
-      "$here/skypilot.yaml"
+    run sky launch "${flags[@]}" --env "COMMAND=$command" --env "MAIN=$(quoted "${MAIN[@]}")" \
+      --env "BUCKET=$BUCKET" "$here/skypilot.yaml"
     [[ $DRY_RUN ]] && cat "$here/skypilot.yaml"
     ;;
   logs)

@@ -4,11 +4,14 @@
 #   launch/tpu_vm.sh create  --name=NAME --zone=ZONE --type=v5litepod-16
 #   launch/tpu_vm.sh install --name=NAME --zone=ZONE
 #   launch/tpu_vm.sh run     --name=NAME --zone=ZONE -- --config=configs/msrvtt.py --workdir=/mnt/runs/a
+#   launch/tpu_vm.sh benchmark --name=NAME --zone=ZONE -- --config=configs/benchmark/emoji.py \
+#                                                         --output=/mnt/grid --cells=0/4
 #   launch/tpu_vm.sh logs    --name=NAME --zone=ZONE
 #   launch/tpu_vm.sh stop    --name=NAME --zone=ZONE      # SIGTERM: saves; `run` again goes on
 #   launch/tpu_vm.sh delete  --name=NAME --zone=ZONE
 #   launch/tpu_vm.sh each    --name=NAME --zone=ZONE -- COMMAND    # on every host, such as a mount
 #
+# `benchmark` does a share of a grid's cells on a machine of one host; start each with its own i/n.
 # --dry-run prints the commands instead. --version is the image (default: by type), --project
 # gcloud's own default, --spot=yes a preemptible slice, --worker=3 of `logs` another host's. See
 # docs/launch.md.
@@ -63,6 +66,14 @@ python3 -m pip install --quiet --user uv
 ~/.local/bin/uv pip install --quiet --python=.venv/bin/python --editable='.[tpu]'"
 }
 
+# start MODULE: on all hosts, with the arguments that were given.
+start() {
+  on_all "cd uniadapter_jax
+nohup .venv/bin/python $1 $(quoted "${MAIN[@]}")\
+>>~/run.log 2>&1 </dev/null &
+echo \$! >~/run.pid"
+}
+
 case $action in
   create)
     where
@@ -78,10 +89,12 @@ case $action in
   run)
     where
     need_main
-    on_all "cd uniadapter_jax
-nohup .venv/bin/python -m uniadapter_jax.main --distributed $(quoted "${MAIN[@]}")\
->>~/run.log 2>&1 </dev/null &
-echo \$! >~/run.pid"
+    start "-m uniadapter_jax.main --distributed"
+    ;;
+  benchmark)
+    where
+    need_flags config output
+    start "-m uniadapter_jax.benchmark"
     ;;
   logs)
     where

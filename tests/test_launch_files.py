@@ -30,6 +30,7 @@ SLICE = ("--name=n", "--image=i", "--bucket=b", "--topology=4x4", "--hosts=4")
 JOBSET = ("gke_xpk.sh", "jobset", *SLICE, "--", *RUN)
 PREPARE = ("--config=configs/msrvtt.py", "--input=/data/a b", "--output=/data/msrvtt")
 KUBERNETES = ("gke_xpk.sh", "prepare", *SLICE[:3], "--hosts=4", "--", *PREPARE)
+GRID = ("--config=configs/benchmark/emoji.py", "--output=/data/a grid")
 SKYPILOT = ("skypilot.sh", "run", "--name=n", "--accelerators=A100:8", "--bucket=b", "--", *RUN)
 
 
@@ -37,6 +38,8 @@ def script(name, *arguments, status=0):
     """Runs a script with --dry-run; what it printed."""
     first = arguments[:1] if arguments and not arguments[0].startswith("-") else ()
     command = ["bash", str(PLACE / name), *first, "--dry-run", *arguments[len(first) :]]
+    if name == "shares.sbatch":
+        command = ["bash", str(PLACE / name), "--dry-run", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == status, done.stderr
     return done.stdout if status == 0 else done.stderr
@@ -146,7 +149,7 @@ def test_prepare_on_kubernetes_is_shares_and_then_the_assembly():
 
 
 def test_prepare_on_slurm_is_an_array_that_submits_the_assembly():
-    *header, share, assembly = script("prepare.sbatch", *PREPARE).splitlines()
+    *header, share, assembly = script("shares.sbatch", "prepare", *PREPARE).splitlines()
     assert "#SBATCH --array=0-3" in header
     wanted = [".venv/bin/python", "-m", "uniadapter_jax.prepare", *PREPARE]
     assert words(share) == [*wanted, "--share=0/4"]
@@ -166,9 +169,39 @@ def test_a_task_of_the_array_decodes_its_share(tmp_path, task, restarts, said):
     environment = {f"SLURM_ARRAY_{name}": str(value) for name, value in numbers.items()}
     environment |= {"PYTHON": str(tmp_path / "python"), "SLURM_RESTART_COUNT": str(restarts)}
     environment["PATH"] = f"{tmp_path}:/usr/bin:/bin"
-    command = ["bash", PLACE / "prepare.sbatch", *PREPARE]
+    command = ["bash", PLACE / "shares.sbatch", "prepare", *PREPARE]
     lines = subprocess.check_output(command, env=environment, text=True).splitlines()
     assert [line.removeprefix("--share=") for line in lines] == said
+
+
+def test_a_grid_on_slurm_is_an_array_that_submits_the_report():
+    *_, share, report = script("shares.sbatch", "benchmark", *GRID).splitlines()
+    wanted = [".venv/bin/python", "-m", "uniadapter_jax.benchmark", *GRID]
+    assert words(share) == [*wanted, "--cells=0/4"]
+    assert words(words(report)[-1].removeprefix("--wrap=")) == [*wanted, "--report"]
+
+
+def test_a_grid_on_kubernetes_is_shares_and_then_the_report():
+    _, _, text = script("gke_xpk.sh", "benchmark", *SLICE, "--", *GRID).partition("\n")
+    assert set(re.findall(r"\$\w*", text)) == {"$JOB_COMPLETION_INDEX"}
+    share, report = yaml.safe_load(text)["spec"]["replicatedJobs"]
+    assert report["dependsOn"] == [{"name": "share", "status": "Complete"}]
+    wanted = ["exec", "python", "-m", "uniadapter_jax.benchmark", *GRID]
+    ends = ("--cells=$JOB_COMPLETION_INDEX/4", "--report")
+    for job, end in zip((share, report), ends, strict=True):
+        pod = job["template"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert words(container["args"][0]) == [*wanted, end]
+        assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+        assert container["resources"]["limits"]["google.com/tpu"] == 4
+
+
+def test_a_grid_on_a_tpu_vm_is_the_share_that_was_given():
+    (line,) = script("tpu_vm.sh", "benchmark", *WHERE, "--", *GRID, "--cells=1/4").splitlines()
+    remote = next(word for word in words(line) if word.startswith("--command="))
+    command = words(remote.removeprefix("--command="))
+    place = command.index("uniadapter_jax.benchmark")
+    assert command[place + 1 : place + 4] == [*GRID, "--cells=1/4"]
 
 
 def test_until_done_runs_main():
@@ -216,12 +249,16 @@ def test_slurm_starts_one_process_a_gpu():
     _assert_starts(command, "--distributed")
 
 
-def test_skypilot_gives_every_host_its_number(tmp_path):
+@pytest.mark.parametrize(("command", "given"), [("run", RUN), ("benchmark", GRID)])
+def test_skypilot_gives_every_host_its_number(tmp_path, command, given):
     """The task's own `run`, by a shell, with a `python` that says what it was given."""
-    line, _, task = script(*SKYPILOT).partition("\n")
-    command = words(line)
-    assert command[:2] == ["sky", "launch"] and "--gpus=A100:8" in command
-    given = dict(word.split("=", 1) for word in command if word.startswith(("MAIN=", "BUCKET=")))
+    where = SKYPILOT[2:5]
+    line, _, task = script("skypilot.sh", command, *where, "--", *given).partition("\n")
+    started = words(line)
+    assert started[:2] == ["sky", "launch"] and "--gpus=A100:8" in started
+    environment = dict(
+        word.split("=", 1) for word in started if word.startswith(("COMMAND=", "MAIN=", "BUCKET="))
+    )
     python = tmp_path / ".venv/bin/python"
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\nfor word in "$@"; do echo "$word"; done\n')
@@ -229,7 +266,7 @@ def test_skypilot_gives_every_host_its_number(tmp_path):
     said = subprocess.check_output(
         ["bash", "-c", yaml.safe_load(task)["run"]],
         env={
-            **given,
+            **environment,
             "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
             "SKYPILOT_NODE_RANK": "1",
             "PATH": "/usr/bin:/bin",
@@ -237,9 +274,12 @@ def test_skypilot_gives_every_host_its_number(tmp_path):
         cwd=tmp_path,
         text=True,
     ).splitlines()
-    assert said[:2] == ["-m", "uniadapter_jax.main"]
     hosts = ["--coordinator=10.0.0.1:8476", "--num-processes=2", "--process-id=1"]
-    assert said[2:] == [*hosts, *RUN]
+    wanted = {
+        "run": ["-m", "uniadapter_jax.main", *hosts, *RUN],
+        "benchmark": ["-m", "uniadapter_jax.benchmark", *GRID, "--cells=1/2"],
+    }
+    assert said == wanted[command]
 
 
 def test_local_starts_every_process():
@@ -295,7 +335,8 @@ def test_local_kills_what_does_not_end():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_local_has_all_save_and_stop(number):
-    script_ = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep .05; done"
+    # Not a loop: bash can lose a signal that comes while it forks.
+    script_ = "sleep 60 >&- & trap 'kill $!; echo saved; exit 0' TERM; echo up; wait"
     with start_local(script_, "--processes=2") as job:
         lines = iter(job.stdout)
         up: set[str] = set()
@@ -318,7 +359,12 @@ def test_local_has_all_save_and_stop(number):
         ("gke_xpk.sh", "jobset", "--name=n", "--", *RUN),
         ("skypilot.sh", "run", "--name=n"),
         ("slurm.sbatch", "--config=c"),
-        ("prepare.sbatch", "--config=c", "--input=i"),
+        ("shares.sbatch", "prepare", "--config=c", "--input=i"),
+        ("shares.sbatch", "benchmark", "--config=c"),
+        ("shares.sbatch", "paint", *PREPARE),
+        ("gke_xpk.sh", "benchmark", *SLICE, "--", "--config=c"),
+        ("skypilot.sh", "benchmark", *SKYPILOT[2:5], "--", "--config=c"),
+        ("tpu_vm.sh", "benchmark", *WHERE, "--", "--config=c"),
         ("gke_xpk.sh", "prepare", *SLICE[:3], "--hosts=4", "--", "--config=c"),
         ("until_done.sh", "--workdir=w"),
     ],
