@@ -31,6 +31,30 @@ def test_every_clip_once_in_an_epoch_of_random_captions():
     assert sorted(clip for step in (0, 1) for clip, _ in pairs(order, step)) == list(range(8))
 
 
+def test_captions_go_in_groups_each_once_in_an_epoch():
+    counts = [3, 1, 9, 4]
+    order = SampleOrder(counts, "all", batch=1, seed=0, together=2)
+    assert order.steps == 1 + 1 + 4 + 2
+    seen = {clip: [] for clip in range(4)}
+    for step in range(order.steps):
+        (sample,) = order.rows(step)
+        clip = int(order.clips[sample])
+        chosen = order.captions(sample, counts[clip], order.row_rng(step, 0))
+        assert len(chosen) == 2
+        seen[clip] += chosen.tolist()
+    assert seen[1] == [0, 0]  # its only one
+    for clip in (0, 2, 3):
+        assert len(set(seen[clip])) == len(seen[clip]) == counts[clip] // 2 * 2
+
+
+def test_captions_of_a_group_are_drawn_without_repetition():
+    order = SampleOrder([5] * 4, "random", batch=2, seed=0, together=4)
+    assert order.steps == 2
+    draws = [order.captions(0, 5, order.row_rng(step, 0)).tolist() for step in range(9)]
+    assert all(len(set(draw)) == 4 for draw in draws)
+    assert len(set(map(tuple, draws))) > 1
+
+
 def test_epochs_and_seeds_differ():
     first = SampleOrder([1] * 50, "all", 50, seed=0)
     other = SampleOrder([1] * 50, "all", 50, seed=1)

@@ -60,7 +60,7 @@ def records(tmp_path_factory):
 def config(**changes):
     values = {"frames": 3, "words": 24, "captions": "all", "augment": "none", "workers": 0,
               "threads": 1, "prefetch_mb": 1, "resize": "crop", "sampling": "evenly",
-              "preprocess": "none", "max_words": 0}  # fmt: skip
+              "preprocess": "none", "max_words": 0, "captions_per_clip": 1}  # fmt: skip
     return ConfigDict({**values, **changes})
 
 
@@ -86,6 +86,14 @@ def assert_equal(a, b):
         assert x.keys() == y.keys()
         for key in x:
             np.testing.assert_array_equal(x[key], y[key])
+
+
+def test_several_captions_of_each_clip(records):
+    (batch,) = take(records, 1, data=config(captions_per_clip=3))
+    assert batch["text"].shape == (4, 3, 24) and batch["frames"].shape[0] == 4
+    for clip, rows in zip(batch["item"], batch["text"], strict=True):
+        said = {Letters.decode(row) for row in rows}
+        assert said == {text[:24] for text in records.captions[clip]}
 
 
 def test_shapes_and_types(records):

@@ -48,6 +48,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.frames = 12
     config.data.words = 32  # tokens, BOS and EOS included
     config.data.captions = "all"  # each caption is a sample: all; one of a clip per epoch: random
+    config.data.captions_per_clip = 1  # of a clip in a batch; the clip is encoded once for all
     config.data.sampling = "evenly"  # which stored frames: evenly | uniform | middle | random
     config.data.resize = "crop"  # short side, then the middle: crop; both sides: squash (BLIP)
     config.data.augment = "none"  # none | crop_flip | crop_flip_color | blip
@@ -83,7 +84,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.optimizer.lr_multipliers = placeholder(object)
 
     config.train = ConfigDict()
-    config.train.batch_size = 128  # pairs of the global batch
+    config.train.batch_size = 128  # of the global batch: pairs; with several captions, clips
     # Parts whose activations are held one after another; loss and gradient are the full batch's.
     config.train.accumulation = 1
     config.train.epochs = 5
@@ -150,6 +151,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     trains = get_method(config.method.name).trainable is not None
     if trains and config.train.steps <= 0 and config.train.epochs <= 0:
         raise UserError("config.train.steps and config.train.epochs are both 0: nothing to train")
+    if config.data.captions_per_clip > 1 and not kind.several_captions:
+        raise UserError(
+            f"config.data.captions_per_clip={config.data.captions_per_clip}: task {kind.name!r} "
+            "takes one caption of a clip; set it to 1"
+        )
     group, _, metric = config.selection_metric.partition("/")
     if config.selection_metric != kind.selection_metric and metric not in kind.groups.get(
         group, ()

@@ -39,6 +39,7 @@ RANGES: Mapping[str, Range] = {
     "data.val": at_least(0),
     "data.frames": at_least(1),
     "data.words": at_least(3),
+    "data.captions_per_clip": at_least(1),
     "data.max_words": at_least(0),
     "data.answers": at_least(1),
     "data.answer_words": at_least(3),

@@ -212,6 +212,7 @@ class Kind:
       evaluator: for a run, and the directory that keeps what a long evaluation has done.
       programs: {name: what an evaluation compiles}, in the order in which it runs.
       also: further scores that `config.eval.also` may ask for.
+      several_captions: whether a clip of a batch may have several captions.
       whole_losses: {loss from blocks, some of them computed twice: the same from whole logits}.
     """
 
@@ -232,6 +233,7 @@ class Kind:
     evaluator: Callable[[Subject, pathlib.Path | None], Evaluator]
     programs: Callable[[Runnable], dict[str, Program]]
     also: tuple[str, ...] = ()
+    several_captions: bool = False
     whole_losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

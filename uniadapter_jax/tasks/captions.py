@@ -16,7 +16,7 @@ from uniadapter_jax.data.records import Records
 
 
 class CaptionSamples:
-    """A sample is a clip or picture with one of its captions; see `tasks.base.Samples`."""
+    """A sample is a clip or picture with one of its captions, or several; see `Samples`."""
 
     unit = "clips"
     texts: tuple[str, ...] = ("captions",)
@@ -24,7 +24,10 @@ class CaptionSamples:
 
     def steps_per_epoch(self, records: Records, config: ConfigDict) -> int:
         """Whole batches of an epoch; `UserError` where the split fills none."""
-        return steps_per_epoch(records, config.data.captions, config.train.batch_size)
+        data = config.data
+        return steps_per_epoch(
+            records, data.captions, config.train.batch_size, data.captions_per_clip
+        )
 
     def train_batches(
         self, records: Records, tokenizer: Any, config: ConfigDict, **options: Any
@@ -34,8 +37,10 @@ class CaptionSamples:
         return train_batches(records, tokenizer, config.data, avoid_duplicates=avoid, **options)
 
     def batch_shapes(self, config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-        """{"text": ids "b l"}."""
-        ids = (config.train.batch_size, config.data.words)
+        """{"text": ids "b l", or "b c l" of c captions a clip}."""
+        several = config.data.captions_per_clip
+        captions = (several,) if several > 1 else ()
+        ids = (config.train.batch_size, *captions, config.data.words)
         return {"text": jax.ShapeDtypeStruct(ids, jnp.int32)}
 
     def facts(self, config: ConfigDict, train: Records | None) -> Any:

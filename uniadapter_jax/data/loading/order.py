@@ -1,6 +1,7 @@
 """Which sample stands at which position of an endless training run.
 
-A sample is a (clip, caption) pair, or a clip whose caption is drawn when it comes up. An epoch is
+A sample is a (clip, caption) pair, or a clip whose caption is drawn when it comes up. Where a clip
+has several captions in a batch, a sample is a clip with a group of them. An epoch is
 floor(samples / batch) whole batches of a new permutation, so no sample comes twice in an epoch and
 no batch spans two. Everything follows from the seed and the position: any process can compute any
 batch, and the number of processes has no say in it.
@@ -31,6 +32,8 @@ class SampleOrder:
       batch: global batch size.
       seed: at least 0.
       avoid_duplicates: plan epochs in which no batch holds a clip twice.
+      together: captions of a sample. With 'all' a clip's captions are dealt to groups of that size,
+        and those left over are left out; a clip that has fewer is one sample.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class SampleOrder:
         batch: int,
         seed: int,
         avoid_duplicates: bool = False,
+        together: int = 1,
     ):
         if captions not in CAPTION_POLICIES:
             raise UserError(
@@ -52,9 +56,11 @@ class SampleOrder:
         counts = np.asarray(caption_counts, dtype=np.int64)
         if not (counts > 0).all():
             raise UserError(f"clip {int(np.argmin(counts))} has no caption to train on")
-        per_clip = counts if captions == "all" else np.ones_like(counts)
+        groups = np.maximum(counts // together, 1)
+        per_clip = groups if captions == "all" else np.ones_like(counts)
         first = np.cumsum(per_clip) - per_clip
         self.clips = np.repeat(np.arange(len(counts)), per_clip)  # of each sample
+        self.groups, self.together = per_clip, together
         self.caption = np.arange(len(self.clips)) - first[self.clips]  # -1: to be drawn
         if captions == "random":
             self.caption = np.full(len(self.clips), -1)
@@ -68,7 +74,7 @@ class SampleOrder:
             )
         self.avoid = avoid_duplicates and captions == "all"
         if self.avoid:
-            usable = int(np.minimum(counts, self.steps).sum())
+            usable = int(np.minimum(groups, self.steps).sum())
             if usable < self.steps * batch:
                 raise UserError(
                     f"{len(counts)} clips cannot fill {self.steps} batches of {batch} without a "
@@ -88,6 +94,22 @@ class SampleOrder:
         """Samples of global batch `step`."""
         epoch, within = divmod(step, self.steps)
         return self.epoch(epoch)[within]
+
+    def captions(
+        self, sample: int, count: int, rng: np.random.Generator
+    ) -> int | Int[np.ndarray, "c"]:
+        """The caption of a sample whose clip has `count`; of several together, all of them.
+
+        Every so many captions apart, so that groups differ; a clip that has too few repeats some.
+        """
+        fixed = int(self.caption[sample])
+        if self.together == 1:
+            drawn = int(rng.integers(count))
+            return drawn if fixed < 0 else fixed
+        if fixed < 0:
+            return np.resize(rng.permutation(count), self.together)
+        apart = int(self.groups[self.clips[sample]])
+        return (fixed + apart * np.arange(self.together)) % count
 
     def row_rng(self, step: int, row: int) -> np.random.Generator:
         """The row's own randomness: keyed by its position in the run."""

@@ -26,9 +26,10 @@ from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 
 
-def steps_per_epoch(records: Records, captions: str, global_batch: int) -> int:
+def steps_per_epoch(records: Records, captions: str, global_batch: int, together: int = 1) -> int:
     """Whole batches in an epoch: floor(samples / batch), at least 1 (else UserError)."""
-    return SampleOrder(_counts(records), captions, global_batch, seed=0).steps
+    counts = _counts(records)
+    return SampleOrder(counts, captions, global_batch, seed=0, together=together).steps
 
 
 def train_batches(
@@ -49,10 +50,10 @@ def train_batches(
       avoid_duplicates: no clip comes twice in a global batch.
 
     Yields:
-      What `sample_batches` does, and "text" int32 [b l].
+      What `sample_batches` does, and "text" int32 [b l], or [b c l] of c captions of each clip.
     """
-    captions = data_config.captions
-    order = SampleOrder(_counts(records), captions, global_batch, seed, avoid_duplicates)
+    captions, together = data_config.captions, data_config.captions_per_clip
+    order = SampleOrder(_counts(records), captions, global_batch, seed, avoid_duplicates, together)
     texts = Texts.from_config(tokenizer, data_config)
     return sample_batches(Captions(order, records, texts), data_config, **placing)
 
@@ -155,14 +156,15 @@ class Captions:
         return self.order.clips
 
     def columns(self, samples: Int[np.ndarray, " b"], rngs: Sequence[np.random.Generator]) -> Batch:
-        """{"text": int32 [b l]}."""
+        """{"text": int32 [b l], or [b c l] where samples have c captions}."""
         chosen: list[str] = []
         for rng, sample in zip(rngs, samples.tolist(), strict=True):
             captions = self.records.captions[self.clips[sample]]
-            drawn = int(rng.integers(len(captions)))
-            fixed = int(self.order.caption[sample])
-            chosen.append(captions[drawn if fixed < 0 else fixed])
-        return {"text": self.texts.encode(self.texts.rule.captions(chosen))}
+            places = self.order.captions(sample, len(captions), rng)
+            chosen += [captions[place] for place in np.atleast_1d(places)]
+        ids = self.texts.encode(self.texts.rule.captions(chosen))
+        together = self.order.together
+        return {"text": ids if together == 1 else ids.reshape(-1, together, ids.shape[-1])}
 
 
 @dataclasses.dataclass

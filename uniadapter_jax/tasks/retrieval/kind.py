@@ -42,5 +42,6 @@ KIND = Kind(
     evaluator=RetrievalEvaluator,
     programs=encoding_programs,
     also=NAMES,
+    several_captions=True,
     whole_losses={"ring": "dense", "sigmoid_ring": "sigmoid"},
 )

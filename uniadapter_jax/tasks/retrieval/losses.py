@@ -36,6 +36,22 @@ class Pairs(NamedTuple):
     item: Int[Array, " n"]
 
 
+def with_each_caption(clips: Pairs, mesh: Mesh | None) -> Pairs:
+    """All pairs of clips with their texts "b t c", each clip standing t times.
+
+    So the rules and losses of pairs are those of several captions, too. Only features are copied,
+    to where they are already, and each copy's gradient adds to its clip's.
+    """
+    several = clips.text.shape[1]
+
+    def copied(x: Array) -> Array:
+        return jnp.repeat(x, several, axis=0)
+
+    text = clips.text.reshape(-1, clips.text.shape[-1])
+    rest = clips.frames, clips.mask, clips.item
+    return Pairs(*constrain((text, *map(copied, rest)), mesh, BATCH_AXES))
+
+
 class Comparison(NamedTuple):
     """How pairs are compared: by a similarity, on a mesh (None means a single device)."""
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from uniadapter_jax.backbones.two_towers import TwoTowers
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import row_keys, split
-from uniadapter_jax.common.types import Array, Bool, Float
+from uniadapter_jax.common.types import Array, Bool, Float, Int
 from uniadapter_jax.tasks.base import Batch, Loss, Setting, Stateless
 from uniadapter_jax.tasks.retrieval import losses, scoring
 from uniadapter_jax.tasks.retrieval.ring_loss import ring_retrieval_loss, ring_sigmoid_loss
@@ -37,9 +37,9 @@ LOSSES: Mapping[str, LossForm] = {
 
 
 class Features(NamedTuple):
-    """Raw features of a batch, which the loss compares."""
+    """Raw features of a batch, which the loss compares; a clip may have several texts."""
 
-    text: Float[Array, "b c"]
+    text: Float[Array, "b *t c"]
     frames: Float[Array, "b f c"]
 
 
@@ -56,7 +56,11 @@ class Retrieval(Stateless):
     mesh: Mesh | None
 
     def loss(self, model: TwoTowers, batch: Batch, key: Array | None, given: Any = None) -> Loss:
-        """The loss of a global batch {frames, frame_mask, text, item} and its metrics."""
+        """The loss of a global batch {frames, frame_mask, text, item} and its metrics.
+
+        With c captions of each clip, "text" being "b c l", it is that of the b c pairs, in which
+        each clip stands c times; but it is encoded once.
+        """
         keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
         return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
 
@@ -64,7 +68,7 @@ class Retrieval(Stateless):
         """Features of the rows; none depends on another row. `keys` are those of the rows."""
         of_text, of_frames = (None, None) if keys is None else split(keys, 2)
         return Features(
-            model.encode_text(batch["text"], key=of_text),
+            encode_captions(model, batch["text"], of_text),
             model.encode_frames(batch["frames"], key=of_frames),
         )
 
@@ -80,6 +84,8 @@ class Retrieval(Stateless):
         form = LOSSES[self.options.loss]
         bias = (model.logit_bias[...],) if form.biased else ()
         pairs = losses.Pairs(*features, batch["frame_mask"], batch["item"])
+        if features.text.ndim == 3:
+            pairs = losses.with_each_caption(pairs, self.mesh)
         options = self.options
         how = losses.Comparison(
             options.similarity, options.temperature, options.duplicates, self.mesh
@@ -108,6 +114,18 @@ class Retrieval(Stateless):
             similarity=self.options.similarity,
             temperature=self.options.temperature,
         )
+
+
+def encode_captions(
+    model: TwoTowers, ids: Int[Array, "b *t l"], keys: Array | None
+) -> Float[Array, "b *t c"]:
+    """Raw features of the caption of each row, or of several; `keys` are those of the rows."""
+    if ids.ndim == 2:
+        return model.encode_text(ids, key=keys)
+    if keys is not None:
+        keys = split(keys, ids.shape[1]).swapaxes(0, 1).reshape(-1)
+    features = model.encode_text(ids.reshape(-1, ids.shape[-1]), key=keys)
+    return features.reshape(*ids.shape[:2], -1)
 
 
 def make(setting: Setting) -> Retrieval:
