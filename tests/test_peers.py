@@ -60,6 +60,7 @@ def test_all_meet_in_any_order_and_leave_the_port_free(port):
     assert [peers.index for peers in found] == [2, 0, 1]
     for peers in found:
         assert [name.split(" (")[0] for name in peers.names] == [f"process {i}" for i in range(3)]
+        assert peers.on_this_host == 3
     # JAX's service listens there next, while the connections stay.
     with socket.create_server(("127.0.0.1", port)):
         assert found[1].lost(0) is None

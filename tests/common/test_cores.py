@@ -9,7 +9,10 @@ import re
 import numpy as np
 
 import uniadapter_jax
+from uniadapter_jax.common import cores
 from uniadapter_jax.common.cores import usable_cores
+from uniadapter_jax.config import base_config
+from uniadapter_jax.data.loading.batches import decoding_threads, threads_of_worker
 from uniadapter_jax.weights.fingerprint import digest, workers
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent
@@ -33,3 +36,18 @@ def test_nothing_else_asks_the_system():
     calls = re.compile(r"os\.(sched_getaffinity|cpu_count|process_cpu_count)")
     asking = {path.name for path in ROOT.rglob("*.py") if calls.search(path.read_text())}
     assert asking == {"cores.py"}
+
+
+def test_processes_of_a_host_share_its_cores(monkeypatch):
+    monkeypatch.setattr(cores, "usable_cores", lambda: 8)
+    monkeypatch.setattr(cores, "_processes", 1)
+    assert decoding_threads(base_config().data) == 8, "all of them is the default"
+    cores.share_cores(3)
+    config = base_config().data
+    assert decoding_threads(config) == 2
+    config.workers = 2
+    assert threads_of_worker(config) == 1
+    config.threads = 5
+    assert (decoding_threads(config), threads_of_worker(config)) == (5, 2)
+    cores.share_cores(100)
+    assert cores.cores_of_process() == 1

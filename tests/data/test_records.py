@@ -58,6 +58,15 @@ def test_subset_keeps_its_own_order(records):
     assert len(records) == 9
 
 
+def test_lists_are_made_once(records):
+    """A batch asks row by row: a list of a million entries for each would be all that it does."""
+    for name in ("ids", "captions", "frame_counts", "question_counts", "unanswered_counts"):
+        assert getattr(records, name) is getattr(records, name)
+    assert records.subset([3]).ids == ["p3"] and records.subset([3]).frame_counts == [1]
+    elsewhere = pickle.loads(pickle.dumps(records))
+    assert "captions" not in elsewhere.__dict__ and elsewhere.captions == records.captions
+
+
 def test_pickles_small_and_reads_elsewhere(records):
     records.read(0)
     again = pickle.loads(pickle.dumps(records.subset([4])))

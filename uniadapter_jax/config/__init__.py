@@ -57,7 +57,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.answers = 10  # most distinct answers of a question in a training batch
     config.data.answer_words = 10  # tokens of an answer, [DEC] and [SEP] included
     config.data.workers = 0  # processes that decode; 0 decodes in threads
-    config.data.threads = 2
+    config.data.threads = 0  # that decode; 0: all cores, shared by the processes of a host
     config.data.prefetch_mb = 256  # megabytes of prepared host batches
 
     config.data.prepare = ConfigDict()

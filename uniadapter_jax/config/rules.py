@@ -44,7 +44,7 @@ RANGES: Mapping[str, Range] = {
     "data.answers": at_least(1),
     "data.answer_words": at_least(3),
     "data.workers": at_least(0),
-    "data.threads": at_least(1),
+    "data.threads": at_least(0),
     "data.prefetch_mb": POSITIVE,
     **{f"data.prepare.{name}": clips.RANGES[name] for name in clips.RANGES},
     "optimizer.lr": POSITIVE,

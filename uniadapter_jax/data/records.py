@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ PREPARE_COMMAND = (
 
 LINE_BYTES = 4 << 20  # most bytes of an index line; a picture's questions take some KB
 _INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
+_LISTS = ("ids", "captions", "frame_counts", "question_counts", "unanswered_counts")
 _OPENING = threading.Lock()
 
 
@@ -88,15 +90,17 @@ class Records:
         self._several = "," in split
         self._sources: dict[str, Any] = {}
 
-    @property
+    # The lists are made once: a batch asks for a few of a million entries, row by row.
+
+    @functools.cached_property
     def ids(self) -> list[str]:
         return [self._name(line) for line in self._lines]
 
-    @property
+    @functools.cached_property
     def captions(self) -> list[list[str]]:
         return [line.captions for line in self._lines]
 
-    @property
+    @functools.cached_property
     def frame_counts(self) -> list[int]:
         return [line.frames for line in self._lines]
 
@@ -105,11 +109,11 @@ class Records:
         """Per clip (digest, number) of its frames; equal only if every byte of the frames is."""
         return [(line.frames_digest, line.frames) for line in self._lines]
 
-    @property
+    @functools.cached_property
     def question_counts(self) -> list[int]:
         return [line.questions for line in self._lines]
 
-    @property
+    @functools.cached_property
     def unanswered_counts(self) -> list[int]:
         return [line.unanswered for line in self._lines]
 
@@ -130,7 +134,8 @@ class Records:
         return len(self._lines)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sources": {}}
+        kept = {name: value for name, value in self.__dict__.items() if name not in _LISTS}
+        return kept | {"_sources": {}}
 
     def index_path(self, i: int) -> str:
         """The index file that names clip i."""
@@ -138,7 +143,7 @@ class Records:
 
     def subset(self, indices: Iterable[int]) -> Records:
         """These clips of this object, in this order."""
-        chosen = copy.copy(self)
+        chosen = copy.copy(self)  # by `__getstate__`, so without the lists
         chosen._lines = [self._lines[i] for i in np.asarray(list(indices), dtype=int)]
         return chosen
 

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
+from uniadapter_jax.common.cores import share_cores
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.peers import Peers, meet
@@ -48,6 +49,7 @@ def processes() -> Iterator[None]:
     if peers is None:
         yield
         return
+    share_cores(peers.on_this_host)
     peers.watch(_SHUTDOWN_SECONDS)
     try:
         yield

@@ -272,16 +272,20 @@ def _of_processes(array: np.ndarray, function: Callable[[jax.Array], jax.Array])
 def fetch(tree: PyTree) -> PyTree:
     """Copies replicated arrays to the host, also when other processes own devices too.
 
+    All are on their way before the first is waited for.
+
     Raises:
       ValueError: an array is sharded, so that this process may not have all of it.
     """
 
-    def one(x: jax.Array) -> np.ndarray:
+    def start(x: jax.Array) -> jax.Array:
         if not x.is_fully_replicated:
             raise ValueError(f"an array of shape {x.shape} is cut over devices: {x.sharding}")
-        return np.asarray(x.addressable_data(0))
+        mine = x.addressable_data(0)
+        mine.copy_to_host_async()
+        return mine
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(np.asarray, jax.tree.map(start, tree))
 
 
 def placed(tree: PyTree, sharding: NamedSharding) -> PyTree:

@@ -101,6 +101,12 @@ class Peers:
         self._known.wait(seconds)
         return self._reason
 
+    @property
+    def on_this_host(self) -> int:
+        """Processes on the host of this one, itself among them."""
+        hosts = [name.partition("(")[2].rpartition(", process id")[0] for name in self.names]
+        return hosts.count(hosts[self.index])
+
     def fail(self, reason: str) -> None:
         """Tells the others that this process failed, and why."""
         self._tell({"failed": f"{self.names[self.index]} failed: {reason}"})

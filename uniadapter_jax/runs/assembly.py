@@ -35,12 +35,21 @@ from uniadapter_jax.weights.families import check_family, check_tokenizer, famil
 
 @dataclasses.dataclass
 class Experiment:
-    """All that a run is built from; training is then pure functions over `partition`'s arrays."""
+    """All that a run is built from; training is then pure functions over `partition`'s arrays.
+
+    Only `partition` has arrays of the backbone: those that were loaded are let go once it has put
+    them on the devices.
+
+    Attributes:
+      fingerprint: of the backbone.
+      model_config: the backbone's config, of the family that the task needs.
+    """
 
     config: ConfigDict
     mesh: Mesh
     method: Method
-    backbone: Backbone
+    fingerprint: str
+    model_config: Any
     partition: Partition
     kind: Kind
     task: Task
@@ -50,11 +59,6 @@ class Experiment:
     total_steps: int
     epoch_steps: int
     optimizer: optax.GradientTransformation | None
-
-    @property
-    def model_config(self) -> Any:
-        """The backbone's config, of the family that the task needs."""
-        return self.backbone.model.config
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         """This process' rows of the global training batches from `start_step` on, without end."""
@@ -106,7 +110,7 @@ class Experiment:
         data = self.data
         facts = self.kind.samples.facts(self.config, data.train)
         return {
-            "backbone": self.backbone.fingerprint,
+            "backbone": self.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "method.version": self.method.version,
             "steps": self.total_steps,
@@ -126,11 +130,14 @@ def build(config: ConfigDict) -> Experiment:
     preflight.check_evaluation(config, data)
     with meshes.on_host():  # unsharded weights need not fit on a device
         backbone = _load_backbone(config, kind)
-        preflight.check_lengths(config, backbone.model.config)
+        model_config = backbone.model.config
+        preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
+    fingerprint = backbone.fingerprint
+    del backbone  # so that no float32 copy outlives the frozen arrays below
     parameters.trainable = meshes.put_replicated(parameters.trainable, mesh)
-    parameters.weights = Weights.of(config.mesh, mesh, backbone.model.config)
+    parameters.weights = Weights.of(config.mesh, mesh, model_config)
     parameters.frozen = parameters.weights.put(parameters.frozen)
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
@@ -140,14 +147,15 @@ def build(config: ConfigDict) -> Experiment:
         preflight.check_steps(config, total_steps)
         optimizer = make_optimizer(config.optimizer, total_steps, parameters.trainable, epoch_steps)
     batch_size = config.train.batch_size if data.train is not None else 0
-    setting = Setting(config.task, mesh, backbone.model.config, batch_size, epoch_steps)
+    setting = Setting(config.task, mesh, model_config, batch_size, epoch_steps)
     task = kind.make(setting)
     accumulation.check(task, mesh, batch_size, config.train.accumulation)
     return Experiment(
         config=config,
         mesh=mesh,
         method=method,
-        backbone=backbone,
+        fingerprint=fingerprint,
+        model_config=model_config,
         partition=parameters,
         kind=kind,
         task=task,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +18,16 @@ from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.data.loading.batches import Batch, WorkerDied
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.preemption import Preempted, leaving_on_signal, noting_signal, reached
-from uniadapter_jax.parallel.progress import duration, say
+from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.runs.assembly import Experiment
 from uniadapter_jax.runs.checkpoint import Checkpoints, abstract_like
+from uniadapter_jax.runs.step_times import Meter, StepTimes, Took
 from uniadapter_jax.runs.stored_checkpoint import Damaged
 from uniadapter_jax.runs.writer import Writer
 from uniadapter_jax.tasks.base import Evaluator, place_state
 from uniadapter_jax.tasks.retrieval.evaluator import selection_value
 from uniadapter_jax.training.optimizers import lr_schedule
-from uniadapter_jax.training.step import init_opt_state, make_step
+from uniadapter_jax.training.step import Step, init_opt_state, make_step
 
 WARM_STEPS = 10  # the data-wait share counts from here: before it, compilation dominates
 
@@ -68,7 +68,6 @@ class _Loop:
         self.evaluate = evaluate
         self.total = experiment.total_steps
         self.names = list(flat_names(experiment.partition.trainable))
-        self.schedule = lr_schedule(experiment.config.optimizer, self.total, experiment.epoch_steps)
         self.checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=experiment.config.train.keep,
@@ -81,6 +80,14 @@ class _Loop:
         self.start = self._resume()
         self.writer = Writer(workdir, self.start)
         self.saved = self.taken = self.start
+        self._under_way: tuple[int, dict[str, jax.Array]] | None = None  # a step, and its numbers
+        self.meter = Meter(
+            batch=experiment.config.train.batch_size,
+            start=self.start,
+            total=self.total,
+            epoch_steps=experiment.epoch_steps,
+            shown=experiment.kind.shown,
+        )
         self.terminate = False
 
     def _resume(self) -> int:
@@ -170,34 +177,66 @@ class _Loop:
         return reached() if jax.process_count() > 1 else self.terminate
 
     def _steps(self) -> None:
+        """All steps, in the order that keeps the devices busy.
+
+        Step n is dispatched; the numbers of step n - 1 come back while n runs; batch n + 1 is put
+        on the devices. Only then are the numbers of n waited for, behind the dispatch of n + 1, or
+        before the state after n is saved: nothing is saved before it is known to be finite.
+        """
         e = self.e
         assert e.data.train is not None and e.optimizer is not None
-        accumulation = e.config.train.accumulation
-        step_fn = make_step(e.task, e.partition, e.optimizer, e.mesh, e.config.seed, accumulation)
         batches: Any = e.train_batches(self.start)
-        meter = _Meter(e, self.start)
+        step_fn = self._step_function()
+        self.times = StepTimes()
         say("compiling the training step; the first one shows how long that takes")
-        with contextlib.closing(batches):
-            for step in range(self.start, self.total):
-                tick = time.monotonic()
-                batch = self._next(batches)
-                waited = time.monotonic() - tick
-                # Fetching a step's metrics blocks until the step is done. That costs one dispatch
-                # per step, and makes the rate, wait and loss below belong to this very step.
+        with contextlib.closing(batches), contextlib.closing(self.times):
+            batch = self._put_next(batches)
+            for step in range(self.start + 1, self.total + 1):
                 self.trainable, self.opt_state, self.task_state, metrics = step_fn(
                     self.trainable,
                     self.opt_state,
                     self.task_state,
                     e.partition.frozen,
-                    meshes.put_batch(batch, e.mesh, e.config.train.batch_size),
-                    np.int32(step),
+                    batch,
+                    np.int32(step - 1),
                 )
-                values = meshes.fetch(metrics)
-                self.taken = step + 1
-                took = time.monotonic() - tick
-                self._check_finite(step + 1, values)
-                self._log(step + 1, values, waited, took, meter)
-                self._after_step(step + 1)
+                self.taken = step
+                self.times.begin(metrics)
+                self._settle()
+                self._under_way = step, metrics
+                stop = self._must_stop()
+                if not stop and step < self.total:
+                    batch = self._put_next(batches)
+                self._after_step(step, stop)
+
+    def _step_function(self) -> Step:
+        e = self.e
+        assert e.optimizer is not None
+        return make_step(
+            e.task,
+            e.partition,
+            e.optimizer,
+            e.mesh,
+            e.config.seed,
+            e.config.train.accumulation,
+            lr_schedule(e.config.optimizer, self.total, e.epoch_steps),
+        )
+
+    def _put_next(self, batches: Any) -> dict[str, jax.Array]:
+        """The next batch, on its way to the devices."""
+        with self.times.asking():
+            batch = self._next(batches)
+        return meshes.put_batch(batch, self.e.mesh, self.e.config.train.batch_size)
+
+    def _settle(self) -> None:
+        """Fetches, checks and logs the numbers of the step under way, if there is one."""
+        if self._under_way is None:
+            return
+        (step, metrics), self._under_way = self._under_way, None
+        values = meshes.fetch(metrics)
+        took = self.times.end()
+        self._check_finite(step, values)
+        self._log(step, values, took)
 
     def _next(self, batches: Any) -> Batch:
         try:
@@ -206,6 +245,7 @@ class _Loop:
             kept = self._kept()
             # Several processes can only save together, and the others do not know of the error.
             if jax.process_count() == 1 and self.taken > self.saved:
+                self._settle()
                 self._save(self.taken)
                 self.checkpoints.wait()
                 kept = f"step {self.taken} is saved"
@@ -222,33 +262,34 @@ class _Loop:
         if bad:
             more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
             self.checkpoints.wait()
+            self.writer.flush()
             raise Diverged(
                 f"step {step}: non-finite values in {', '.join(bad[:5])}{more}; {self._kept()}. "
                 "Lower config.optimizer.lr, or look at this batch's clips"
             )
 
-    def _log(
-        self, step: int, values: Mapping[str, Any], waited: float, took: float, meter: _Meter
-    ) -> None:
+    def _log(self, step: int, values: Mapping[str, Any], took: Took) -> None:
         scalars = {name: float(value) for name, value in values.items()}
-        scalars["lr"] = float(self.schedule(step - 1))
-        scalars["seconds"] = round(took, 6)
-        scalars["wait_seconds"] = round(waited, 6)
+        scalars["seconds"] = round(took.seconds, 6)
+        scalars["wait_seconds"] = round(took.waited, 6)
         scalars["since_start"] = step - self.start  # the first steps of a process compile
         self.writer.write("train", step, scalars)
-        meter.add(step, waited, took)
+        self.meter.add(step, took)
         first = step == self.start + 1
         if step % self.e.config.train.log_every == 0 or step == self.total or first:
-            say(meter.line(step, scalars))
+            self.writer.flush()
+            say(self.meter.line(step, scalars))
 
-    def _after_step(self, step: int) -> None:
+    def _after_step(self, step: int, stop: bool) -> None:
         train = self.e.config.train
         every = train.checkpoint_every or self.e.epoch_steps
-        stop, selects = self._must_stop(), self._selects(step)
+        selects = self._selects(step)
         if stop or selects or step % every == 0 or step == self.total:
-            self._save(step)  # before the evaluation: if that fails, no step is lost
-        if selects and not stop:
-            stop = not self._selected(step)
+            self._settle()
+            with self.times.pause():
+                self._save(step)  # before the evaluation: if that fails, no step is lost
+                if selects and not stop:
+                    stop = not self._selected(step)
         if stop:
             self.checkpoints.wait()
             raise Preempted(f"stopped at step {step} of {self.total}; saved")
@@ -304,6 +345,7 @@ class _Loop:
         flat = {f"{w}/{k}": v for w, ms in measured["metrics"].items() for k, v in ms.items()}
         if not any(line["step"] == step for line in self.writer.read(which)):
             self.writer.write(which, step, {"selection": value, **flat})
+            self.writer.flush()  # before the checkpoint says that it was measured
         say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
         return value
 
@@ -319,32 +361,3 @@ class _Loop:
 @jax.jit
 def _copy(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.copy, tree)
-
-
-class _Meter:
-    """Rates over the steps since the last progress line."""
-
-    def __init__(self, experiment: Experiment, start: int):
-        self.batch = experiment.config.train.batch_size
-        self.total = experiment.total_steps
-        self.epoch_steps = experiment.epoch_steps
-        self.shown = experiment.kind.shown
-        self.start = start
-        self.steps, self.waited, self.took = 0, 0.0, 0.0
-
-    def add(self, step: int, waited: float, took: float) -> None:
-        if step == self.start + 1:  # it includes the compilation
-            return
-        self.steps += 1
-        self.waited += waited
-        self.took += took
-
-    def line(self, step: int, scalars: Mapping[str, float]) -> str:
-        text = f"step {step}/{self.total} (epoch {step / self.epoch_steps:.2f}) "
-        text += f"loss {scalars['loss']:.4f} acc {scalars[self.shown]:.2f}"
-        if self.steps:
-            rate = self.steps / self.took
-            text += f" | {rate * self.batch:.1f} pairs/s, data wait {self.waited / self.took:.1%}"
-            text += f" | ETA {duration((self.total - step) / rate)}"
-        self.steps, self.waited, self.took = 0, 0.0, 0.0
-        return text

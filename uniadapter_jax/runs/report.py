@@ -71,7 +71,7 @@ def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> d
         "train_seconds": trained.seconds,
         "split": config.eval.split,
         "data": {"fingerprint": measured.fingerprint, "coverage": measured.coverage},
-        "fingerprint": experiment.backbone.fingerprint,
+        "fingerprint": experiment.fingerprint,
         "backbone": config.backbone,
         "identity": experiment.identity,
         "evaluation": experiment.evaluation,

@@ -69,13 +69,15 @@ class Writer:
         write_whole(self._path, b"".join(kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes a line {kind, step, ...}; numbers go to TensorBoard too, under kind/name."""
+        """Writes a line {kind, step, ...}; numbers go to TensorBoard too, under kind/name.
+
+        Both are in the files after the next `flush`.
+        """
         if not self._on:
             return
         line = make_line({"kind": kind, "step": step, **values})
         with disk_errors(self._path, len(line)):
             self._lines.write(line)
-            self._lines.flush()
             for name, value in values.items():
                 if isinstance(value, int | float):
                     summary = scalar(f"{kind}/{name}", value)
@@ -83,13 +85,16 @@ class Writer:
                     self._events.write_event(event)
 
     def flush(self) -> None:
-        """Flushes the events of TensorBoard to disk."""
+        """Brings the lines and the events of TensorBoard to disk."""
         if self._on:
             with disk_errors(self._path):
+                self._lines.flush()
                 self._events.flush()
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of a kind, including those from before a resume; [] on other processes."""
+        if self._on and not self._lines.closed:
+            self.flush()
         lines = [values for _, _, values in read_lines(self._path)] if self._on else []
         return [line for line in lines if line is not None and line["kind"] == kind]
 

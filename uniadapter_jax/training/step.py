@@ -16,6 +16,7 @@ from uniadapter_jax.common.types import Array, PyTree
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.tasks.base import Loss, Task, step_shardings
 from uniadapter_jax.training.accumulation import InHalves, value_and_grad
+from uniadapter_jax.training.optimizers import Schedule
 
 Step = Callable[..., tuple[PyTree, PyTree, PyTree, dict[str, Array]]]
 
@@ -31,15 +32,17 @@ def make_step(
     mesh: Mesh,
     seed: int,
     accumulation: int = 1,
+    schedule: Schedule | None = None,
 ) -> Step:
     """A compiled step from (trainable, opt_state, task_state, frozen, batch, step) to the new
     (trainable, opt_state, task_state, metrics).
 
     The first three arguments are donated. `accumulation` is the number of parts of the batch whose
     activations are held one after another. The metric `nonfinite` has a flag per trainable leaf:
-    its gradient or its new value is not finite.
+    its gradient or its new value is not finite. With a `schedule` the metric `lr` is the learning
+    rate of the step.
     """
-    step = pure_step(task, part, optimizer, mesh, seed, accumulation)
+    step = pure_step(task, part, optimizer, mesh, seed, accumulation, schedule)
     shardings = step_shardings(task, part.trainable, mesh)
     kind = mesh.devices.flat[0].device_kind
     options: dict[str, Any] = {}
@@ -57,6 +60,7 @@ def pure_step(
     mesh: Mesh | None,
     seed: int,
     accumulation: int = 1,
+    schedule: Schedule | None = None,
 ) -> Step:
     """The uncompiled step; `mesh` is needed to accumulate the gradient from parts."""
 
@@ -94,6 +98,7 @@ def pure_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             **metrics,
+            **({} if schedule is None else {"lr": schedule(step)}),
             "nonfinite": ~jnp.stack(jax.tree.leaves(finite)),
         }
         return trainable, opt_state, task_state, metrics

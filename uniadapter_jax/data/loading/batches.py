@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
+from uniadapter_jax.common.cores import cores_of_process
 from uniadapter_jax.common.errors import MachineError, UserError
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
@@ -99,8 +100,13 @@ def chosen_rows(global_batch: int, rows: Int[np.ndarray, " b"] | None) -> Int[np
 
 
 def decoding_threads(data_config: Any) -> int:
-    """Of one training worker: the processes share them out."""
-    return max(1, data_config.threads // max(1, data_config.workers))
+    """Threads of this process; 0 in the config means all its cores."""
+    return data_config.threads or cores_of_process()
+
+
+def threads_of_worker(data_config: Any) -> int:
+    """Of one training worker: the workers share them out."""
+    return max(1, decoding_threads(data_config) // max(1, data_config.workers))
 
 
 def _buffers(loader: Loader, data_config: Any) -> int:

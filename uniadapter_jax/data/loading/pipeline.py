@@ -19,6 +19,7 @@ from uniadapter_jax.data.loading.batches import (
     decoding_threads,
     endless,
     finite,
+    threads_of_worker,
 )
 from uniadapter_jax.data.loading.frames import FrameReader
 from uniadapter_jax.data.loading.order import SampleOrder
@@ -91,7 +92,7 @@ def sample_batches(
       "frames" uint8 [b f H W 3], "frame_mask" bool [b f] (frames beyond the clip's are zeros),
       "item" int32 [b] (clip index in the records), and the columns of the samples.
     """
-    threads = decoding_threads(data_config)
+    threads = threads_of_worker(data_config)
     loader = TrainLoader(
         reader=FrameReader.from_config(samples.records, data_config, image_size, threads),
         rows=chosen_rows(samples.order.batch, rows),
@@ -117,7 +118,9 @@ def clip_batches(
       fill up the last batch have valid=False, item=-1, black frames and one real mask entry.
     """
     loader = ClipLoader(
-        reader=FrameReader.from_config(records, data_config, image_size, data_config.threads),
+        reader=FrameReader.from_config(
+            records, data_config, image_size, decoding_threads(data_config)
+        ),
         rows=chosen_rows(global_batch, rows),
         batch=global_batch,
     )
