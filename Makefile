@@ -12,7 +12,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering 
 	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
 	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
 
-.PHONY: demo test quick slow lint parity clean
+.PHONY: demo test quick slow lint parity smoke clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -34,6 +34,10 @@ lint: $(VENV)/.stamp-test
 
 parity: $(VENV)/.stamp-parity
 	$(BIN)/python -m pytest -m parity $(HANGS) $(ARGS)
+
+# The wheel, installed into $(VENV) and used from an empty folder.
+smoke: $(VENV)/bin/python
+	scripts/smoke_wheel.sh $(abspath $(BIN)/python)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -2,8 +2,10 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
@@ -79,6 +81,18 @@ EXTRAS = {
     "cuda13": ["jax[cuda13]"],
 }
 
+
+class BuildWithConfigs(build_py):
+    """Puts the configs into the package, where `common.packaged` looks for them."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            within = pathlib.Path(self.build_lib) / "uniadapter_jax/configs"
+            unwanted = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / "configs", within, ignore=unwanted, dirs_exist_ok=True)
+
+
 setup(
     name="uniadapter_jax",
     version=VERSION,
@@ -89,6 +103,8 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["uniadapter_jax", "uniadapter_jax.*"]),
     package_data={"uniadapter_jax": ["assets/*/*"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["uniadapter = uniadapter_jax.__main__:main"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[

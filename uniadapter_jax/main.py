@@ -16,16 +16,20 @@ from absl import flags
 from ml_collections import config_flags
 
 from uniadapter_jax.common.errors import UserError, run_app
+from uniadapter_jax.config.choices import choices
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.parallel.preemption import Preempted, end
 from uniadapter_jax.runs.run import run
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, configs/NAME.py[:ARGS].")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: NAME or FILE[:ARGUMENTS]."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; default runs/<name>.")
 _SAVE = flags.DEFINE_string(
     "save-backbone", None, "With method=full: write the trained backbone to this directory."
 )
 flags.DEFINE_alias("save_backbone", "save-backbone")
+flags.adopt_module_key_flags(launch)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,4 +49,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    __doc__ = f"{__doc__}\n{choices()}"
     run_app(main)

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.benchmark.fields import NAME, SCHEMA
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.packaged import packaged
 from uniadapter_jax.config import validate
 from uniadapter_jax.config.rules import leaves
 from uniadapter_jax.tasks.registry import get_task
@@ -194,7 +195,7 @@ def _metric(of: ConfigDict, grid: ConfigDict) -> str:
 def _load(file: str, argument: str) -> ConfigDict:
     """The config that --config=file:argument means; raises `UserError` if there is none."""
     try:
-        functions = runpy.run_path(file)
+        functions = runpy.run_path(packaged(file))
     except FileNotFoundError:
         raise UserError(f"{file}: no such config file, seen from {pathlib.Path.cwd()}") from None
     if "get_config" not in functions:

@@ -13,6 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from uniadapter_jax.common import signals
+from uniadapter_jax.common.packaged import did_you_mean, with_packaged
 from uniadapter_jax.common.pipes import ending_with_the_reader
 
 
@@ -100,11 +101,13 @@ def _report(problem: Any) -> int:
     return getattr(problem, "status", 2)
 
 
+MISSING = "no such file"
 _HELP = {"help", "?", "helpshort", "helpfull", "helpxml"}
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """The arguments that are not flags; a wrong flag ends the command."""
+    argv = with_packaged(argv)
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
@@ -120,7 +123,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except BrokenPipeError:  # --help, and its reader has exited
         raise
     except OSError as error:
-        sys.exit(_report(f"--config={_config_file(argv)}: {_first_cause(error)}"))
+        file = str(_config_file(argv))
+        cause = _first_cause(error)
+        hint = did_you_mean(file.partition(":")[0]) if cause == MISSING else ""
+        sys.exit(_report(f"--config={file}: {cause}{hint}"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # from --config.some.field
         if problem := _unknown_field(argv):
             raise SystemExit(_report(problem)) from error
@@ -144,7 +150,7 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     missing = "No such file or directory" in str(error)
-    return "no such file" if missing else str(error)
+    return MISSING if missing else str(error)
 
 
 def _config_file(argv: Sequence[str]) -> str | None:

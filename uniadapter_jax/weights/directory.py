@@ -19,6 +19,7 @@ from uniadapter_jax.common.digests import DIGESTS_FILE, MOST_BYTES, check_digest
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json
 from uniadapter_jax.common.new_directory import new_directory
+from uniadapter_jax.common.packaged import packaged
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import FAMILIES, Config, Family, Model, family_of
@@ -84,7 +85,7 @@ def backbone_family(source: str) -> Family:
 
 def _config_of(source: str) -> Config:
     if source.startswith("random:"):
-        return read_config(pathlib.Path(source[7:]))
+        return read_config(pathlib.Path(packaged(source.removeprefix("random:"))))
     directory = pathlib.Path(source)
     if not directory.is_dir():
         raise UserError(

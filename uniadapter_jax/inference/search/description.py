@@ -14,6 +14,7 @@ from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, sealed, unsealed, write_json
+from uniadapter_jax.common.packaged import packaged
 from uniadapter_jax.data.preparation.clips import decoder_versions
 from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import Windows
@@ -123,4 +124,6 @@ def absolute(path: str | None) -> str:
     if not path:
         return ""
     scheme, colon, rest = path.rpartition("random:")
-    return scheme + colon + os.path.abspath(rest) if colon or os.path.exists(rest) else path
+    return (
+        scheme + colon + os.path.abspath(packaged(rest)) if colon or os.path.exists(rest) else path
+    )
