@@ -64,7 +64,11 @@ def test_imports_point_downward():
         room = room_of(module)
         if not room:  # the package itself gives names of `inference` on request
             continue
-        allowed = {*ROOMS, "prepare"} if room in {*COMMANDS, "__main__"} else set(ROOMS[: ROOMS.index(room) + 1])
+        allowed = (
+            {*ROOMS, "prepare"}
+            if room in {*COMMANDS, "__main__"}
+            else set(ROOMS[: ROOMS.index(room) + 1])
+        )
         upward[module] = {name for name in names if room_of(name) not in {*allowed, room}}
     assert not {module: names for module, names in upward.items() if names}
 

@@ -8,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 
+import yaml
+
 import uniadapter_jax
 
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent
@@ -66,3 +68,9 @@ def test_every_folder_of_modules_is_a_package():
 
 def test_version_has_one_home():
     assert importlib.metadata.version("uniadapter_jax") == uniadapter_jax.__version__
+
+
+def test_citation_and_changelog_know_the_version():
+    version = uniadapter_jax.__version__
+    assert yaml.safe_load((ROOT.parent / "CITATION.cff").read_text())["version"] == version
+    assert f"\n## {version} " in (ROOT.parent / "CHANGELOG.md").read_text()

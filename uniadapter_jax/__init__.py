@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uniadapter_jax.inference.model import AdaptedModel
     from uniadapter_jax.inference.search.index import Index
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["AdaptedBLIP", "AdaptedModel", "Index", "__version__", "load_model"]
 
 
