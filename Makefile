@@ -12,7 +12,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering 
 	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
 	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
 
-.PHONY: demo test quick slow lint parity smoke clean
+.PHONY: demo test quick slow lint parity smoke docs clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -39,8 +39,12 @@ parity: $(VENV)/.stamp-parity
 smoke: $(VENV)/bin/python
 	scripts/smoke_wheel.sh $(abspath $(BIN)/python)
 
+# The pages of docs/ as a site, in site/; a broken link fails.
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'
@@ -61,4 +65,9 @@ $(VENV)/.stamp-parity: $(VENV)/.stamp-test
 	$(PIP) -e '.[parity]'
 	@# Without what they depend on: torchvision is there for CUDA builds of PyTorch only.
 	$(PIP) --no-deps open_clip_torch==3.3.0 timm==1.0.31
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-base
+	@echo "Installing what builds the pages."
+	$(PIP) -e '.[docs]'
 	@touch $@

@@ -73,6 +73,8 @@ EXTRAS = {
     "report": REPORT,
     # Adapted models in the tasks of MTEB; brings torch, transformers and sentence-transformers.
     "mteb": ["mteb>=2.26,<3"],
+    # The documentation as a site, `make docs`.
+    "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2", "ruff"],
     # Pictures of scripts/plan_tables.py.
     "plot": ["matplotlib>=3.10,<4"],
     # The version of JAX is the one above.

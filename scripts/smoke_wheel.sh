@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds the sdist and, from it, the wheel; installs the wheel; uses it from an empty folder.
 #
-#   scripts/smoke_wheel.sh PYTHON [DIST]    # of a virtual environment; where the files go (a scratch folder)
+#   scripts/smoke_wheel.sh PYTHON [DIST]
+#
+# PYTHON: of a virtual environment. DIST: where sdist and wheel go (a scratch folder).
 set -euo pipefail
 python=${1:?PYTHON: the interpreter of a virtual environment}
 scratch=$(mktemp -d)
@@ -18,8 +20,18 @@ cd "$(dirname "$0")/.."
 mkdir "$scratch/empty"
 cd "$scratch/empty"
 PATH=$(dirname "$python"):$PATH
-uniadapter | grep -q '^  main '
-uniadapter main --config=msrvtt --help | grep -q 'cross_modal_adapter'
-uniadapter benchmark --config=benchmark/demo --output=grid --dry-run | grep -q 'configs/demo.py'
+said() { # TEXT COMMAND...: that the command says it, and ends well
+  local text=$1
+  shift
+  "$@" >"$scratch/log"
+  grep -q -- "$text" "$scratch/log" || {
+    cat "$scratch/log"
+    echo "error: not said by $*: $text" >&2
+    exit 1
+  }
+}
+said '^  main ' uniadapter
+said cross_modal_adapter uniadapter main --config=msrvtt --help
+said configs/demo.py uniadapter benchmark --config=benchmark/demo --output=grid --dry-run
 uniadapter demo
-uniadapter compare demo/*/ >/dev/null || uniadapter compare "$(dirname "$(find . -name result.json | head -1)")"
+said cross_modal_adapter uniadapter compare runs/demo/zero_shot runs/demo/cross_modal_adapter-seed0

@@ -88,8 +88,9 @@ class Index:
         """An index that `python -m uniadapter_jax.index` made.
 
         Args:
-          backbone, adapter: of the index, if they have moved; loaded at the first query.
-          model: the same, loaded.
+          backbone: of the index, if it has moved; loaded at the first query.
+          adapter: likewise.
+          model: both, loaded.
 
         Raises:
           UserError: it is no index, damaged, or of another model; both sides are named.
