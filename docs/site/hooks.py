@@ -1,4 +1,4 @@
-"""Hooks of the documentation's site: links out of docs/, to files of the repository, become text."""
+"""Hooks of the documentation's site: links out of docs/, to files of the project, become text."""
 
 import pathlib
 import re

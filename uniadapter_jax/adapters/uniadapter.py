@@ -138,6 +138,7 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
     check(options)
     width = min(config.vision.width, config.text.width)
     towers = {tower.name: tower for tower in backbone.towers()}
+    shared: Shared | Separate
     if options.share_down:
         shared = Shared(towers["text"].layers, width, options.bottleneck, rng)
     else:

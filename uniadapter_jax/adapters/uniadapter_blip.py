@@ -48,6 +48,7 @@ from uniadapter_jax.adapters.uniadapter import (
 )
 from uniadapter_jax.backbones import functions, scan
 from uniadapter_jax.backbones.blip import BLIP
+from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import normal
 from uniadapter_jax.common.ranges import BELOW_ONE, at_least
