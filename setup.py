@@ -37,6 +37,7 @@ REQUIREMENTS = [
     "orbax-checkpoint>=0.12,<0.13",
     "pillow>=11,<14",
     "safetensors>=0.6,<1",
+    "simplejpeg>=1.8,<2",
     "tensorboardX>=2.6,<3",
     "tensorflow-datasets>=4.9.10,<5",  # works without TensorFlow for array_record
     "tokenizers>=0.22,<0.24",

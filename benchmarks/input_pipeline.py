@@ -1,6 +1,7 @@
 """How fast records become host batches: frames per second and per core.
 
     python benchmarks/input_pipeline.py                       # on records it makes itself
+    python benchmarks/input_pipeline.py --shape=square        # stored as the middle that is read
     python benchmarks/input_pipeline.py --records=data/msrvtt --frames=12 --image_size=224
 
 Frames per core divides by the CPU time of this process and its workers, so other work on the
@@ -29,7 +30,7 @@ from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import run_app
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.loading.pipeline import train_batches
-from uniadapter_jax.data.preparation.clips import PrepareSettings
+from uniadapter_jax.data.preparation.clips import CHOICES, PrepareSettings
 from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.prepare import prepare
 
@@ -41,6 +42,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 16, "Clips per batch.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Measured time per line, after the first batch.", 0.1)
 _WORKERS = flags.DEFINE_list("workers", ["0", "2"], "Worker processes, one line each.")
 _THREADS = flags.DEFINE_integer("threads", usable_cores(), "Decoding threads in all.", 1)
+_SHAPE = flags.DEFINE_enum("shape", "whole", CHOICES["shape"], "Of the frames that it makes.")
 _CLIPS = flags.DEFINE_integer("clips", 48, "Clips to make where there are no records.", 1)
 
 MADE_SIZE = (320, 240)  # MSR-VTT's usual size; stored with a short side of `image_size`
@@ -84,7 +86,9 @@ def make_records(root: str, clips: int, frames: int, image_size: int) -> Records
     manifest = os.path.join(root, "manifest.jsonl")
     with open(manifest, "w") as file:
         file.write("\n".join(lines))
-    settings = PrepareSettings("manifest", "fps", 1.0, frames, image_size, 95, 0.0)
+    settings = PrepareSettings(
+        "manifest", "fps", 1.0, frames, image_size, 95, 0.0, shape=_SHAPE.value
+    )
     prepare(settings, manifest, os.path.join(root, "records"))
     return open_records(os.path.join(root, "records"), "train")
 

@@ -4,7 +4,6 @@ import collections
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from uniadapter_jax.data.loading import augment
 from uniadapter_jax.data.loading.augment import FILL, OPERATIONS, CropFlipAugment
@@ -139,7 +138,7 @@ class TestDraw:
 
     def test_one_draw_serves_all_frames(self):
         drawn = CropFlipAugment.draw(np.random.default_rng(3))
-        image, outs = Image.fromarray(noise(40, 60)), [np.zeros((32, 32, 3), np.uint8)] * 2
+        image, outs = noise(40, 60), [np.zeros((32, 32, 3), np.uint8)] * 2
         for out in outs:
             drawn(image, out)
         np.testing.assert_array_equal(*outs)
@@ -147,7 +146,7 @@ class TestDraw:
     def test_operations_follow_the_crop_in_order(self):
         drawn = CropFlipAugment.draw(np.random.default_rng(3))
         chosen = CropFlipAugment(drawn.crop, (("shift_x", 1.0), ("auto_contrast", 1.0)))
-        image, plain, out = Image.fromarray(noise(40, 60)), *np.zeros((2, 32, 32, 3), np.uint8)
+        image, plain, out = noise(40, 60), *np.zeros((2, 32, 32, 3), np.uint8)
         drawn.crop(image, plain)
         chosen(image, out)
         expected = augment.auto_contrast(augment.shift_x(plain, 1.0), 1.0)

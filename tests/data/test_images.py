@@ -29,7 +29,7 @@ def blank(side):
 def test_center_crop_is_resize_then_crop(size, side):
     """CLIP's torchvision order: short side bicubic, long side cut to whole pixels, middle."""
     image, out = noise(*size), blank(side)
-    images.center_crop(image, out)
+    images.center_crop(np.asarray(image), out)
     width, height = size
     scaled = (side, side * height // width) if width <= height else (side * width // height, side)
     left, upper = round((scaled[0] - side) / 2), round((scaled[1] - side) / 2)
@@ -42,14 +42,14 @@ def test_center_crop_is_resize_then_crop(size, side):
 @pytest.mark.parametrize("size", [(64, 48), (33, 70), (24, 24)])
 def test_squash_keeps_no_aspect(size):
     image, out = noise(*size), blank(24)
-    images.squash(image, out)
+    images.squash(np.asarray(image), out)
     expected = image.resize((24, 24), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(out, np.asarray(expected))
 
 
 def test_stored_size_is_not_resampled():
     image, out = noise(40, 24), blank(24)
-    images.center_crop(image, out)
+    images.center_crop(np.asarray(image), out)
     np.testing.assert_array_equal(out, np.asarray(image)[:, 8:32])
 
 
@@ -74,7 +74,7 @@ def test_middle_of_a_far_longer_picture(size):
     """Close to what resizing all of it gives, from the middle alone."""
     image = noise(size[0] // 4, size[1] // 4).resize(size, Image.Resampling.BICUBIC)
     out = blank(24)
-    images.center_crop(image, out)
+    images.center_crop(np.asarray(image), out)
     width, height = size
     scaled = (24, 24 * height // width) if width <= height else (24 * width // height, 24)
     left, upper = round((scaled[0] - 24) / 2), round((scaled[1] - 24) / 2)
@@ -98,7 +98,7 @@ for size in ((20000, 1), (1, 20000), (65500, 3), (2, 65500)):
     draws = images.CropFlip, images.CropFlipColor, augment.CropFlipAugment
     for transform in (images.center_crop, images.squash, *(d.draw(rng) for d in draws)):
         out[:] = 0
-        transform(images.decode_jpeg(data), out)
+        transform(images.decode_pixels(data), out)
         assert out.max() > 100
     gallery.film_strip([data])
 print(int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
@@ -117,6 +117,56 @@ def test_jpeg_is_decoded_in_full():
     data = images.encode_jpeg(noise(64, 64), 90)
     expected = np.asarray(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(np.asarray(images.decode_jpeg(data)), expected)
+
+
+SHAPES = [(64, 48), (33, 17), (1, 1), (7, 250), (224, 224)]
+
+
+def as_jpeg(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", SHAPES)
+def test_pixels_are_pillows_bit_for_bit(size):
+    image = noise(*size)
+    for subsampling in (0, 1, 2):
+        for quality in (30, 95):
+            for progressive in (False, True):
+                options = {"quality": quality, "progressive": progressive}
+                data = as_jpeg(image, subsampling=subsampling, **options)
+                expected = np.asarray(images.decode_jpeg(data))
+                np.testing.assert_array_equal(images.decode_pixels(data), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_pixels_of_other_colours(mode):
+    data = as_jpeg(noise(40, 30).convert(mode))
+    expected = np.asarray(images.decode_jpeg(data))
+    np.testing.assert_array_equal(images.decode_pixels(data), expected)
+
+
+def test_a_frame_of_the_right_size_is_decoded_in_place(monkeypatch):
+    monkeypatch.setattr(images, "_room", None)  # nothing else is made room for
+    data, out = as_jpeg(noise(24, 24)), blank(24)
+    images.decode_to(data, out, images.center_crop)
+    np.testing.assert_array_equal(out, np.asarray(images.decode_jpeg(data)))
+
+
+def test_broken_bytes_are_pillows_error():
+    data = as_jpeg(noise(64, 64))
+    with pytest.raises(OSError, match="truncated"):
+        images.decode_pixels(data[: len(data) // 2])
+    with pytest.raises(OSError, match="identify"):
+        images.decode_pixels(b"no picture")
+
+
+@pytest.mark.parametrize("size", [(65, 48), (48, 65), (30, 30), (33, 70)])
+def test_middle_square_is_what_center_crop_takes(size):
+    image, out = noise(*size), blank(min(size))
+    images.center_crop(np.asarray(image), out)
+    np.testing.assert_array_equal(np.asarray(images.middle_square(image)), out)
 
 
 class TestCropFlip:
@@ -145,8 +195,8 @@ class TestCropFlip:
     def test_pixels(self):
         image, plain, mirrored = noise(40, 40), blank(16), blank(16)
         box = {"area": (1.0,), "ratio": (1.0,), "position": (0.0, 0.0)}
-        images.CropFlip(**box, mirror=False)(image, plain)
-        images.CropFlip(**box, mirror=True)(image, mirrored)
+        images.CropFlip(**box, mirror=False)(np.asarray(image), plain)
+        images.CropFlip(**box, mirror=True)(np.asarray(image), mirrored)
         expected = image.resize((16, 16), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(plain, np.asarray(expected))
         np.testing.assert_array_equal(mirrored, plain[:, ::-1])

@@ -116,7 +116,7 @@ def test_frames_are_spread_over_the_clip_and_padded(records):
             assert not batch["frames"][row][~mask].any()
             for place, frame in enumerate(chosen):
                 expected = np.zeros((SIZE, SIZE, 3), np.uint8)
-                images.center_crop(images.decode_jpeg(stored[frame]), expected)
+                images.center_crop(np.asarray(images.decode_jpeg(stored[frame])), expected)
                 np.testing.assert_array_equal(batch["frames"][row, place], expected)
 
 
@@ -218,20 +218,20 @@ def test_augmentation_is_one_crop_for_all_frames_of_a_row(records, monkeypatch):
             np.linspace(0, len(stored) - 1, min(3, len(stored)), dtype=int)
         ):
             expected = np.zeros((SIZE, SIZE, 3), np.uint8)
-            crop(images.decode_jpeg(stored[frame]), expected)
+            crop(np.asarray(images.decode_jpeg(stored[frame])), expected)
             np.testing.assert_array_equal(batch["frames"][row, place], expected)
     assert len({crop.position for crop in drawn}) == len(drawn) >= 4 + 4 * len(later)
 
 
 def test_unused_frames_are_not_decoded(records, monkeypatch):
     calls = []
-    original = images.decode_jpeg
+    original = images.decode_pixels
 
-    def count(data):
+    def count(*args):
         calls.append(threading.get_ident())  # threads of another test may still be ending
-        return original(data)
+        return original(*args)
 
-    monkeypatch.setattr(images, "decode_jpeg", count)
+    monkeypatch.setattr(images, "decode_pixels", count)
     reader = FrameReader(records, frames=1, image_size=SIZE, threads=1)
     reader.fill(reader.empty(CLIPS), list(range(CLIPS)))
     assert calls.count(threading.get_ident()) == CLIPS

@@ -64,7 +64,9 @@ def test_what_was_written_is_read(source, tmp_path):
         assert head.clip.frames == []
 
 
-@pytest.mark.parametrize("change", [{"short_side": 16}, {"quality": 80}, {"fps": 2.0}])
+@pytest.mark.parametrize(
+    "change", [{"short_side": 16}, {"quality": 80}, {"fps": 2.0}, {"shape": "square"}]
+)
 def test_name_depends_on_settings(source, tmp_path, change):
     assert not set(names(plan(source, tmp_path))) & set(names(plan(source, tmp_path, **change)))
 

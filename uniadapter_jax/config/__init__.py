@@ -67,6 +67,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.prepare.frames = 12  # for sampling=uniform and middle
     config.data.prepare.short_side = 224  # pixels of the stored JPEG frames
     config.data.prepare.quality = 95  # quality of the JPEG frames
+    config.data.prepare.shape = "whole"  # whole | square: the middle, all that resize=crop reads
     config.data.prepare.window = 0.0  # seconds of the clips that files are cut into; 0: not cut
     config.data.prepare.stride = 0.0  # from the beginning of a window to the next; 0: the window
     config.data.prepare.max_bad_share = 0.05  # more broken or missing items stop `prepare`

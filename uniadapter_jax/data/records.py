@@ -13,15 +13,15 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import open_regular, parse_line, read_lines
+from uniadapter_jax.data.examples import floats, read_example
 from uniadapter_jax.data.prepared import DESCRIPTIONS, check_digest, check_file, read_prepared
 from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
 
@@ -149,22 +149,31 @@ class Records:
 
     def read(self, i: int) -> Record:
         """Reads clip i. Raises UserError where the files do not match their index."""
+        return _record(self._read(i))
+
+    def read_frames(self, i: int) -> list[memoryview]:
+        """The JPEG frames of clip i, checked as `read` does, without a copy of their bytes."""
+        return self._read(i)["frames"]
+
+    def _read(self, i: int) -> dict[str, list[memoryview]]:
+        """The features of clip i, which are what its index line says."""
         line = self._lines[i]
         where = f"{self.root}: record {line.number} of {line.split}"
         try:
-            record = _parse(self._open(line.split)[line.number])
+            features = read_example(self._open(line.split)[line.number])
+            name, captions, frames = *_texts(features), features["frames"]
         except Exception as error:  # ArrayRecord and protobuf have no error type of their own
             raise UserError(f"{where} is damaged: {error}; prepare the records again") from error
         named = f"which index-{line.split}.jsonl names; prepare the records again"
-        if record.id != line.id:
+        if name != line.id:
             raise UserError(f"{where} is not {line.id!r}, {named}")
-        if record.captions != line.captions:
+        if captions != line.captions:
             raise UserError(f"{where}, {line.id!r}, is damaged: other captions than those {named}")
-        if hashlib.sha256(b"".join(record.frames)).digest() != line.frames_digest:
+        if _frames_digest(frames) != line.frames_digest:
             raise UserError(
                 f"{where}, {line.id!r}, is damaged: its frames lack the SHA-256 {named}"
             )
-        return record
+        return features
 
     def read_questions(self, i: int) -> list[Question]:
         """The questions about clip i. Raises UserError for a malformed one."""
@@ -294,15 +303,21 @@ def _parse_line(text: bytes, split: str, number: int, start: int) -> Line:
     )
 
 
-def _parse(data: bytes) -> Record:
-    features = tf_example_pb2.Example.FromString(data).features.feature
+def _record(features: Mapping[str, list[memoryview]]) -> Record:
+    name, captions = _texts(features)
     return Record(
-        id=features["id"].bytes_list.value[0].decode(),
-        frames=list(features["frames"].bytes_list.value),
-        pts=np.asarray(features["pts"].float_list.value, np.float32),
-        captions=[text.decode() for text in features["captions"].bytes_list.value],
-        qa=[json.loads(text) for text in features["qa"].bytes_list.value],
+        id=name,
+        frames=[bytes(frame) for frame in features["frames"]],
+        pts=floats(features["pts"]),
+        captions=captions,
+        qa=[json.loads(bytes(text)) for text in features["qa"]],
     )
+
+
+def _texts(features: Mapping[str, list[memoryview]]) -> tuple[str, list[str]]:
+    """(id, captions)."""
+    (name,) = features["id"]
+    return str(name, "utf-8"), [str(text, "utf-8") for text in features["captions"]]
 
 
 def _index_path(root: str, split: str) -> str:
@@ -333,6 +348,13 @@ def carve_validation(records: Records, count: int) -> tuple[Records, Records]:
     hashes = [hashlib.sha256(name.encode()).digest() for name in records.ids]
     order = sorted(range(len(records)), key=lambda i: hashes[i])
     return records.subset(sorted(order[count:])), records.subset(sorted(order[:count]))
+
+
+def _frames_digest(frames: Iterable[memoryview]) -> bytes:
+    digest = hashlib.sha256()
+    for frame in frames:  # one after the other, without a copy of all
+        digest.update(frame)
+    return digest.digest()
 
 
 def _digest(text: bytes) -> bytes:

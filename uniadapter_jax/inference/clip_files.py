@@ -101,7 +101,7 @@ def pixels_of(
     mask = np.zeros((len(clips), frames), bool)
     for row, clip in enumerate(clips):
         for place, jpeg in enumerate(clip.frames):
-            RESIZES[resize](images.decode_jpeg(jpeg), pixels[row, place])
+            images.decode_to(jpeg, pixels[row, place], RESIZES[resize])
         mask[row, : len(clip.frames)] = True
     return pixels, mask
 

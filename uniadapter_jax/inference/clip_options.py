@@ -20,7 +20,8 @@ from uniadapter_jax.data.prepared import read_prepared
 from uniadapter_jax.inference.options import check_option, of_section
 
 _LOADED = ("frames", "sampling")  # of `config.data`
-_STORED = ("sampling", "fps", "frames", "short_side", "quality")  # of `config.data.prepare`
+# of `config.data.prepare`
+_STORED = ("sampling", "fps", "frames", "short_side", "quality", "shape")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,8 +119,8 @@ class CropFlipAugment:
         drawn = zip(names, signs, applied, strict=True)
         return cls(crop, tuple((name, sign) for name, sign, used in drawn if used))
 
-    def __call__(self, image: Image.Image, out: Pixels) -> None:
-        self.crop(image, out)
+    def __call__(self, frame: Pixels, out: Pixels) -> None:
+        self.crop(frame, out)
         pixels = out
         for name, sign in self.operations:
             pixels = OPERATIONS[name](pixels, sign)

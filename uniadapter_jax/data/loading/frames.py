@@ -5,20 +5,18 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data import images, sampling
 from uniadapter_jax.data.loading import augment
 from uniadapter_jax.data.records import Records
 
-Transform = Callable[[Image.Image, np.ndarray], None]
-RESIZES: Mapping[str, Transform] = {"crop": images.center_crop, "squash": images.squash}
-AUGMENTATIONS: Mapping[str, Any] = {  # each draws a Transform
+RESIZES: Mapping[str, images.Resize] = {"crop": images.center_crop, "squash": images.squash}
+AUGMENTATIONS: Mapping[str, Any] = {  # each draws a transform
     "none": None,
     "crop_flip": images.CropFlip,
     "crop_flip_color": images.CropFlipColor,
@@ -117,11 +115,15 @@ class FrameReader:
         rng: np.random.Generator | None,
     ) -> None:
         """Only the frames that are taken are decoded."""
-        stored = self.records.read(item).frames
-        transform = RESIZES[self.resize]
+        stored = self.records.read_frames(item)
+        augmented = None
         if rng is not None and self.augment != "none":
-            transform = AUGMENTATIONS[self.augment].draw(rng)
+            augmented = AUGMENTATIONS[self.augment].draw(rng)
         chosen = sampling.choose(self.sampling, len(stored), self.frames, rng)
         for place, frame in enumerate(chosen):
-            transform(images.decode_jpeg(stored[frame]), batch["frames"][row, place])
+            out = batch["frames"][row, place]
+            if augmented is None:
+                images.decode_to(stored[frame], out, RESIZES[self.resize])
+            else:
+                augmented(images.decode_pixels(stored[frame]), out)
         batch["frame_mask"][row, : len(chosen)] = True

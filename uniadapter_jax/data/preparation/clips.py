@@ -36,6 +36,7 @@ MAX_CLIP_BYTES = 200_000_000  # most bytes of a clip's JPEG frames, which a work
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "source": tuple(SOURCES),
     "sampling": sampling.SAMPLINGS,
+    "shape": ("whole", "square"),
 }
 RANGES: Mapping[str, Range] = {
     "fps": Range(1e-3, 1e3),
@@ -60,6 +61,7 @@ class PrepareSettings:
       max_bad_share: share of items without a usable clip above which `prepare` refuses.
       window: seconds of the clips that files are cut into; 0 takes files as they are annotated.
       stride: seconds from the beginning of one to that of the next; 0 is `window`.
+      shape: 'whole' stores frames as they are, 'square' the middle that `resize=crop` takes.
     """
 
     source: str
@@ -71,6 +73,7 @@ class PrepareSettings:
     max_bad_share: float
     window: float = 0.0
     stride: float = 0.0
+    shape: str = "whole"
 
     @classmethod
     def from_config(cls, config: Any) -> PrepareSettings:
@@ -107,7 +110,8 @@ class PrepareSettings:
         """The settings that the frames of an item depend on, without those that are not used."""
         used = {"fps": self.fps} if self.sampling == "fps" else {"frames": self.frames}
         shared = {"sampling": self.sampling, "short_side": self.short_side}
-        return {**shared, "quality": self.quality, **used}
+        shape = {} if self.shape == "whole" else {"shape": self.shape}
+        return {**shared, "quality": self.quality, **used, **shape}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +157,10 @@ def stored_frames(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f
 
 def encoded(settings: PrepareSettings, picture: Image.Image) -> bytes:
     """A frame as it is stored: shrunk, a JPEG."""
-    return images.encode_jpeg(images.shrink(picture, settings.short_side), settings.quality)
+    picture = images.shrink(picture, settings.short_side)
+    if settings.shape == "square":
+        picture = images.middle_square(picture)
+    return images.encode_jpeg(picture, settings.quality)
 
 
 class _Encoder:
