@@ -5,6 +5,7 @@ import os
 import fast_xla
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no directory asks nobody
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + f" --xla_force_host_platform_device_count=8 {fast_xla.FLAGS}"
 )

@@ -23,9 +23,10 @@ from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.loading.pipeline import clip_batches
 from uniadapter_jax.data.records import open_records
-from uniadapter_jax.export import export, main, push
+from uniadapter_jax.export import export, main
 from uniadapter_jax.inference.model_card import measured
 from uniadapter_jax.tasks.retrieval.metrics import retrieval_ranks
+from uniadapter_jax.weights.hub.push import push
 from uniadapter_jax.weights.safetensors_file import read_safetensors, write_safetensors
 
 TEXTS = ["a red disc number 3", "box in green", "nothing of the kind"]
@@ -383,14 +384,18 @@ def hub(monkeypatch, tmp_path):
     server.shutdown()
 
 
-PUSH = "import sys; from uniadapter_jax.export import push; print(push(*sys.argv[1:]))"
+PUSH = """
+import sys
+from uniadapter_jax.weights.hub.push import push
+print(push(*sys.argv[1:]).address)
+"""
 
 
 def test_push_uploads_every_file(exported, hub, tmp_path):
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", PUSH, str(exported), "me/clip"],
-        env={**os.environ, **environment, "HF_HUB_DISABLE_XET": "1"},
+        env={**os.environ, **environment, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -2,10 +2,11 @@
 
     python -m uniadapter_jax.convert SOURCE DEST [--tokenizer PATH] [--image-size N]
 
-SOURCE is a directory or a file: HuggingFace CLIP, BLIP or SigLIP (safetensors or .bin, sharded or
-not), open_clip (with open_clip_config.json beside the weights), OpenAI's ViT-B-32.pt and similar,
-any torch or safetensors file with OpenAI's tensor names, BLIP's own .pth (pre-trained, retrieval,
-VQA), or a checkpoint of Cross-Modal Adapter or of UniAdapter, whose adapters go to DEST/adapter.
+SOURCE is a directory, a file, or OWNER/NAME[@REVISION] of a repository on the hub: HuggingFace
+CLIP, BLIP or SigLIP (safetensors or .bin, sharded or not), open_clip (with open_clip_config.json
+beside the weights), OpenAI's ViT-B-32.pt and similar, any torch or safetensors file with OpenAI's
+tensor names, BLIP's own .pth (pre-trained, retrieval, VQA), or a checkpoint of Cross-Modal Adapter
+or of UniAdapter, whose adapters go to DEST/adapter.
 Nothing in a torch file is executed, and torch is not needed.
 
 DEST gets config.json, model.safetensors, the tokenizer's files, and fingerprint.json and
@@ -40,7 +41,9 @@ from uniadapter_jax.weights.directory import (
 )
 from uniadapter_jax.weights.families import Config, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
+from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.names.rules import Context, convert
+from uniadapter_jax.weights.needed import SOURCE
 from uniadapter_jax.weights.sources import NO_HINTS, Hints, Source, open_source
 from uniadapter_jax.weights.tokenizer_files import provide_tokenizer
 
@@ -62,7 +65,7 @@ def convert_weights(
       UserError: the source cannot be read, the destination is not empty, or tensors do not fit
         (all in one report). Nothing is left behind.
     """
-    weights = open_source(source, hints)
+    weights = open_source(located(source, "SOURCE", SOURCE).directory, hints)
     if weights.ours:
         _check_source(weights)
     config = _resized(weights.config, image_size)

@@ -44,6 +44,8 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import Backbone, copy_tokenizer, fill_backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
+from uniadapter_jax.weights.hub.names import hub_name, public
+from uniadapter_jax.weights.hub.push import push
 from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
 
 # Fields of `config.data` that an adapter keeps: how texts become ids, and pictures pixels.
@@ -172,12 +174,14 @@ def _result_of(run: Run, step: int) -> Mapping[str, Any] | None:
 
 def _load_backbone(run: Run, directory: str | None) -> Backbone:
     named = run.config["backbone"]
-    if directory is None and not named.startswith("random:") and not pathlib.Path(named).is_dir():
+    local = not named.startswith("random:") and hub_name(named) is None
+    if directory is None and local and not pathlib.Path(named).is_dir():
         raise UserError(
             f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
             f"{pathlib.Path.cwd()}; pass --backbone=DIR"
         )
-    base = load_backbone(directory or named, seed=run.config["seed"])
+    field = "--backbone" if directory else f"{run.workdir / 'config.json'}: config.backbone"
+    base = load_backbone(directory or named, seed=run.config["seed"], field=field)
     if base.fingerprint != run.identity["backbone"]:
         raise UserError(
             f"{run.workdir} was trained on a backbone of fingerprint {run.identity['backbone']}, "
@@ -207,7 +211,7 @@ def _adapter(run: Run, method: Method, base: Backbone, step: int) -> AdapterFile
             **{name: run.config["data"][name] for name in _DATA},
         },
         tokenizer=run.identity["tokenizer"],
-        backbone=pathlib.PurePath(run.config["backbone"]).name,
+        backbone=public(run.config["backbone"]),
         clips=kept_of_run(run.config),
     )
 
@@ -247,30 +251,6 @@ def _write_merged(folder: pathlib.Path, method: Method, trained: Partition, toke
     fill_backbone(folder, model, tokenizer)
 
 
-def push(directory: str | os.PathLike[str], repository: str) -> str:
-    """Uploads an exported directory to the HuggingFace hub; returns the commit's address.
-
-    Raises:
-      UserError: no permission, no such repository, or no connection, in the hub's words.
-    """
-    import huggingface_hub  # takes half a second, and only this needs it
-    from huggingface_hub import errors
-
-    hub = huggingface_hub.HfApi()
-    try:
-        name = hub.create_repo(repository, exist_ok=True).repo_id
-        return hub.upload_folder(
-            repo_id=name,
-            folder_path=os.fspath(directory),
-            commit_message="Adapter by uniadapter_jax",
-        ).commit_url
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise UserError(
-            f"--push={repository}: {error}. {directory} is complete; push it again with "
-            f"`hf upload {repository} {directory}`"
-        ) from error
-
-
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
@@ -298,7 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     print(f"wrote {args.to}", file=sys.stderr)
     if args.push:
-        print(push(args.to, args.push))
+        commit = push(args.to, args.push)
+        print(f'load it by load_model(BACKBONE, "{commit.name}")', file=sys.stderr)
+        print(commit.address)
     return 0
 
 

@@ -7,27 +7,34 @@ Every video and picture below FOLDER is encoded as the adapter was trained: whic
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed
 files cost anything. Stopped or killed, it goes on where it was. Files that cannot be read are
-listed in INDEX/report.json. See docs/search.md.
+listed in INDEX/report.json. Several processes index together with the flags of `main`
+(--coordinator, --num-processes, --process-id). See docs/search.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import sys
 from collections.abc import Sequence
+
+import jax
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import on_terminal
+from uniadapter_jax.common.shares import Share
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.load import load_model
-from uniadapter_jax.inference.search.building import REPORT, build
+from uniadapter_jax.inference.search.building import REPORT, Team, build
 from uniadapter_jax.inference.search.description import DTYPES, NAME, read_description
 from uniadapter_jax.inference.search.folder import media_of
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.runs.workdir import holding
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.needed import ADAPTER, BACKBONE
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -41,11 +48,16 @@ def index(arguments: argparse.Namespace) -> None:
     adapter = arguments.adapter or (there.adapter if there else "")
     if not backbone:
         raise UserError("--backbone=DIR is missing: a new index needs a model")
+    backbone = located(backbone, "--backbone", BACKBONE).place
+    adapter = located(adapter, "--adapter", ADAPTER).place
     model = load_model(backbone, adapter or None, batch_size=arguments.batch_size)
     options = model.clips
-    if assumed := options.assumed:
+    if (assumed := options.assumed) and not jax.process_index():
         print(f"by default, as no adapter says: {', '.join(assumed)}", file=sys.stderr)
-    with holding(output, "index"):
+    model.devices = jax.local_devices()
+    first = not jax.process_index()
+    team = Team(Share(jax.process_index(), jax.process_count()), lambda: launch.exchange(None))
+    with holding(output, "index") if first else contextlib.nullcontext():
         report = build(
             arguments.input,
             output,
@@ -54,8 +66,11 @@ def index(arguments: argparse.Namespace) -> None:
             windows=windows,
             dtype=arguments.dtype,
             threads=arguments.threads,
-            say=on_terminal,
+            say=on_terminal if first else lambda line: None,
+            team=team,
         )
+    if not first:
+        return
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(f"{output}: {report['clips']} clips of {report['files']} files")
@@ -86,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--input", required=True, metavar="FOLDER", help="folder of videos and pictures")
     add("--output", required=True, metavar="INDEX", help="directory of the index")
-    add("--backbone", metavar="DIR", help="as of `main`; default: that of the index")
+    add("--backbone", metavar="DIR", help="or OWNER/NAME on the hub; default: that of the index")
     add("--adapter", metavar="DIR", help="what `export` wrote; default: that of the index, if any")
     add("--window", type=float, metavar="SECONDS", help="also index windows of this length")
     add(
@@ -95,9 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the stored features")
     add("--threads", type=int, default=usable_cores(), help="that decode")
     add("--batch-size", type=int, default=64, help="frames that are encoded at once")
+    launch.add_arguments(parser)
     arguments = parser.parse_args(argv)
-    launch.use_compile_cache()
-    index(arguments)
+    with launch.processes(launch.Group.of_arguments(arguments)):
+        launch.use_compile_cache()
+        index(arguments)
+        launch.end_processes()
     return 0
 
 

@@ -21,7 +21,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config = ConfigDict()
     config.name = "run"  # names the default workdir, runs/<name>
     config.seed = 0
-    # A directory in HuggingFace's layout, or random:<config.json>.
+    # A directory in HuggingFace's layout, OWNER/NAME[@REVISION] of a repository on the hub, or
+    # random:<config.json>.
     config.backbone = ""
     # Directory of tokenizer files; "" takes the backbone's, else the records'.
     config.tokenizer = ""

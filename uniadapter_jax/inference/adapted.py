@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, ClassVar
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -37,6 +39,8 @@ class AdaptedBackbone:
         `config.data` those that change a text or a picture. What is set counts from the next call
         on.
       clips: how frames are taken out of video files.
+      devices: those that batches are dealt out to, each with a copy of the arrays; empty is JAX's
+        default device.
       families: names of the families that it serves.
       kind: the task that it remembers options of.
       bos: what begins a text, for people.
@@ -68,6 +72,8 @@ class AdaptedBackbone:
             self.usual_options(), get_task(self.kind), task, config.positions
         )
         self.batch_size = arguments.whole(batch_size, "batch_size", 1)
+        self.devices: Sequence[jax.Device] = ()
+        self._placed: tuple[Any, list[tuple[Any, Any]]] | None = None  # (of what, copies)
 
     def usual_options(self) -> dict[str, Any]:
         """The options of `task` with their defaults."""
@@ -189,12 +195,32 @@ class AdaptedBackbone:
         same = distinct_rows(*rows)
         rows = tuple(same.take(x) for x in rows)
         features = np.empty((len(rows[0]), self.config.embed), np.float32)
-        for start in range(0, len(features), self.batch_size):
+        copies = self._copies()
+        under_way: collections.deque[tuple[int, int, Any]] = collections.deque()
+
+        def finish() -> None:
+            start, count, result = under_way.popleft()
+            features[start : start + count] = np.asarray(result)[:count]
+
+        for turn, start in enumerate(range(0, len(features), self.batch_size)):
             first, *others = (x[start : start + self.batch_size] for x in rows)
             parts = [first if prepare is None else prepare(first), *others]
             count = len(first)
             size = min(1 << (count - 1).bit_length(), self.batch_size)
             padded = [np.resize(x, (size, *x.shape[1:])) for x in parts]
-            result = function(self.partition.trainable, self.partition.frozen, *padded)
-            features[start : start + count] = np.asarray(result)[:count]
+            under_way.append((start, count, function(*copies[turn % len(copies)], *padded)))
+            if len(under_way) == len(copies):
+                finish()
+        while under_way:
+            finish()
         return same.spread(features)
+
+    def _copies(self) -> list[tuple[Any, Any]]:
+        """The trained and the frozen arrays on each of the devices."""
+        arrays = self.partition.trainable, self.partition.frozen
+        if len(self.devices) < 2:
+            return [arrays]
+        if self._placed is None or self._placed[0] is not arrays[0]:
+            copies = [jax.device_put(arrays, device) for device in self.devices]
+            self._placed = arrays[0], copies
+        return self._placed[1]

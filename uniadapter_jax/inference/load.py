@@ -28,6 +28,8 @@ from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors
 from uniadapter_jax.weights.directory import Backbone, load_backbone
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import FAMILIES, check_tokenizer, family_of
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.needed import ADAPTER
 
 DTYPES = ("float32", "bfloat16")
 MODELS = (AdaptedModel, AdaptedBLIP)
@@ -46,8 +48,10 @@ def load_model(
     """A model for inference, of the family that the backbone's config names.
 
     Args:
-      backbone: a directory in HuggingFace's layout, or `random:<config.json>` with `seed`.
-      adapter: a directory that `export` (or `convert`) wrote; None is the backbone alone.
+      backbone: a directory in HuggingFace's layout, `owner/name[@revision]` of a repository on the
+        hub, or `random:<config.json>` with `seed`.
+      adapter: a directory that `export` (or `convert`) wrote, or the name of a repository that
+        `export --push` did; None is the backbone alone.
       tokenizer: a directory of tokenizer files; by default the adapter's, else the backbone's.
         Without any, ids work and strings raise.
       similarity: of CLIP, q_score, mean_pool or mean_pool_unit; by default what the adapter was
@@ -69,6 +73,8 @@ def load_model(
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: choose one of {', '.join(DTYPES)}")
     base = load_backbone(os.fspath(backbone), seed=seed, dtype=dtype)
+    if adapter is not None:
+        adapter = located(os.fspath(adapter), "adapter", ADAPTER).directory
     files = None if adapter is None else read_adapter(pathlib.Path(adapter))
     if files is None:
         part = partition(base.model, None, dtype)

@@ -12,6 +12,7 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.adapter_directory import AdapterFiles
 from uniadapter_jax.weights.families import Family
+from uniadapter_jax.weights.hub.names import hub_name
 from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
 
 UNKNOWN_LICENSE = "unknown"  # the hub's own word
@@ -45,6 +46,8 @@ def model_card(
     """
     kind = "backbone with a merged adapter" if merged else "adapter"
     tag = get_task(config["task"]["name"]).tag
+    if base_model is None and (on_hub := hub_name(adapter.backbone)):
+        base_model = on_hub.repository
     lines = [
         "---",
         f"library_name: {'transformers' if merged else 'uniadapter_jax'}",
@@ -84,7 +87,7 @@ def _what(
         "method": f"`{adapter.method}`" + (f" ({options})" if options else ""),
         "trained parameters": f"{parameters['trained']:,} of {parameters['total']:,} "
         f"({parameters['percent']:.3f} %)",
-        "base": f"`{_name(adapter.backbone)}`, fingerprint `{adapter.fingerprint}`",
+        "base": f"`{adapter.backbone}`, fingerprint `{adapter.fingerprint}`",
         "data": f"`{_name(data['records'])}`, {data['frames']} frames a clip, {data['words']} "
         "tokens a text",
         **{
@@ -140,15 +143,19 @@ def measured(result: Mapping[str, Any]) -> list[str]:
 
 
 def _usage(adapter: AdapterFiles, family: Family) -> list[str]:
+    backbone, subject = adapter.backbone, "That backbone has"
+    if hub_name(backbone) is None:
+        backbone, subject = "BACKBONE", "BACKBONE is a directory with"
     lines = [
         "```python",
         "import uniadapter_jax",
         "",
-        'model = uniadapter_jax.load_model("BACKBONE", "THIS_DIRECTORY")',
+        f'model = uniadapter_jax.load_model("{backbone}", "THIS_DIRECTORY")',
         *family.usage,
         "```",
         "",
-        "BACKBONE is a directory with exactly the fingerprint above; another one is refused.",
+        f"{subject} exactly the fingerprint above; another one is refused. THIS_DIRECTORY may also "
+        "be the name of this repository on the hub.",
     ]
     if further := FURTHER_LAYOUTS.get((adapter.method, family.title)):
         lines += ["", f"`{further.folder}/` holds the same in another layout:", ""]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -35,9 +36,53 @@ _SHUTDOWN_SECONDS = 10
 _HEARTBEAT_SECONDS = 45
 
 
+class Group(NamedTuple):
+    """What a user says of several processes, as the flags above do."""
+
+    coordinator: str | None
+    processes: int | None
+    rank: int | None
+    distributed: bool
+    timeout: int
+
+    @classmethod
+    def of_flags(cls) -> Group:
+        """What absl's flags say."""
+        return cls(
+            _COORDINATOR.value,
+            _PROCESSES.value,
+            _INDEX.value,
+            _DISTRIBUTED.value,
+            _TIMEOUT.value,
+        )
+
+    @classmethod
+    def of_arguments(cls, arguments: argparse.Namespace) -> Group:
+        """What the arguments of `add_arguments` say."""
+        return cls(
+            arguments.coordinator,
+            arguments.num_processes,
+            arguments.process_id,
+            arguments.distributed,
+            arguments.initialization_timeout,
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the same flags to a command without absl."""
+    whole: dict[str, Any] = {"type": int}
+    kinds: list[tuple[flags.FlagHolder[Any], dict[str, Any]]] = [
+        *((flag, whole) for flag in (_PROCESSES, _INDEX, _TIMEOUT)),
+        *((_COORDINATOR, {}), (_DISTRIBUTED, {"action": "store_true"})),
+    ]
+    for flag, kind in kinds:
+        text = flags.FLAGS[flag.name].help
+        parser.add_argument(f"--{flag.name}", default=flag.default, help=text, **kind)
+
+
 @contextlib.contextmanager
-def processes() -> Iterator[None]:
-    """Connects all processes that the flags describe; to be used before any device is.
+def processes(group: Group | None = None) -> Iterator[None]:
+    """Connects all processes of a group, by default absl's flags'; before any device is used.
 
     Inside, a process that dies or fails ends all others with a message and status 1.
 
@@ -45,7 +90,7 @@ def processes() -> Iterator[None]:
       UserError: processes are missing (says which), process 0 does not answer, or the flags are
         wrong.
     """
-    peers = _start()
+    peers = _start(group or Group.of_flags())
     if peers is None:
         yield
         return
@@ -63,38 +108,38 @@ def processes() -> Iterator[None]:
         peers.close()
 
 
-def _start() -> Peers | None:
+def _start(group: Group) -> Peers | None:
     """Connects the processes and starts JAX on all of them; None if there is only one."""
-    address, count, index = _COORDINATOR.value, _PROCESSES.value, _INDEX.value
+    address, count, index, distributed, timeout = group
     devices = None
     if address is None and count is None and index is None:
-        if not _DISTRIBUTED.value:
+        if not distributed:
             return None
-        address, count, index, devices = _detect()
+        address, count, index, devices = _detect(timeout)
     if address is None or count is None or index is None:
         raise UserError("--coordinator, --num-processes and --process-id belong together")
     if count == 1:
         return None
-    peers = meet(address, index, count, _TIMEOUT.value)
+    peers = meet(address, index, count, timeout)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
         address,
         count,
         index,
         local_device_ids=devices,
-        initialization_timeout=_TIMEOUT.value,
+        initialization_timeout=timeout,
         heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
     )
     return peers
 
 
-def _detect() -> tuple[str, int, int, Any]:
+def _detect(timeout: int) -> tuple[str, int, int, Any]:
     """(coordinator, number of processes, index of this one, its devices) that JAX detects."""
     from jax._src.clusters import ClusterEnv  # private: the public function keeps the result
 
     address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, _TIMEOUT.value
+        None, None, None, None, None, timeout
     )
     if address is None or count is None or index is None:
         raise UserError(

@@ -12,8 +12,11 @@ from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.packaged import packaged
 from uniadapter_jax.tasks.registry import get_task
-from uniadapter_jax.weights.directory import read_config
 from uniadapter_jax.weights.families import Config, check_family, family_of
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.hub.names import hub_name
+from uniadapter_jax.weights.layout import CONFIG_FILE, read_config
+from uniadapter_jax.weights.needed import CONFIG
 
 
 def _large(image_size: int) -> dict[str, Any]:
@@ -74,8 +77,8 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]
     """(sizes, where they come from) of a run's backbone.
 
     Args:
-      given: a `config.json`, the directory of one, or a known name; None: what `config.backbone`
-        names, or a known name if that directory is not there.
+      given: a `config.json`, the directory of one, a known name, or a name on the hub; None:
+        what `config.backbone` names. Known names cost no download.
 
     Raises:
       UserError: nothing there says how large the backbone is, or it is not one for the task.
@@ -83,20 +86,26 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]
     source = packaged(given or config.backbone.removeprefix("random:"))
     path = pathlib.Path(source)
     if path.is_dir():
-        path = path / "config.json"
+        path = path / CONFIG_FILE
     if source and path.is_file():
         sizes, where = read_config(path), str(path)
-    elif known := known_config(path.name):
+    elif known := known_config(path.name.partition("@")[0]):
         sizes, where = known, f"the published sizes of {path.name}"
+    elif hub_name(source):
+        where, folder = located(source, _field(given), CONFIG)
+        sizes = read_config(pathlib.Path(folder) / CONFIG_FILE)
     else:
         raise UserError(_unknown(source, given))
     check_family(family_of(sizes), config.task.name, get_task(config.task.name).families, where)
     return sizes, where
 
 
+def _field(given: str | None) -> str:
+    return "--backbone-config" if given else "config.backbone"
+
+
 def _unknown(source: str, given: str | None) -> str:
-    field = "--backbone-config" if given else "config.backbone"
     return (
-        f"{field}={source!r} is no config.json and no directory with one; pass "
+        f"{_field(given)}={source!r} is no config.json and no directory with one; pass "
         f"--backbone-config=FILE, or one of {', '.join((*_KNOWN, *BLIP_BASE))}"
     )

@@ -25,6 +25,7 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs import identity as identities
 from uniadapter_jax.runs import preflight
+from uniadapter_jax.runs.pinning import FIELD, pinned
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.tasks.registry import Kind, get_task
 from uniadapter_jax.training import accumulation
@@ -123,7 +124,7 @@ class Experiment:
 
 def build(config: ConfigDict) -> Experiment:
     """Builds the experiment; settings that do not fit are an error here, before the first step."""
-    config = configs.validate(config)
+    config = pinned(configs.validate(config))
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = open_splits(config, trains=method.trainable is not None)
@@ -187,11 +188,11 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
 
 def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
     if not config.backbone:
-        raise UserError("config.backbone is empty: a directory, or random:<config.json>")
-    family = backbone_family(config.backbone)
-    check_family(family, kind.name, kind.families, f"config.backbone={config.backbone}")
+        raise UserError(f"{FIELD} is empty: a directory, OWNER/NAME (hub) or random:<config.json>")
+    family = backbone_family(config.backbone, FIELD)
+    check_family(family, kind.name, kind.families, f"{FIELD}={config.backbone}")
     options = {name: config.compute[name] for name in family.options}
-    return load_backbone(config.backbone, seed=config.seed, **options)
+    return load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
 
 
 def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:

@@ -19,6 +19,8 @@ from uniadapter_jax.data.tokenizers.truncation import Cut, Limits, count_cut, cu
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.directory import backbone_family
 from uniadapter_jax.weights.families import FAMILIES, Family
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.needed import TOKENIZER
 
 NONE = "none"  # without a tokenizer a word counts as one token, the least that it can be
 
@@ -72,7 +74,7 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
         family = _family(backbone, get_task(config.task.name).families)
         places.append(("config.tokenizer", config.get("tokenizer"), family))
         if not backbone.startswith("random:"):
-            places.append(("config.backbone", backbone, family))
+            places.append(("config.backbone", _directory(backbone), family))
     for family in (family for family in FAMILIES.values() if family.records_tokenizer):
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))
@@ -81,6 +83,15 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
         yield place, family.load_tokenizer(path)
     if not present:
         yield NONE, None
+
+
+def _directory(backbone: str) -> str:
+    """The directory of the backbone's tokenizer; "" where it cannot be had: words count then."""
+    try:
+        return located(backbone, "config.backbone", TOKENIZER).directory
+    except UserError as error:
+        print(f"{error}. Texts are counted without its tokenizer")
+        return ""
 
 
 def _family(backbone: str, fitting: Sequence[str]) -> Family:

@@ -21,6 +21,7 @@ from uniadapter_jax.runs.assembly import Experiment, build
 from uniadapter_jax.runs.checkpoint import last_step
 from uniadapter_jax.runs.claims import check_workdir, claim, keep_identity
 from uniadapter_jax.runs.loop import fit
+from uniadapter_jax.runs.pinning import as_begun
 from uniadapter_jax.runs.provenance import (
     check_agreement,
     code_digest,
@@ -93,7 +94,7 @@ def _build_together(
         if save_backbone_to:
             _check_target(config, save_backbone_to)
         claim(workdir, stack)
-        experiment = build(config)
+        experiment = build(as_begun(config, workdir))
         check_workdir(workdir, experiment)
         mine = {
             **experiment.identity,

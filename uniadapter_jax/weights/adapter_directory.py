@@ -24,6 +24,7 @@ from uniadapter_jax.common.files import FileError, read_json, write_json
 from uniadapter_jax.weights.directory import raise_problems
 from uniadapter_jax.weights.errors import WeightFileError
 from uniadapter_jax.weights.fingerprint import digest
+from uniadapter_jax.weights.layout import ADAPTER_CONFIG, ADAPTER_TENSORS
 from uniadapter_jax.weights.safetensors_file import (
     open_safetensors,
     read_safetensors,
@@ -31,7 +32,7 @@ from uniadapter_jax.weights.safetensors_file import (
 )
 
 FORMAT = "uniadapter_jax/1"
-CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, TENSOR_FILE = ADAPTER_CONFIG, ADAPTER_TENSORS
 TENSORS_DIGEST, CONFIG_DIGEST = "tensors_sha256", "config_sha256"
 PEFT_FOLDER = "peft"  # holds an exported LoRA, say, again in PEFT's layout
 PEFT_METADATA = {"format": "pt"}  # PEFT asks for it

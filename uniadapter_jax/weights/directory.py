@@ -22,15 +22,21 @@ from uniadapter_jax.common.new_directory import new_directory
 from uniadapter_jax.common.packaged import packaged
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.errors import printable
-from uniadapter_jax.weights.families import FAMILIES, Config, Family, Model, family_of
+from uniadapter_jax.weights.families import Config, Family, Model, family_of
 from uniadapter_jax.weights.fingerprint import combine, digest, fingerprint, workers
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.layout import (
+    CONFIG_BYTES,
+    CONFIG_FILE,
+    FINGERPRINT_FILE,
+    WEIGHT_FILE,
+    read_config,
+)
 from uniadapter_jax.weights.names.base import TRANSFORMS, parts, write_rows
 from uniadapter_jax.weights.names.rules import convert
+from uniadapter_jax.weights.needed import BACKBONE, CONFIG
 from uniadapter_jax.weights.safetensors_file import read_weights, weight_file, write_safetensors
 
-CONFIG_FILE, WEIGHT_FILE = "config.json", "model.safetensors"
-FINGERPRINT_FILE = "fingerprint.json"  # only in directories that we wrote
-CONFIG_BYTES = 2**20  # transformers' largest have some KB
 _STRIP = 64
 _MOST_PROBLEMS = 1000  # lines of a report
 
@@ -47,16 +53,20 @@ class Backbone:
     fingerprint: str
 
 
-def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
-    """Loads a backbone from a directory, or makes random weights for `random:<config.json>`.
+def load_backbone(
+    source: str, *, seed: int = 0, field: str = "backbone", **options: object
+) -> Backbone:
+    """Loads a backbone from a directory or the hub, or makes one for `random:<config.json>`.
 
     `options` go to the model that `model_type` in config.json names; `Family.options` lists them.
-    `seed` draws the random weights.
+    `seed` draws the random weights. `field` is where the name stands, for errors.
 
     Raises:
-      UserError: no such directory or file, an unknown model, tensors missing, left over or
-        misshaped (all in one report), or weights changed since `convert` made the directory.
+      UserError: no such directory, file or repository, an unknown model, tensors missing, left
+        over or misshaped (all in one report), or weights changed since `convert` made the
+        directory.
     """
+    source = located(source, field, BACKBONE).directory
     config = _config_of(source)
     family = family_of(config)
     if source.startswith("random:"):
@@ -78,8 +88,9 @@ def load_backbone(source: str, *, seed: int = 0, **options: object) -> Backbone:
     return Backbone(model, source, measured)
 
 
-def backbone_family(source: str) -> Family:
+def backbone_family(source: str, field: str = "backbone") -> Family:
     """The family of the backbone at `source`; only its config is read."""
+    source = located(source, field, CONFIG).directory
     return family_of(_config_of(source))
 
 
@@ -90,26 +101,10 @@ def _config_of(source: str) -> Config:
     if not directory.is_dir():
         raise UserError(
             f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
-            "config.json and model.safetensors (HuggingFace layout), or random:<config.json>"
+            "config.json and model.safetensors (HuggingFace layout), OWNER/NAME of a repository on "
+            "the hub, or random:<config.json>"
         )
     return read_config(directory / CONFIG_FILE)
-
-
-def read_config(path: pathlib.Path) -> Config:
-    """A backbone's `config.json`; raises `UserError` unless it belongs to a known family."""
-    try:
-        config = read_json(path, limit=CONFIG_BYTES)
-    except FileNotFoundError:
-        raise FileError(path, "there is no such file; a backbone needs it") from None
-    name = config.get("model_type", "clip")
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None:
-        known = " or ".join(map(repr, FAMILIES))
-        raise FileError(path, f"model_type is {str(name)[:80]!r}, expected {known}")
-    try:
-        return family.config.from_huggingface(config)
-    except UserError as error:
-        raise FileError(path, str(error)) from error
 
 
 def _check_memory(config: Config, source: str) -> None:

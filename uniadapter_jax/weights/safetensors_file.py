@@ -140,8 +140,8 @@ def read_weights(
     return tensors
 
 
-def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
-    """The files that HuggingFace's index (`*.index.json`) names, all in its folder.
+def shard_names(index: pathlib.Path) -> list[str]:
+    """The names of files that HuggingFace's index (`*.index.json`) has, all of its own folder.
 
     Raises:
       WeightFileError: it is no such index, or names something else than weight files beside it.
@@ -161,7 +161,12 @@ def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
                 f"weight_map names the shard {shown!r} for {printable(tensor)!r}, which is no "
                 "plain file name NAME.safetensors or NAME.bin",
             )
-    shards = [index.parent / name for name in sorted(set(names.values()))]
+    return sorted(set(names.values()))
+
+
+def shards_of(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that an index names; raises `WeightFileError` where one is not there, too."""
+    shards = [index.parent / name for name in shard_names(index)]
     for shard in shards:
         if not shard.is_file():
             raise WeightFileError(index, f"names the shard {shard.name}, which is not there")

@@ -16,15 +16,18 @@ import numpy as np
 from uniadapter_jax.backbones.blip_config import BLIPConfig
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json
-from uniadapter_jax.weights.directory import (
+from uniadapter_jax.weights.errors import printable
+from uniadapter_jax.weights.families import FAMILIES, Config, family_of
+from uniadapter_jax.weights.layout import (
     CONFIG_BYTES,
     CONFIG_FILE,
     FINGERPRINT_FILE,
+    OPEN_CLIP_CONFIG,
+    PIXELS_CONFIG,
     WEIGHT_FILE,
+    WEIGHT_FILES,
     read_config,
 )
-from uniadapter_jax.weights.errors import printable
-from uniadapter_jax.weights.families import FAMILIES, Config, family_of
 from uniadapter_jax.weights.names import blip_own as blip_own_names
 from uniadapter_jax.weights.names import cma as cma_names
 from uniadapter_jax.weights.names import openai as openai_names
@@ -35,16 +38,6 @@ from uniadapter_jax.weights.safetensors_file import read_safetensors, read_weigh
 from uniadapter_jax.weights.torch.file import read_state_dict
 
 Tensors = Mapping[str, np.ndarray]
-
-# The names that are looked for in a directory, in this order.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +140,7 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _open_huggingface(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     config = read_config(file.with_name(CONFIG_FILE))
-    if (pixels := file.with_name("preprocessor_config.json")).exists():
+    if (pixels := file.with_name(PIXELS_CONFIG)).exists():
         content = read_json(pixels, limit=CONFIG_BYTES)
         check_pixels(content, ("image_mean", "image_std"), pixels, config.pixels)
     family = family_of(config)
@@ -166,7 +159,7 @@ def _open_openai(tensors: Tensors, file: pathlib.Path, hints: Hints) -> Source:
     rules, ignored = openai_names.RULES, openai_names.IGNORED
     # Models of open_clip's CustomTextCLIP have the text tower's tensors under `text.`.
     plain = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
-    described = file.with_name("open_clip_config.json")
+    described = file.with_name(OPEN_CLIP_CONFIG)
     if described.exists():
         config = clip_config(read_json(described, limit=CONFIG_BYTES), described)
         return Source("open_clip", plain, config, rules, ignored, file.parent)

@@ -12,15 +12,16 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import write_json
+from uniadapter_jax.common.shares import Share
 from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import Windows
+from uniadapter_jax.inference.search import crashes, shares
 from uniadapter_jax.inference.search import description as described
 from uniadapter_jax.inference.search import parts as stored
-from uniadapter_jax.inference.search.crashes import Reading
 from uniadapter_jax.inference.search.description import Description
 from uniadapter_jax.inference.search.folder import Changes, Reader, changes, media_of
 from uniadapter_jax.inference.search.known import Known
@@ -34,6 +35,20 @@ DEAD_SHARE = 0.25  # of rows, before the rest is gathered
 ADVICE = "Pass what it was made with, or name another --output"
 
 
+class Team(NamedTuple):
+    """The processes that index together: which of them this is, and how they wait for each other.
+
+    Attributes:
+      meet: returns once every process has called it.
+    """
+
+    share: Share
+    meet: Callable[[], object]
+
+
+ALONE = Team(Share(0, 1), lambda: None)
+
+
 def build(
     root: str,
     output: str | os.PathLike[str],
@@ -44,10 +59,12 @@ def build(
     dtype: str = "float32",
     threads: int = 1,
     say: Callable[[str], None] = lambda line: None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Writes the index `output` of the folder `root`; returns the content of its report.json.
 
-    Its caller holds the lock of `output`.
+    Its caller, or that of the first process of a team, holds the lock of `output`. The other
+    processes only encode, and return {}.
 
     Args:
       places: of backbone and adapter, to be loaded by a search.
@@ -58,21 +75,58 @@ def build(
         made otherwise. Nothing is changed then.
     """
     index = pathlib.Path(output)
+    if team.share.index:
+        team.meet()  # the first process has prepared all
+        description = described.read_description(index)
+        description.check(index, described.of_rows(model, windows, dtype), ADVICE)
+        table = Store(index, description.generation).read(description.width)
+        _encode_share(index, root, model, windows, threads, description, table, team, say)
+        return {}
     media_of(root)
     description = _described(index, os.path.abspath(root), model, places, windows, dtype)
     store = _settled(index, description)
     table = store.read(description.width)
+    width, dtype = description.width, description.made["dtype"]
+    if shares.left(index):
+        shares.merge(index, store, table, width, dtype, ())
+        table = store.read(width)
     todo = changes(root, table.files)
     say(_told(todo, table))
-    if todo.fresh or todo.gone:
-        reader = Reader(root, model.clips, windows, threads, Reading(index))
-        write_changes(store, model, description.made["dtype"], reader, todo, Known(table), say)
-        table = store.read(description.width)
+    if team.share.count > 1:
+        shares.announce(index, todo.fresh)
+        team.meet()
+        _encode_share(index, root, model, windows, threads, description, table, team, say)
+        shares.merge(index, store, table, width, dtype, todo.gone)
+        crashes.forget_suspects(index)
+        table = store.read(width)
+    elif todo.fresh or todo.gone:
+        reader = Reader(root, model.clips, windows, threads, crashes.Reading(index))
+        write_changes(store, model, dtype, reader, todo, Known(table), say)
+        table = store.read(width)
     if len(table.parts) > MOST_PARTS or _dead_share(table) > DEAD_SHARE:
         table = _gathered(index, description, store, table)
     report = _report(table)
     write_json(index / REPORT, report)
     return report
+
+
+def _encode_share(
+    index: pathlib.Path,
+    root: str,
+    model: AdaptedBackbone,
+    windows: Windows | None,
+    threads: int,
+    description: Description,
+    table: Table,
+    team: Team,
+    say: Callable[[str], None],
+) -> None:
+    """Encodes this process' share, and waits until all processes have done theirs."""
+    reading = shares.reading(index, team.share)
+    reader = Reader(root, model.clips, windows, threads, reading)
+    dtype = description.made["dtype"]
+    shares.write_share(index, team.share, reader, model, dtype, Known(table), say)
+    team.meet()
 
 
 def _described(

@@ -28,11 +28,10 @@ SECONDS = 600.0  # for one file
 class Reading:
     """The files that are being read, on disk, and those that a dead run was reading."""
 
-    def __init__(self, index: pathlib.Path):
-        self.path = index / NAME
-        self.suspects: frozenset[str] = frozenset()
-        with contextlib.suppress(FileNotFoundError, UserError):  # half-written: nothing is known
-            self.suspects = frozenset(filter(_is_text, read_json(self.path, list)))
+    def __init__(self, index: pathlib.Path, folder: pathlib.Path | None = None):
+        """`folder` is where this process keeps its note, if it is one of several."""
+        self.path = (folder or index) / NAME
+        self.suspects = _noted(index / NAME)
 
     def now(self, paths: Sequence[str]) -> None:
         """Notes the files in work; it need not outlive the machine."""
@@ -41,6 +40,23 @@ class Reading:
     def end(self) -> None:
         """Nothing is being read any more."""
         self.path.unlink(missing_ok=True)
+
+
+def _noted(path: pathlib.Path) -> frozenset[str]:
+    with contextlib.suppress(FileNotFoundError, UserError):  # half-written: nothing is known
+        return frozenset(filter(_is_text, read_json(path, list)))
+    return frozenset()
+
+
+def keep_suspects(index: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
+    """Notes in the index what processes that died have left in folders of their own."""
+    if suspects := frozenset().union(*(_noted(folder / NAME) for folder in folders)):
+        (index / NAME).write_text(json.dumps(sorted(suspects | _noted(index / NAME))))
+
+
+def forget_suspects(index: pathlib.Path) -> None:
+    """Removes the note: all files have been tried."""
+    (index / NAME).unlink(missing_ok=True)
 
 
 def survives(*arguments: Any) -> bool:

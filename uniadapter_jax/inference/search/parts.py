@@ -99,6 +99,11 @@ def gone_line(path: str) -> dict[str, Any]:
     return {"path": path, "gone": True}
 
 
+def in_order(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of a part by their paths: the same, whenever each was known."""
+    return sorted(lines, key=lambda line: line["path"])
+
+
 class Store:
     """The parts of one generation of an index."""
 

@@ -116,7 +116,7 @@ class _Part:
         """All rows and lines."""
         self._encode(1)
         empty = np.empty((0, self.model.config.embed), self.dtype)
-        return np.concatenate([empty, *self._rows]), self.lines
+        return np.concatenate([empty, *self._rows]), stored.in_order(self.lines)
 
     def _encode(self, least: int) -> None:
         """Encodes waiting clips, as long as they have so many frames."""

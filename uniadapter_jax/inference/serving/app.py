@@ -38,6 +38,7 @@ from uniadapter_jax.inference.search.index import Hit, Index, Item
 from uniadapter_jax.inference.serving.answers import Problem, as_json
 from uniadapter_jax.inference.serving.guard import Guard
 from uniadapter_jax.inference.serving.media import Thumbnails, media
+from uniadapter_jax.weights.hub.names import hub_name
 
 ASSETS = pathlib.Path(__file__).parents[2] / "assets" / "search"
 PAGE = {
@@ -97,7 +98,7 @@ class _Served:
                 "folder": os.path.basename(os.path.normpath(index.root)),
                 "clips": len(index),
                 "files": index.files(),
-                "model": os.path.basename(os.path.normpath(index.description.backbone)),
+                "model": _model(index.description.backbone),
                 "adapter": str(made.get("adapter", "none")).split()[0],
                 "window": made.get("window"),
                 "k": {"default": DEFAULT, "most": MOST},
@@ -155,6 +156,12 @@ class _Served:
             return self._index.item(request.path_params["id"])
         except UserError:
             raise Problem(404, "No clip of this index has that id.") from None
+
+
+def _model(place: str) -> str:
+    """A backbone's name for clients, who do not learn where its directory is."""
+    name = hub_name(place)
+    return name.repository if name else os.path.basename(os.path.normpath(place))
 
 
 def _shown(hit: Hit) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from uniadapter_jax.weights.adapter_directory import (
     AdapterFiles,
     write_pair,
 )
+from uniadapter_jax.weights.hub.names import hub_name
 from uniadapter_jax.weights.names.base import HUGGINGFACE_CLIP, TRANSFORMS
 
 _KERNELS = {
@@ -107,6 +108,14 @@ def _vera_config(adapter: AdapterFiles, tensors: Mapping[str, np.ndarray]) -> di
     }
 
 
+def _base(backbone: str) -> dict[str, Any]:
+    """Where PEFT finds the backbone: it has a field of its own for the revision."""
+    name = hub_name(backbone)
+    if name is None:
+        return {"base_model_name_or_path": backbone}
+    return {"base_model_name_or_path": name.repository, "revision": name.revision or None}
+
+
 _FACTOR = re.compile(r"\.(lora|ia3|vera)_")
 _CONFIGS = {"lora": _lora_config, "ia3": _ia3_config, "vera": _vera_config}
 
@@ -134,7 +143,7 @@ def write_peft(
     config = {
         **_CONFIGS[kinds.pop()](adapter, tensors),
         "task_type": None,
-        "base_model_name_or_path": adapter.backbone,
+        **_base(adapter.backbone),
         "fan_in_fan_out": False,
         "inference_mode": True,
         "target_modules": _modules(tensors),
