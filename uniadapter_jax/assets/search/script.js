@@ -3,10 +3,11 @@
 
 const at = (id) => document.getElementById(id);
 const STEP = 24;
-let info = { k: { most: STEP }, clips: 0, upload_bytes: Infinity };
+let info = { k: { most: STEP }, clips: 0, upload_bytes: Infinity, rerank: 0, ask: false };
 let query = null; // {words} or {file}
 let shown = 0; // results that were asked for
 let running = null; // AbortController of the search under way
+let playing = null; // the result in the player
 let opener = null; // what had the focus before the player opened
 
 // Characters that act instead of showing: controls, marks of direction, halves of pairs.
@@ -78,7 +79,12 @@ function card(hit) {
 function asked() {
   if (query.file) return fetch(`/api/search?k=${shown}`, { method: "POST", body: query.file, signal: running.signal });
   const words = encodeURIComponent(query.words);
-  return fetch(`/api/search?q=${words}&k=${shown}`, { signal: running.signal });
+  const again = query.again ? `&rerank=${matched()}` : "";
+  return fetch(`/api/search?q=${words}&k=${shown}${again}`, { signal: running.signal });
+}
+
+function matched() {
+  return Math.max(shown, info.rerank);
 }
 
 async function search(count) {
@@ -114,12 +120,14 @@ function show(found) {
   if (seen && seen < hits.length) grid.children[seen].firstChild.focus();
   const what = query.file ? "the picture" : `\u201c${safe(query.words)}\u201d`;
   const best = hits.length ? `The best ${hits.length} of ${clips} clips` : "No clips were found";
-  tell("note", clips ? `${best} for ${what}, compared one by one in ${seconds.toFixed(2)} s.` : "The index has no clips.");
+  const again = query.again ? `, the best ${Math.min(matched(), clips)} matched again` : "";
+  const how = `compared one by one${again} in ${seconds.toFixed(2)} s.`;
+  tell("note", clips ? `${best} for ${what}, ${how}` : "The index has no clips.");
   at("more").hidden = hits.length < shown || hits.length >= Math.min(clips, info.k.most);
 }
 
 function label() {
-  return query.file ? `picture ${query.number}` : `words ${query.words}`;
+  return query.file ? `picture ${query.number}` : `words ${query.again} ${query.words}`;
 }
 
 function searchWords(words, remember) {
@@ -129,7 +137,7 @@ function searchWords(words, remember) {
     return;
   }
   forgetPicture();
-  query = { words };
+  query = { words, again: info.rerank > 0 && at("again").checked };
   document.title = `${safe(words)} \u2013 Search`;
   if (remember) history.pushState(null, "", `/?q=${encodeURIComponent(words)}`);
   search(STEP);
@@ -175,6 +183,10 @@ function play(hit, button) {
   at("title").textContent = safe(hit.name);
   tell("trouble", "");
   at("times").textContent = times(hit);
+  at("asking").hidden = !info.ask;
+  at("question").value = "";
+  tell("answer", "");
+  playing = hit;
   const source = `/media/${encodeURIComponent(hit.id)}`;
   const film = hit.kind === "video";
   const made = element(film ? "video" : "img");
@@ -189,6 +201,20 @@ function play(hit, button) {
   }
   at("stage").replaceChildren(made);
   at("player").showModal();
+}
+
+async function ask() {
+  const [hit, words] = [playing, at("question").value];
+  if (!words.trim()) return;
+  tell("answer", "Looking \u2026");
+  let said;
+  try {
+    const address = `/api/item/${encodeURIComponent(hit.id)}/answer?q=${encodeURIComponent(words)}`;
+    said = (await answer(await fetch(address))).answer || "No answer.";
+  } catch (error) {
+    said = error instanceof TypeError ? "The server does not answer; it may have been stopped." : error.message;
+  }
+  if (playing === hit) tell("answer", safe(said));
 }
 
 async function explain(source) {
@@ -209,6 +235,7 @@ function closed() {
     film.load();
   }
   at("stage").replaceChildren();
+  playing = null;
   opener?.focus();
 }
 
@@ -232,6 +259,13 @@ async function start() {
   at("forget").addEventListener("click", () => {
     begin();
     at("words").focus();
+  });
+  at("again").addEventListener("change", () => {
+    if (query?.words) searchWords(query.words, false);
+  });
+  at("asking").addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask();
   });
   at("more").addEventListener("click", () => search(Math.min(shown + STEP, info.k.most)));
   at("close").addEventListener("click", () => at("player").close());
@@ -257,6 +291,7 @@ async function start() {
   try {
     info = await answer(await fetch("/api/info"));
     at("folder").textContent = safe(info.folder);
+    at("matching").hidden = !info.rerank;
     const by = info.adapter === "none" ? info.model : `${info.model} with ${info.adapter}`;
     const windows = info.window ? `, also in windows of ${info.window[0]} s` : "";
     tell("about", safe(`${info.clips} clips of ${info.files} files${windows}; found by ${by}.`));

@@ -21,6 +21,8 @@ from uniadapter_jax.inference.search import ranking
 from uniadapter_jax.inference.search.description import Description, of_model, read_description
 from uniadapter_jax.inference.search.parts import Clip, Stamp, Store, Table, clips_of
 
+CANNOT_ASK = "ask needs a BLIP with a decoder of answers; leave it out"
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -179,7 +181,7 @@ class Index:
                 f"rerank={rerank} needs a text and a BLIP with a matching head; leave it out"
             )
         if ask and not self.model.answers:
-            raise UserError("ask needs a BLIP with a decoder of answers; leave it out")
+            raise UserError(CANNOT_ASK)
         row = self.query(text, image) if vector is None else self._row(vector)
         if vector is not None and (text is not None or image is not None):
             raise UserError("one query: a text, a picture or a vector")
@@ -244,11 +246,23 @@ class Index:
     def _asked(self, hits: Sequence[Hit], question: str) -> list[Hit]:
         answered = []
         for hit in hits:
-            pixels = self._pixels(hit)
-            if isinstance(pixels, str):
-                answered.append(replace(hit, reason=pixels))
-                continue
-            frames, mask = pixels
-            best = self.model.answer(frames, [question], mask=mask)  # type: ignore[attr-defined]
-            answered.append(replace(hit, answer=best[0][0][0] if best[0] else ""))
+            try:
+                answered.append(replace(hit, answer=self.ask(hit, question)))
+            except DecodeError as error:
+                answered.append(replace(hit, reason=told(error)))
         return answered
+
+    def ask(self, item: Item, question: str, path: str | None = None) -> str:
+        """The answer to a question about a clip; `path` is where its file is open, if it is.
+
+        Raises:
+          DecodeError: the file is gone or damaged.
+          UserError: the model cannot answer.
+        """
+        if not self.model.answers:
+            raise UserError(CANNOT_ASK)
+        times = (None, None) if item.whole else (item.start, item.end)
+        clip = read_range(path or item.path, self.model.clips, *times)
+        frames, mask = self.model.pixels_of([clip])
+        best = self.model.answer(frames, [question], mask=mask)  # type: ignore[attr-defined]
+        return best[0][0][0] if best[0] else ""

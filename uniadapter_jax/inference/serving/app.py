@@ -2,9 +2,10 @@
 
     GET  /                     the page, with /style.css and /script.js
     GET  /api/info             what is served
-    GET  /api/search?q=&k=     clips by words
+    GET  /api/search?q=&k=     clips by words; with &rerank=N the best N are matched again (BLIP)
     POST /api/search?k=        clips by a picture, which is the body
     GET  /api/item/ID/thumb    a JPEG
+    GET  /api/item/ID/answer?q= the answer to a question about the clip (BLIP with a decoder)
     GET  /media/ID             the file, by ranges, too
 
 Clips are named by ids only, so that no path of a client reaches the file system.
@@ -34,8 +35,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.media import kinds
+from uniadapter_jax.inference.clip_files import told
 from uniadapter_jax.inference.search.index import Hit, Index, Item
 from uniadapter_jax.inference.serving.answers import Problem, as_json
+from uniadapter_jax.inference.serving.files import open_indexed
 from uniadapter_jax.inference.serving.guard import Guard
 from uniadapter_jax.inference.serving.media import Thumbnails, media
 from uniadapter_jax.weights.hub.names import hub_name
@@ -48,6 +51,7 @@ PAGE = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MOST, DEFAULT = 200, 24  # hits
+RERANKED = 50  # clips that the page matches again, or as many as it shows
 QUERY_CHARACTERS = 2000
 UPLOAD_BYTES, UPLOAD_SECONDS, UPLOADS = 16 << 20, 30.0, 8  # of one; at once
 
@@ -61,6 +65,7 @@ def make_app(index: Index, hosts: Iterable[str] | None) -> ASGIApp:
         Route("/api/search", served.search, methods=["GET"]),
         Route("/api/search", served.search_picture, methods=["POST"]),
         Route("/api/item/{id}/thumb", served.thumb, methods=["GET"]),
+        Route("/api/item/{id}/answer", served.answer, methods=["GET"]),
         Route("/media/{id}", served.media, methods=["GET"]),
     ]
     # No redirects: they would repeat what a client said.
@@ -103,16 +108,19 @@ class _Served:
                 "window": made.get("window"),
                 "k": {"default": DEFAULT, "most": MOST},
                 "upload_bytes": UPLOAD_BYTES,
+                "rerank": RERANKED if index.model.matches else 0,
+                "ask": index.model.answers,
             }
         )
 
     async def search(self, request: Request) -> Response:
-        k, text = _k(request), request.query_params.get("q", "")
-        if not text.strip():
-            raise Problem(400, "The query is empty: say in words what to look for, as q=.")
-        if len(text) > QUERY_CHARACTERS:
-            raise Problem(400, f"The query is longer than {QUERY_CHARACTERS} characters.")
-        return await self._answer(k, text=text)
+        k, text = _k(request), _words(request, "query", "say in words what to look for")
+        rerank = _whole(request, "rerank", 0, 0)
+        if rerank and not self._index.model.matches:
+            raise Problem(400, "This model cannot match clips again; leave rerank out.")
+        if 0 < rerank < k:
+            raise Problem(400, f"rerank should be at least k, which is {k}.")
+        return await self._answer(k, text=text, rerank=rerank)
 
     async def search_picture(self, request: Request) -> Response:
         k = _k(request)
@@ -129,10 +137,10 @@ class _Served:
         finally:
             self._uploading.release()
 
-    async def _answer(self, k: int, **query: str) -> Response:
+    async def _answer(self, k: int, **query: Any) -> Response:
         def search() -> list[Hit]:
             try:
-                return self._index.search(k=k, **query)  # type: ignore[arg-type]
+                return self._index.search(k=k, **query)
             except UserError as error:  # names the file that was written for it
                 words = str(error).replace(f"--image={query.get('image')}", "the picture")
                 raise Problem(422, f"Not searched: {words}.") from error
@@ -142,6 +150,23 @@ class _Served:
         seconds = round(time.perf_counter() - began, 3)
         found = [_shown(hit) for hit in hits]
         return as_json({"hits": found, "clips": len(self._index), "seconds": seconds})
+
+    async def answer(self, request: Request) -> Response:
+        item = self._item(request)
+        question = _words(request, "question", "ask something about the clip")
+        if not self._index.model.answers:
+            raise Problem(400, "This model cannot answer questions.")
+
+        def ask() -> str:
+            with open_indexed(self._index, item) as file:
+                try:
+                    return self._index.ask(item, question, f"/dev/fd/{file.fileno()}")
+                except kinds.DecodeError as error:
+                    raise Problem(422, f"The file cannot be decoded: {told(error)}.") from error
+                except UserError as error:
+                    raise Problem(422, f"Not answered: {error}.") from error
+
+        return as_json({"answer": await to_thread.run_sync(ask, limiter=self._searching)})
 
     async def thumb(self, request: Request) -> Response:
         data = await self._thumbnails.get(self._item(request))
@@ -174,10 +199,25 @@ def _shown(hit: Hit) -> dict[str, Any]:
 
 
 def _k(request: Request) -> int:
-    text = request.query_params.get("k", str(DEFAULT))
-    if not re.fullmatch("[0-9]{1,9}", text) or not 1 <= int(text) <= MOST:
-        raise Problem(400, f"k should be a whole number from 1 to {MOST}.")
+    return _whole(request, "k", DEFAULT, 1)
+
+
+def _whole(request: Request, name: str, default: int, least: int) -> int:
+    """A number of clips that a client names."""
+    text = request.query_params.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= MOST:
+        raise Problem(400, f"{name} should be a whole number from {least} to {MOST}.")
     return int(text)
+
+
+def _words(request: Request, what: str, advice: str) -> str:
+    """The text that a client sends as `q`."""
+    text = request.query_params.get("q", "")
+    if not text.strip():
+        raise Problem(400, f"The {what} is empty: {advice}, as q=.")
+    if len(text) > QUERY_CHARACTERS:
+        raise Problem(400, f"The {what} is longer than {QUERY_CHARACTERS} characters.")
+    return text
 
 
 async def _receive(request: Request, path: str) -> None:
