@@ -44,9 +44,11 @@ REQUIREMENTS = [
 ]
 
 REPORT = ["vl-convert-python>=1.9,<2"]
+FAISS = ["faiss-cpu>=1.12,<2"]
 SERVE = ["starlette>=1,<2", "uvicorn>=0.54,<0.60"]
 EXTRAS = {
     "test": [
+        *FAISS,
         *REPORT,
         *SERVE,
         "mypy==2.4.1",
@@ -70,6 +72,8 @@ EXTRAS = {
     ],
     # The page of an index.
     "serve": SERVE,
+    # An approximate index of very many clips.
+    "faiss": FAISS,
     # Charts of the report of `benchmark`.
     "report": REPORT,
     # Adapted models in the tasks of MTEB; brings torch, transformers and sentence-transformers.

@@ -28,9 +28,11 @@ from uniadapter_jax.common.progress import on_terminal
 from uniadapter_jax.common.shares import Share
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.load import load_model
+from uniadapter_jax.inference.search.approximate import is_there
 from uniadapter_jax.inference.search.building import REPORT, Team, build
 from uniadapter_jax.inference.search.description import DTYPES, NAME, read_description
 from uniadapter_jax.inference.search.folder import media_of
+from uniadapter_jax.inference.search.index import Index
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.runs.workdir import holding
 from uniadapter_jax.weights.hub.fetch import located
@@ -69,6 +71,8 @@ def index(arguments: argparse.Namespace) -> None:
             say=on_terminal if first else lambda line: None,
             team=team,
         )
+        if first and (arguments.approximate or is_there(output)):
+            _make_approximate(output)
     if not first:
         return
     if sys.stderr.isatty():
@@ -76,6 +80,12 @@ def index(arguments: argparse.Namespace) -> None:
     print(f"{output}: {report['clips']} clips of {report['files']} files")
     if bad := report["bad_files"]:
         print(f"{bad} files cannot be used; {output / REPORT} says why")
+
+
+def _make_approximate(output: pathlib.Path) -> None:
+    recall = Index.open(output).make_approximate(on_terminal)
+    if recall is not None:
+        print(f"approximate search finds {recall:.1%} of the exact 10 best, with clips as queries")
 
 
 def _windows(arguments: argparse.Namespace) -> Windows | None:
@@ -110,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the stored features")
     add("--threads", type=int, default=usable_cores(), help="that decode")
     add("--batch-size", type=int, default=64, help="frames that are encoded at once")
+    add("--approximate", action="store_true", help="also an approximate index of very many clips")
     launch.add_arguments(parser)
     arguments = parser.parse_args(argv)
     with launch.processes(launch.Group.of_arguments(arguments)):

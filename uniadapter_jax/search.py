@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("-k", type=int, default=10, metavar="N", help="clips to show; default: 10")
     add("--rerank", type=int, default=0, metavar="N", help="match the best N again (BLIP)")
     add("--ask", default="", metavar="QUESTION", help="about each clip (BLIP with a decoder)")
+    add("--approximate", action="store_true", help="search what `index --approximate` made")
     add("--json", action="store_true", help='print {"hits": [...]} instead')
     add("--backbone", metavar="DIR", help="of the index, if it has moved")
     add("--adapter", metavar="DIR", help="of the index, if it has moved")
@@ -67,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.text is not None and not arguments.text.strip():
         raise UserError("the query is empty: say in words what to look for, or pass --image=FILE")
     launch.use_compile_cache()
-    index = Index.open(arguments.index, backbone=arguments.backbone, adapter=arguments.adapter)
+    index = Index.open(
+        arguments.index,
+        backbone=arguments.backbone,
+        adapter=arguments.adapter,
+        approximate=arguments.approximate,
+    )
     hits = index.search(
         arguments.text,
         image=arguments.image,

@@ -28,7 +28,12 @@ def serve(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"`serve` needs {error.name}: pip install 'uniadapter_jax[serve]'"
         ) from error
-    index = Index.open(arguments.index, backbone=arguments.backbone, adapter=arguments.adapter)
+    index = Index.open(
+        arguments.index,
+        backbone=arguments.backbone,
+        adapter=arguments.adapter,
+        approximate=arguments.approximate,
+    )
     host = arguments.host
     with server.listen(host, arguments.port) as bound:
         app.warm(index)
@@ -47,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--port", type=int, default=8000, help="0 is any free one; default: 8000")
     add("--backbone", metavar="DIR", help="of the index, if it has moved")
     add("--adapter", metavar="DIR", help="of the index, if it has moved")
+    add("--approximate", action="store_true", help="search what `index --approximate` made")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65_535:
         raise UserError(f"--port={arguments.port}: from 0 to 65535")

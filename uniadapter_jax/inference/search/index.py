@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import FileClip, read_range, told
 from uniadapter_jax.inference.load import load_model
 from uniadapter_jax.inference.search import ranking
+from uniadapter_jax.inference.search.approximate import Approximate, make
 from uniadapter_jax.inference.search.description import Description, of_model, read_description
 from uniadapter_jax.inference.search.parts import Clip, Stamp, Store, Table, clips_of
 
@@ -77,6 +78,7 @@ class Index:
         self._blocks = [ranking.Block.of(part) for part in table.parts]
         self._places = (description.backbone, description.adapter)
         self._model: AdaptedBackbone | None = None
+        self._approximate: Approximate | None = None
 
     @classmethod
     def open(
@@ -86,6 +88,7 @@ class Index:
         backbone: str | os.PathLike[str] | None = None,
         adapter: str | os.PathLike[str] | None = None,
         model: AdaptedBackbone | None = None,
+        approximate: bool = False,
     ) -> Index:
         """An index that `python -m uniadapter_jax.index` made.
 
@@ -93,6 +96,7 @@ class Index:
           backbone: of the index, if it has moved; loaded at the first query.
           adapter: likewise.
           model: both, loaded.
+          approximate: search what `--approximate` made: a small share of all clips.
 
         Raises:
           UserError: it is no index, damaged, or of another model; both sides are named.
@@ -106,7 +110,40 @@ class Index:
             index._places = index._places[0], os.fspath(adapter)
         if model is not None:
             index._use(model)
+        if approximate:
+            index._approximate = Approximate.open(index.path, index.state, index._blocks)
         return index
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """What tells these parts from those that a later run of `index` leaves."""
+        numbers = Store(self.path, self.description.generation).numbers()
+        return self.description.generation, max(numbers, default=-1), len(self)
+
+    def make_approximate(self, say: Callable[[str], None] = lambda line: None) -> float | None:
+        """Makes the approximate index; returns its recall, None where it does not pay.
+
+        Raises:
+          UserError: faiss is missing, or clips are compared frame by frame.
+        """
+        if self.description.keeps_frames:
+            raise UserError(
+                "--approximate: this model compares clips frame by frame, which only the exact "
+                "search does; leave it out"
+            )
+        return make(self.path, self.state, self._blocks, say)
+
+    def recall(self, texts: Sequence[str], k: int = 10) -> float:
+        """The share of the exact `k` best clips that the approximate search finds for texts."""
+        if self._approximate is None:
+            raise UserError("open the index with approximate=True")
+        shares = []
+        for text in texts:
+            row = self.query(text)
+            exact = {found.clip.id for found in ranking.best(self._blocks, row, k, None)}
+            near = {found.clip.id for found in self._approximate.best(row, k)}
+            shares.append(len(exact & near) / max(1, len(exact)))
+        return float(np.mean(shares))
 
     def __len__(self) -> int:
         return sum(len(part.clips) for part in self._table.parts)
@@ -185,13 +222,19 @@ class Index:
         row = self.query(text, image) if vector is None else self._row(vector)
         if vector is not None and (text is not None or image is not None):
             raise UserError("one query: a text, a picture or a vector")
-        compare = self._by_frames if self.description.keeps_frames else None
-        found = ranking.best(self._blocks, row, max(k, rerank), compare)
+        found = self._found(row, max(k, rerank))
         hits = [Hit(**vars(self._item(clip)), score=score, cosine=score) for clip, score in found]
         if rerank:
             assert text is not None
             hits = self._matched(hits, text)
         return self._asked(hits[:k], ask) if ask else hits[:k]
+
+    def _found(self, row: np.ndarray, k: int) -> list[ranking.Found]:
+        """The best clips of the first stage."""
+        if self._approximate is not None:
+            return self._approximate.best(row, k)
+        compare = self._by_frames if self.description.keeps_frames else None
+        return ranking.best(self._blocks, row, k, compare)
 
     def query(
         self, text: str | None = None, image: str | os.PathLike[str] | None = None

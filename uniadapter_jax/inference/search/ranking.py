@@ -59,11 +59,12 @@ def best(
             chosen = _at_least_the_kth(scores, k)
             found += [Found(block.part.clips[start + i], float(scores[i])) for i in chosen]
             if len(found) > 4 * k:
-                found = heapq.nsmallest(k, found, _order)
-    return heapq.nsmallest(k, found, _order)
+                found = heapq.nsmallest(k, found, order)
+    return heapq.nsmallest(k, found, order)
 
 
-def _order(found: Found) -> tuple[float, str, float, float]:
+def order(found: Found) -> tuple[float, str, float, float]:
+    """Sorts clips: the best first, those of one score by path and seconds."""
     clip = found.clip
     return -found.score, clip.path, clip.start or 0.0, clip.end or 0.0
 
