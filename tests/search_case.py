@@ -78,9 +78,21 @@ def make_folder(folder: pathlib.Path, pictures: int = 8) -> None:
     (folder / "broken.mp4").write_bytes(b"no video")
 
 
-def index_it(folder: str, output: str, die: int = 0, **options: Any) -> None:
-    """Builds by parts of 4 clips, for a child that SIGKILL may take before its `die`-th change."""
-    writing.CLIPS = 4
+def make_many(folder: pathlib.Path, count: int) -> None:
+    """Short films of different content, most of which show the same as another."""
+    films = []
+    for i in range(20):
+        media.write_video(folder / "film.mp4", frames=6 + i % 3, start=2 * i)
+        films.append((folder / "film.mp4").read_bytes())
+    (folder / "film.mp4").unlink()
+    for i in range(count):
+        box = b"\0\0\0\x10free" + i.to_bytes(8, "big")  # which players skip
+        (folder / f"{i:05d}.mp4").write_bytes(films[i % len(films)] + box)
+
+
+def index_it(folder: str, output: str, die: int = 0, part: int = 4, **options: Any) -> None:
+    """Builds by parts of `part` clips; SIGKILL may take it before its `die`-th change."""
+    writing.CLIPS = part
     if die:
         sys.addaudithook(small_child.die_at(output, die))
     windows = Windows(1.0, 0.5) if options.pop("windows", False) else None

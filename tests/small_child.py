@@ -17,8 +17,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import grain  # noqa: F401 (as below: children begin with it)
 import jax
 import numpy as np
+import tensorflow_datasets  # noqa: F401
 from jax.sharding import Mesh
 
 import uniadapter_jax.prepare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import media
 import pytest
 import search_case
+import test_architecture
 
 import uniadapter_jax
 from uniadapter_jax import index, search
@@ -125,3 +127,25 @@ def test_what_there_is_is_listed_without_importing_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "'Index'" in done.stdout and "'load_model'" in done.stdout
     assert done.stdout.endswith("False\n") and uniadapter_jax.Index is finished.Index
+
+
+def test_what_only_training_needs_is_not_imported():
+    """Grain, TFDS and Orbax take a third of the start of a command."""
+    late, todo, seen = (
+        ("grain", "tensorflow_datasets", "orbax"),
+        ["index", "search", "serve"],
+        set(),
+    )
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        tree = ast.parse(test_architecture.FILES[name].read_text())
+        for node in tree.body:  # what is imported within functions waits until it is needed
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.startswith(late)], name
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        todo += test_architecture.imports_of(ast.unparse(ast.Module(top, [])))
+    assert "inference.search.index" in seen and "data.records" in seen

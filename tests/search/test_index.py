@@ -9,6 +9,7 @@ import shutil
 import media
 import numpy as np
 import pytest
+import search_case
 import small_run
 from search_case import Colours, content, index_it, make_folder
 
@@ -215,6 +216,33 @@ def test_killed_at_a_moment_it_goes_on(clips, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_killed_at_ten_moments_it_goes_on(clips, tmp_path, monkeypatch):
     kills(clips, tmp_path, (1, 2, 3, 5, 6, 8, 10, 12, 14, 16), monkeypatch)
+
+
+def killed_on_and_on(folder, tmp_path, count, part, moments, monkeypatch):
+    """Kills one run after another at so many changes, and lets the last one end."""
+    monkeypatch.setattr(writing, "CLIPS", part)
+    folder.mkdir()
+    search_case.make_many(folder, count)
+    where = tmp_path / "killed"
+    for moment in moments:
+        arguments = (str(folder), str(where), moment, part)
+        child = small_run.child("search_case", "index_it", arguments)
+        child.join(300)
+        assert child.exitcode == -9, (moment, child.exitcode)
+    index_it(str(folder), str(where), part=part)
+    index_it(str(folder), str(tmp_path / "whole"), part=part)
+    assert content(where) == content(tmp_path / "whole")
+    assert len(Index.open(where, model=Colours())) == count
+
+
+def test_some_clips_in_spite_of_two_kills(tmp_path, monkeypatch):
+    killed_on_and_on(tmp_path / "many", tmp_path, 30, 8, (7, 20), monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_thousand_clips_in_spite_of_ten_kills(tmp_path, monkeypatch):
+    moments = (2, 60, 133, 139, 150, 171, 200, 260, 270, 290)
+    killed_on_and_on(tmp_path / "many", tmp_path, 2000, 128, moments, monkeypatch)
 
 
 def test_what_was_made_otherwise_is_refused_with_both_sides(clips, tmp_path):

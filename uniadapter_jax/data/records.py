@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import open_regular, parse_line, read_lines
@@ -197,6 +196,8 @@ class Records:
         hangs when two threads do it at once.
         """
         if split not in self._sources:
+            import tensorflow_datasets as tfds  # most of a second, and only reading needs it
+
             with _OPENING:
                 builder = tfds.builder_from_directory(self.root)
                 raw = tfds.decode.DeserializeMethod.RAW_BYTES

@@ -7,9 +7,8 @@ wait in buffers beside those being made.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import grain
 import numpy as np
 from absl import flags
 from jaxtyping import Int
@@ -19,6 +18,9 @@ from uniadapter_jax.common.errors import MachineError, UserError
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
 from uniadapter_jax.data.loading.frames import FrameReader
+
+if TYPE_CHECKING:  # a second to import, with Orbax; who makes no batches does not need it
+    import grain
 
 ENDLESS = 2**40  # steps
 MOST_WAITING = 64  # batches: more of small ones would only delay the first
@@ -70,6 +72,8 @@ class Batches(Iterator[Batch]):
 
 def endless(loader: Loader, data_config: Any, start_step: int) -> Batches:
     """Steps start_step, start_step + 1, ...; in `data_config.workers` processes if above 0."""
+    import grain
+
     batches = grain.MapDataset.range(start_step, start_step + ENDLESS).map(loader)
     buffers, workers = _buffers(loader, data_config), data_config.workers
     return _in_processes(batches, buffers, workers) if workers else _threaded(batches, buffers)
@@ -77,6 +81,8 @@ def endless(loader: Loader, data_config: Any, start_step: int) -> Batches:
 
 def finite(loader: Loader, data_config: Any, steps: int) -> Batches:
     """Steps 0 to steps - 1, by threads of this process."""
+    import grain
+
     return _threaded(grain.MapDataset.range(steps).map(loader), _buffers(loader, data_config))
 
 
@@ -118,12 +124,16 @@ def _buffers(loader: Loader, data_config: Any) -> int:
 
 def _threaded(batches: grain.MapDataset, buffers: int) -> Batches:
     """Made ahead by one thread, which shares out the rows of a batch among others."""
+    import grain
+
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffers)
     return Batches(iter(batches.to_iter_dataset(options)))
 
 
 def _in_processes(batches: grain.MapDataset, buffers: int, workers: int) -> Batches:
     """Made ahead by worker processes. For endless data only: grain 0.2.18 can hang at an end."""
+    import grain
+
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, also where there is no app
         flags.FLAGS.mark_as_parsed()
     # grain keeps two buffers of this size per worker: the worker's own, and one on the way to us
