@@ -19,7 +19,8 @@ from typing import Any
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import duration
-from uniadapter_jax.inference.search.index import Hit, Index
+from uniadapter_jax.inference.search.flags import add_flags, open_index
+from uniadapter_jax.inference.search.index import Hit
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.weights.errors import printable
 
@@ -58,22 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("-k", type=int, default=10, metavar="N", help="clips to show; default: 10")
     add("--rerank", type=int, default=0, metavar="N", help="match the best N again (BLIP)")
     add("--ask", default="", metavar="QUESTION", help="about each clip (BLIP with a decoder)")
-    add("--approximate", action="store_true", help="search what `index --approximate` made")
     add("--json", action="store_true", help='print {"hits": [...]} instead')
-    add("--backbone", metavar="DIR", help="of the index, if it has moved")
-    add("--adapter", metavar="DIR", help="of the index, if it has moved")
+    add_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.k < 1:
         raise UserError(f"-k {arguments.k}: at least 1")
     if arguments.text is not None and not arguments.text.strip():
         raise UserError("the query is empty: say in words what to look for, or pass --image=FILE")
     launch.use_compile_cache()
-    index = Index.open(
-        arguments.index,
-        backbone=arguments.backbone,
-        adapter=arguments.adapter,
-        approximate=arguments.approximate,
-    )
+    index = open_index(arguments)
     hits = index.search(
         arguments.text,
         image=arguments.image,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.parsers import command_parser
-from uniadapter_jax.inference.search.index import Index
+from uniadapter_jax.inference.search.flags import add_flags, open_index
 from uniadapter_jax.parallel import launch
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -28,12 +28,7 @@ def serve(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"`serve` needs {error.name}: pip install 'uniadapter_jax[serve]'"
         ) from error
-    index = Index.open(
-        arguments.index,
-        backbone=arguments.backbone,
-        adapter=arguments.adapter,
-        approximate=arguments.approximate,
-    )
+    index = open_index(arguments)
     host = arguments.host
     with server.listen(host, arguments.port) as bound:
         app.warm(index)
@@ -50,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("index", metavar="INDEX", help="what `python -m uniadapter_jax.index` wrote")
     add("--host", default="127.0.0.1", help="address to serve at; default: only this machine")
     add("--port", type=int, default=8000, help="0 is any free one; default: 8000")
-    add("--backbone", metavar="DIR", help="of the index, if it has moved")
-    add("--adapter", metavar="DIR", help="of the index, if it has moved")
-    add("--approximate", action="store_true", help="search what `index --approximate` made")
+    add_flags(parser)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.port <= 65_535:
         raise UserError(f"--port={arguments.port}: from 0 to 65535")
