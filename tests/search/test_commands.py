@@ -149,3 +149,9 @@ def test_what_only_training_needs_is_not_imported():
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         todo += test_architecture.imports_of(ast.unparse(ast.Module(top, [])))
     assert "inference.search.index" in seen and "data.records" in seen
+
+
+def test_the_package_shows_what_there_is():
+    names = {name for name in dir(uniadapter_jax) if not name.startswith("__")}
+    assert names == {"AdaptedBLIP", "AdaptedModel", "Index", "load_model", "config", "testing"}
+    assert all(getattr(uniadapter_jax, name).__doc__ for name in names)
