@@ -6,8 +6,8 @@
     index = Index.open("INDEX")                    search("a red car turns left"), item(id)
 
 `uniadapter_jax.testing` is for people who port weights. Commands, each with --help, as `python -m
-uniadapter_jax.NAME`: prepare, main, compare, export, index, search, serve, convert, plan, benchmark,
-demo, look.
+uniadapter_jax.NAME`: prepare, main, compare, export, index, search, serve, convert, plan, demo,
+benchmark, look.
 """
 
 from __future__ import annotations

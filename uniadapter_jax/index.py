@@ -3,6 +3,7 @@
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX --backbone=DIR [--adapter=DIR]
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX
 
+DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub.
 Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed

@@ -92,6 +92,7 @@ def test_only_what_is_needed_comes_pinned_and_once(hub, capsys):
     assert fetched() == (place, folder)
     asked = len(hub.asked)
     assert fetched(place) == (place, folder)  # what is pinned asks nobody
+    assert fetched(place, CONFIG) == fetched(place, TOKENIZER) == (place, folder)
     assert len(hub.asked) == asked and len(hub.downloads()) == len(NEEDED)
     assert not scan_cache_dir(root()).warnings
 

@@ -124,13 +124,13 @@ class Experiment:
 
 def build(config: ConfigDict) -> Experiment:
     """Builds the experiment; settings that do not fit are an error here, before the first step."""
-    config = pinned(configs.validate(config))
+    config = configs.validate(config)
     mesh = meshes.make_mesh(config.mesh)
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = open_splits(config, trains=method.trainable is not None)
     preflight.check_evaluation(config, data)
     with meshes.on_host():  # unsharded weights need not fit on a device
-        backbone = _load_backbone(config, kind)
+        config, backbone = _load_backbone(config, kind)
         model_config = backbone.model.config
         preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
@@ -186,13 +186,15 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     return partition(model, method.filter(config.method), config.compute.dtype)
 
 
-def _load_backbone(config: ConfigDict, kind: Kind) -> Backbone:
+def _load_backbone(config: ConfigDict, kind: Kind) -> tuple[ConfigDict, Backbone]:
+    """(The config with a name on the hub pinned, the backbone); its family is checked first."""
     if not config.backbone:
         raise UserError(f"{FIELD} is empty: a directory, OWNER/NAME (hub) or random:<config.json>")
     family = backbone_family(config.backbone, FIELD)
     check_family(family, kind.name, kind.families, f"{FIELD}={config.backbone}")
+    config = pinned(config)
     options = {name: config.compute[name] for name in family.options}
-    return load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
+    return config, load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
 
 
 def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:

@@ -102,8 +102,8 @@ def _to_convert(listing: Listing) -> str:
     )
 
 
-CONFIG = Need("config", _config)
-TOKENIZER = Need("tokenizer", _tokenizer)
+CONFIG = Need("config", _config, within=("tokenizer", "backbone"))
+TOKENIZER = Need("tokenizer", _tokenizer, within=("backbone",))
 BACKBONE = Need("backbone", _backbone)
 SOURCE = Need("source", _source)
 ADAPTER = Need("adapter", _adapter)

@@ -52,9 +52,15 @@ def located(place: str, field: str, need: Need) -> Located:
     return Located(str(found), str(folder))
 
 
+def _complete(cache: Cache, commit: str, need: Need) -> pathlib.Path | None:
+    """The folder of a commit, if this need, or a larger one, was downloaded and verified."""
+    found = (cache.complete(commit, what) for what in (need.what, *need.within))
+    return next(filter(None, found), None)
+
+
 def _fetch(name: Name, field: str, need: Need) -> tuple[Name, pathlib.Path]:
     cache = Cache(name.repository)
-    if name.commit and (folder := cache.complete(name.commit, need.what)):
+    if name.commit and (folder := _complete(cache, name.commit, need)):
         return name, folder
 
     def waiting() -> None:
@@ -78,7 +84,7 @@ def _from_cache(name: Name, field: str, need: Need, cache: Cache) -> pathlib.Pat
 
     Of what others downloaded nobody knows whether the tokenizer is complete, too.
     """
-    if folder := cache.complete(name.commit, need.what):
+    if folder := _complete(cache, name.commit, need):
         return folder
     folder = cache.snapshot(name.commit)
     try:
@@ -105,7 +111,7 @@ def _from_hub(asked: Name, field: str, need: Need) -> tuple[Name, pathlib.Path]:
         say(f"{field}={asked}: the repository is called {name.repository} now")
     cache = Cache(name.repository)
     cache.keep_commit(asked.revision, name.commit)
-    folder = cache.complete(name.commit, need.what)
+    folder = _complete(cache, name.commit, need)
     if folder is None:
         folder = _download(asked, name, field, need, cache, files)
     return name, folder

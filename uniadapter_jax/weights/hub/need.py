@@ -37,7 +37,9 @@ class Need(NamedTuple):
     Attributes:
       what: for people, such as "backbone"; also names the note of a complete download.
       choose: gives the names of all files that are needed; raises `Lacking`.
+      within: the `what` of larger needs, which have all that this one has.
     """
 
     what: str
     choose: Callable[[Listing], list[str]]
+    within: tuple[str, ...] = ()
