@@ -13,6 +13,7 @@ from huggingface_hub import constants, scan_cache_dir
 
 from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.errors import MachineError, UserError
+from uniadapter_jax.weights.hub import fetch
 from uniadapter_jax.weights.hub.cache import root
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.hub.names import Name, parse, public
@@ -46,6 +47,7 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
         quick = types.SimpleNamespace(sleep=lambda seconds: None)
         monkeypatch.setattr("huggingface_hub.file_download.time", quick)
+        monkeypatch.setattr(fetch, "PAUSE", 0)
         monkeypatch.chdir(tmp_path)
         yield server
 

@@ -7,6 +7,7 @@ with the hub's sizes and hashes once, and then noted as verified.
 from __future__ import annotations
 
 import pathlib
+import time
 from typing import NamedTuple
 
 from uniadapter_jax.common.disk import free_bytes
@@ -19,6 +20,7 @@ from uniadapter_jax.weights.hub.names import Name, hub_name, parse
 from uniadapter_jax.weights.hub.need import Lacking, Listing, Need
 
 SECONDS = 10.0  # for the hub to list a repository
+TRIES, PAUSE = 3, 1.0  # of a file, beside those of huggingface_hub; seconds between them
 _SPARE = 2**26  # bytes that a download leaves free
 
 
@@ -173,6 +175,16 @@ def _download(
 
 
 def _get(name: Name, field: str, file: str, bar: Bytes | None) -> None:
+    """Downloads a file; a connection that breaks is taken up again."""
+    for _ in range(TRIES - 1):
+        try:
+            return _get_once(name, field, file, bar)
+        except errors.Unreachable:
+            time.sleep(PAUSE)
+    _get_once(name, field, file, bar)
+
+
+def _get_once(name: Name, field: str, file: str, bar: Bytes | None) -> None:
     from huggingface_hub import hf_hub_download
 
     with errors.explained(field, name):
