@@ -25,11 +25,14 @@ from uniadapter_jax.inference.search import building, shares, writing
 from uniadapter_jax.inference.search.building import Team, build
 from uniadapter_jax.inference.search.index import Index
 
+CRASHES = "uniadapter_jax.inference.search.crashes.survives"
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     search_case.make_folder(folder)
+    (folder / "p02.mp4").write_bytes(b"no video either")
     shutil.copy(folder / "p00.png", folder / "z.png")  # a copy, in a share of its own
     shutil.copy(folder / "long.mp4", folder / "deep" / "copy.mp4")
     return folder
@@ -98,14 +101,15 @@ def test_a_group_that_was_killed_loses_little(clips, tmp_path, monkeypatch):
         build(str(clips), tmp_path / "killed", Colours(), threads=1, team=team)
     suspect = tmp_path / "killed" / "shares" / "1"
     suspect.mkdir()
-    (suspect / "reading.json").write_text('["long.mp4"]')
-    seen = []
+    (suspect / "reading.json").write_text(json.dumps(os.listdir(clips)))
+    seen, tried = [], []
     changes = building.changes
     monkeypatch.setattr(building, "changes", lambda *a: seen.append(changes(*a)) or seen[-1])
-    monkeypatch.setattr("uniadapter_jax.inference.search.crashes.survives", lambda *a: True)
+    monkeypatch.setattr(CRASHES, lambda *a: tried.append(a) or True)
     build(str(clips), tmp_path / "killed", Colours(), threads=1)
     build(str(clips), tmp_path / "one", Colours(), threads=1)
     assert 0 < len(seen[0].fresh) < len(seen[1].fresh)
+    assert {os.path.basename(a[0]) for a in tried} >= {"long.mp4"} & {*seen[0].fresh} and tried
     assert rows_of(tmp_path / "killed") == rows_of(tmp_path / "one")
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     assert not left & {"shares", "reading.json"}
