@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 import uniadapter_jax
 from uniadapter_jax import export
-from uniadapter_jax.runs.pinning import as_begun
+from uniadapter_jax.runs.backbone import as_begun
 
 pytestmark = pytest.mark.slow
 

@@ -25,13 +25,13 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs import identity as identities
 from uniadapter_jax.runs import preflight
-from uniadapter_jax.runs.pinning import FIELD, pinned
+from uniadapter_jax.runs.backbone import load
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.tasks.registry import Kind, get_task
 from uniadapter_jax.training import accumulation
 from uniadapter_jax.training.optimizers import make_optimizer
-from uniadapter_jax.weights.directory import Backbone, backbone_family, load_backbone
-from uniadapter_jax.weights.families import check_family, check_tokenizer, family_of
+from uniadapter_jax.weights.directory import Backbone
+from uniadapter_jax.weights.families import check_tokenizer, family_of
 
 
 @dataclasses.dataclass
@@ -130,7 +130,7 @@ def build(config: ConfigDict) -> Experiment:
     data = open_splits(config, trains=method.trainable is not None)
     preflight.check_evaluation(config, data)
     with meshes.on_host():  # unsharded weights need not fit on a device
-        config, backbone = _load_backbone(config, kind)
+        config, backbone = load(config, kind)
         model_config = backbone.model.config
         preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
@@ -184,17 +184,6 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     method.attach(model, config.method, generator(config.seed, "adapters"))
     preflight.check_room(config, model)
     return partition(model, method.filter(config.method), config.compute.dtype)
-
-
-def _load_backbone(config: ConfigDict, kind: Kind) -> tuple[ConfigDict, Backbone]:
-    """(The config with a name on the hub pinned, the backbone); its family is checked first."""
-    if not config.backbone:
-        raise UserError(f"{FIELD} is empty: a directory, OWNER/NAME (hub) or random:<config.json>")
-    family = backbone_family(config.backbone, FIELD)
-    check_family(family, kind.name, kind.families, f"{FIELD}={config.backbone}")
-    config = pinned(config)
-    options = {name: config.compute[name] for name in family.options}
-    return config, load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
 
 
 def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:

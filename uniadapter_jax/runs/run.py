@@ -18,10 +18,10 @@ from uniadapter_jax.parallel import launch
 from uniadapter_jax.parallel.preemption import leaving_on_signal
 from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.runs.assembly import Experiment, build
+from uniadapter_jax.runs.backbone import as_begun
 from uniadapter_jax.runs.checkpoint import last_step
 from uniadapter_jax.runs.claims import check_workdir, claim, keep_identity
 from uniadapter_jax.runs.loop import fit
-from uniadapter_jax.runs.pinning import as_begun
 from uniadapter_jax.runs.provenance import (
     check_agreement,
     code_digest,

@@ -1,4 +1,4 @@
-"""Pins a backbone that is a name on the hub to a commit, so that a run can be told again."""
+"""Loads the backbone of a run; one that is a name on the hub is pinned to a commit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import read_json
+from uniadapter_jax.tasks.registry import Kind
+from uniadapter_jax.weights.directory import Backbone, backbone_family, load_backbone
+from uniadapter_jax.weights.families import check_family
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.hub.names import hub_name, parse
 from uniadapter_jax.weights.needed import BACKBONE
@@ -15,9 +18,18 @@ from uniadapter_jax.weights.needed import BACKBONE
 FIELD = "config.backbone"
 
 
-def pinned(config: ConfigDict) -> ConfigDict:
-    """The config with the commit, whose files are then on this machine; else as it is."""
-    return _with_backbone(config, located(config.backbone, FIELD, BACKBONE).place)
+def load(config: ConfigDict, kind: Kind) -> tuple[ConfigDict, Backbone]:
+    """(The config with the commit of a name on the hub, the backbone).
+
+    Raises `UserError` where its family does not fit the task, before its weights are downloaded.
+    """
+    if not config.backbone:
+        raise UserError(f"{FIELD} is empty: a directory, OWNER/NAME (hub) or random:<config.json>")
+    family = backbone_family(config.backbone, FIELD)
+    check_family(family, kind.name, kind.families, f"{FIELD}={config.backbone}")
+    config = _with_backbone(config, located(config.backbone, FIELD, BACKBONE).place)
+    options = {name: config.compute[name] for name in family.options}
+    return config, load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
 
 
 def as_begun(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
