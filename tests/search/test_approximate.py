@@ -110,3 +110,12 @@ def test_the_recall_for_texts(tmp_path, monkeypatch):
     near = Index.open(tmp_path / "index", model=model, approximate=True)
     assert near.recall(["rgb", "xyz"], k=5) == 1
     assert near.search("rgb", k=3) == exact.search("rgb", k=3)
+
+
+def test_the_exact_best_in_one_pass(tmp_path):
+    index = Index.open(made_up(tmp_path / "index", 300))
+    clips = list(parts.clips_of(index._table.parts))
+    for query, places in zip(
+        queries(5), approximate._exact(index._blocks, queries(5)), strict=True
+    ):
+        assert {clips[i].id for i in places} == {hit.id for hit in index.search(vector=query)}

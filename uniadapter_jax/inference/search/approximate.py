@@ -93,19 +93,31 @@ def make(
 
 def _choose_probes(made: Any, blocks: Sequence[Block], queries: np.ndarray) -> float:
     """Sets how many lists a query looks into, the fewest that give the recall; returns that."""
-    exact = [{found.clip.id for found in ranking.best(blocks, q, BEST, None)} for q in queries]
-    recall, made.nprobe = 0.0, 4
+    exact = _exact(blocks, queries)
+    made.nprobe = 4
     while True:
         _, labels = made.search(queries, _FURTHER * BEST)
-        pairs = zip(queries, labels, exact, strict=True)
-        shares = [
-            len({found.clip.id for found in rescored(blocks, query, places, BEST)} & best) / BEST
-            for query, places, best in pairs
-        ]
-        recall = float(np.mean(shares))
+        # The exact best that are among these come out, as rescoring orders them rightly.
+        found = [len(np.intersect1d(near, best)) for near, best in zip(labels, exact, strict=True)]
+        recall = float(np.mean(found)) / BEST
         if recall >= RECALL or made.nprobe >= made.nlist:
             return recall
         made.nprobe = min(2 * made.nprobe, made.nlist)
+
+
+def _exact(blocks: Sequence[Block], queries: np.ndarray) -> np.ndarray:
+    """The places "q 10" of the best clips of each query, in one pass over all rows."""
+    scores = np.full((len(queries), BEST), -np.inf, np.float32)
+    places = np.full((len(queries), BEST), -1)
+    start = 0
+    for rows in _blocks_of_rows(blocks):
+        here = np.arange(start, start + len(rows))
+        all_scores = np.concatenate([scores, queries @ rows.T], axis=1)
+        all_places = np.concatenate([places, np.broadcast_to(here, (len(queries), len(here)))], 1)
+        best = np.argpartition(-all_scores, BEST - 1, axis=1)[:, :BEST]
+        scores, places = (np.take_along_axis(x, best, 1) for x in (all_scores, all_places))
+        start += len(rows)
+    return places
 
 
 class Approximate:
