@@ -87,6 +87,6 @@ def cannot_reach(field: str, name: Name, what: str, reason: object) -> MachineEr
     """The error where neither hub nor cache has what is needed."""
     return MachineError(
         f"{field}={name}: there is no such directory, {endpoint()} cannot be reached ({reason}), "
-        f"and the cache {root()} has no complete copy of that {what}. Connect and run the same "
-        f"command again, {OR_A_PATH}"
+        f"and the cache {root()} has no complete copy of that {what}. Connect, "
+        f"without HF_HUB_OFFLINE, and run the same command again, {OR_A_PATH}"
     )
