@@ -35,6 +35,8 @@ class Method:
         method that is not linear.
       version: grows when the function that the same parameters compute changes.
       trains_backbone: whether what trains is the whole backbone: its export is a backbone.
+      behind_layers: whether all that trains, and all that it adds, stands behind the layers of the
+        towers, or beside them without a gradient into them: so the states of these never change.
       layered: whether it acts in the layers of towers, so that it may begin at any: the registry
         gives it the option `from_layer`.
     """
@@ -49,6 +51,7 @@ class Method:
     merge: Callable[[nnx.Module], None] | None = None
     version: int = 1
     trains_backbone: bool = False
+    behind_layers: bool = False
     layered: bool = False
 
     def filter(self, options: Any) -> Any:

@@ -29,4 +29,5 @@ PROJECTION = Method(
     attach=attach_nothing,
     trainable=nnx.All(nnx.Param, _is_projection),
     merge=merge_nothing,
+    behind_layers=True,
 )

@@ -57,4 +57,5 @@ METHOD = Method(
     attach=attach,
     options={"reduction": 4, "ratio": 0.2, "towers": ("vision",)},
     ranges={"reduction": at_least(1), "ratio": SHARE},
+    behind_layers=True,
 )

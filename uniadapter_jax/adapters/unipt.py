@@ -73,4 +73,10 @@ def attach(backbone: Any, options: Any, rng: np.random.Generator | None) -> None
         fill_place(tower.owner, "side", network)
 
 
-METHOD = Method(name="unipt", attach=attach, options={"factor": 1}, ranges={"factor": at_least(1)})
+METHOD = Method(
+    name="unipt",
+    attach=attach,
+    options={"factor": 1},
+    ranges={"factor": at_least(1)},
+    behind_layers=True,
+)

@@ -131,6 +131,9 @@ class VisionTower(ViT):
         self.ln_post = LayerNorm(width, eps=config.vision.eps)
         self.projection = Linear(width, config.embed, use_bias=False, std=std, rng=rng)
 
+    def read_by_head(self, x: Float[Array, "b s d"]) -> Float[Array, "b 1 d"]:
+        return x[:, :1]
+
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b c"]:
         return self.projection(self.ln_post(x[:, 0]))
 

@@ -185,6 +185,7 @@ def run_and_keep(
     shared: PyTree | None = None,
     key: Array | None = None,
     drop_path: float = 0.0,
+    above_only: bool = False,
 ) -> tuple[Float[Array, "b s d"], Float[Array, "z b s d"] | None]:
     """The states behind the last layer; and if `keep`, those ahead of all and behind each.
 
@@ -193,6 +194,7 @@ def run_and_keep(
       key: a key for dropout, split over the layers; None is deterministic.
       remat: a name of `scan.REMAT`.
       drop_path: the rate of stochastic depth in the last layer; it rises linearly from 0.
+      above_only: as of `scan.collect_layers`.
     """
     rates = jnp.linspace(0.0, drop_path, layers) if drop_path and key is not None else None
     bias = mask_bias(mask)
@@ -204,6 +206,15 @@ def run_and_keep(
         return x, x if keep else None
 
     last, states = scan.collect_layers(
-        call, blocks, x, None, layers, remat=remat, shared=shared, key=key, drop_path=rates
+        call,
+        blocks,
+        x,
+        None,
+        layers,
+        remat=remat,
+        shared=shared,
+        key=key,
+        drop_path=rates,
+        above_only=above_only,
     )
     return last, jnp.concatenate([x[None], states]) if keep else None

@@ -149,18 +149,20 @@ def collect_layers(
     shared: PyTree | None = None,
     key: Array | None = None,
     drop_path: Float[Array, " z"] | None = None,
+    above_only: bool = False,
 ) -> tuple[Float[Array, "..."], PyTree]:
     """Runs every layer, by one scan; a layer is also handed something of its own, and gives some.
 
     `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
     with a leading axis of layers. What all layers use alike may be closed over by `call`; the rest
     is as in `layers.run_and_keep`. Leaves of `shared` lead with the axis of the layers that a
-    method may act on, which are all where the tower is not cut.
+    method may act on, which are all where the tower is not cut. `above_only`: x is what enters the
+    layers above the cut, and only these run, with the keys that they have in the whole.
     """
     keys = None if key is None else split(key, layers)
     inputs, made = (keys, drop_path, own), []
     segments = stacked.segments(layers)
-    for stack, rows in segments:
+    for stack, rows in segments[-1:] if above_only else segments:
         of_segment = inputs
         if len(segments) > 1:
             of_segment = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import functions, layers, scan
+from uniadapter_jax.backbones import functions, layers, prefix, scan
 from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
@@ -57,29 +57,54 @@ class TextTransformer(nnx.Module):
         dtype: jnp.dtype,
         shared: PyTree | None = None,
         key: Array | None = None,
+        known: Array | None = None,
     ) -> Float[Array, "b c"]:
+        """Features of texts; `known` is what the method of that name gave for them."""
         rows = 0 if self.before is None else self.before.rows
         check_length(ids.shape[1] + rows, self.config.positions)
         ids = self.padded(ids, rows)
-        x = self.token_embedding[...][ids].astype(dtype)
-        x = at_place(self.before, x, x, scan.of_first_layer(shared))
-        length = x.shape[1]
-        x, states = layers.run_and_keep(
-            self.blocks,
-            x + self.position_embedding[...][:length].astype(dtype)[None],
-            keep=self.side is not None,
-            layers=self.config.text.layers,
-            remat=self.remat,
-            mask=functions.causal_mask(length) if self.CAUSAL else None,
-            shared=shared,
-            key=key,
-        )
-        features = self.projection(self.ln_final(self.state_of_text(x, ids, rows)))
+        options: dict[str, Any] = {
+            "keep": self.side is not None,
+            "layers": self.config.text.layers,
+            "remat": self.remat,
+            "mask": self._mask(ids.shape[1] + rows),
+            "shared": shared,
+            "key": key,
+        }
+        if known is None:
+            x = self.ahead_of_layers(ids, dtype, shared)
+            x, states = layers.run_and_keep(self.blocks, x, **options)
+        else:
+            x, states = prefix.enter(self.blocks, known.astype(dtype), **options)
+        read = functools.partial(self.state_of_text, ids=ids, rows=rows)
+        # What was known may be what the head reads.
+        features = self.projection(self.ln_final(x if x.ndim == 2 else read(x)))
         if states is None:
             return features
-        mask = self.word_mask(ids, rows)
-        read = functools.partial(self.state_of_text, ids=ids, rows=rows)
-        return self.side(features, layers.States(states, mask, read))
+        return self.side(features, layers.States(states, self.word_mask(ids, rows), read))
+
+    def known(self, ids: Int[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b ..."]:
+        """What is frozen ahead of all that a method does; see `prefix`."""
+        ids = self.padded(ids, 0)
+        return prefix.known(
+            self.blocks,
+            self.ahead_of_layers(ids, dtype, None),
+            keep=self.side is not None,
+            layers_=self.config.text.layers,
+            mask=self._mask(ids.shape[1]),
+            read=functools.partial(self.state_of_text, ids=ids, rows=0),
+        )
+
+    def _mask(self, length: int) -> Bool[Array, "m m"] | None:
+        return functions.causal_mask(length) if self.CAUSAL else None
+
+    def ahead_of_layers(
+        self, ids: Int[Array, "b l"], dtype: jnp.dtype, shared: PyTree | None
+    ) -> Float[Array, "b m d"]:
+        """What enters the first layer, of texts as the family reads them."""
+        x = self.token_embedding[...][ids].astype(dtype)
+        x = at_place(self.before, x, x, scan.of_first_layer(shared))
+        return x + self.position_embedding[...][: x.shape[1]].astype(dtype)[None]
 
     def padded(self, ids: Int[Array, "b l"], rows: int) -> Int[Array, "b l"]:
         """Texts as the family reads them, which `rows` of a method will join; by default as is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -90,41 +91,70 @@ class TwoTowers(layers.Backbone):
             layers.Tower.of("text", self.text, self.config.text),
         )
 
-    def encode_images(self, pixels: Array, *, key: Array | None = None) -> Float[Array, "b c"]:
-        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features."""
+    def encode_images(
+        self, pixels: Array | None, *, key: Array | None = None, known: Array | None = None
+    ) -> Float[Array, "b c"]:
+        """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features.
+
+        Or from what `known_frames` gave for such pictures, which are not read then.
+        """
         shared = self.shared("vision", self.config.vision.layers)
-        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key)
+        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key, known=known)
         features = features.astype(jnp.float32)
         return at_place(self.after_vision, features, features, scan.LayerInputs(key=key))
 
-    def encode_frames(self, frames: Array, *, key: Array | None = None) -> Float[Array, "b f c"]:
+    def encode_frames(
+        self, frames: Array | None, *, key: Array | None = None, known: Array | None = None
+    ) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
 
         The tower runs over `frame_chunks` groups of frames one after another. `key` is one for
-        all clips, or a key per clip.
+        all clips, or a key per clip. `known` is what `known_frames` gave, in place of frames.
         """
-        b, f = frames.shape[:2]
-        groups = np.array_split(np.arange(f), min(self.frame_chunks, f))
+        rows = frames if known is None else known
+        assert rows is not None
+        b, f = rows.shape[:2]
         keys = None
         if key is not None:
             keys = frame_keys(key if key.ndim else row_keys(key, jnp.arange(b)), f)
+
+        def part(here: slice) -> Array:
+            some = rows[:, here].reshape(-1, *rows.shape[2:])
+            pixels, states = (some, None) if known is None else (None, some)
+            of_some = None if keys is None else keys[:, here].reshape(-1)
+            return self.encode_images(pixels, key=of_some, known=states)
+
+        return self._in_groups(part, b, f)
+
+    def _in_groups(self, part: Callable[[slice], Array], clips: int, frames: int) -> Array:
+        """ "b f ..." of what is made of some frames of every clip, group by group."""
         out = []
-        for group in groups:
-            here = slice(group[0], group[-1] + 1)
-            features = self.encode_images(
-                frames[:, here].reshape(-1, *frames.shape[2:]),
-                key=None if keys is None else keys[:, here].reshape(-1),
-            )
-            out.append(features.reshape(b, len(group), -1))
+        for group in np.array_split(np.arange(frames), min(self.frame_chunks, frames)):
+            made = part(slice(group[0], group[-1] + 1))
+            out.append(made.reshape(clips, len(group), *made.shape[1:]))
         return jnp.concatenate(out, axis=1)
 
     def encode_text(
-        self, ids: Int[Array, "b l"], *, key: Array | None = None
+        self, ids: Int[Array, "b l"], *, key: Array | None = None, known: Array | None = None
     ) -> Float[Array, "b c"]:
-        """Token ids to raw features."""
+        """Token ids to raw features; `known` is what `known_text` gave for them."""
         shared = self.shared("text", self.config.text.layers)
-        features = self.text(ids, dtype=self.dtype, shared=shared, key=key).astype(jnp.float32)
+        features = self.text(ids, dtype=self.dtype, shared=shared, key=key, known=known)
+        features = features.astype(jnp.float32)
         return at_place(self.after_text, features, features, scan.LayerInputs(key=key))
+
+    def known_frames(self, frames: Array) -> Float[Array, "b f ..."]:
+        """What is frozen of the vision tower ahead of all that a method does; see `prefix`."""
+        b, f = frames.shape[:2]
+
+        def part(here: slice) -> Array:
+            return self.vision.known(frames[:, here].reshape(-1, *frames.shape[2:]), self.dtype)
+
+        return self._in_groups(part, b, f)
+
+    def known_text(self, ids: Int[Array, "b l"]) -> Float[Array, "b ..."]:
+        """What is frozen of the text tower, likewise."""
+        return self.text.known(ids, self.dtype)
 
 
 def fastest_chunks(width: int, platform: str | None = None) -> int:

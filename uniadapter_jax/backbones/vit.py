@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import layers, scan
+from uniadapter_jax.backbones import layers, prefix, scan
 from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.backbones.pixels import picture_patches
 from uniadapter_jax.common.types import Array, Float, PyTree
@@ -58,13 +58,47 @@ class ViT(nnx.Module):
 
     def __call__(
         self,
-        pixels: Array,
+        pixels: Array | None,
         *,
         dtype: jnp.dtype,
         shared: PyTree | None = None,
         key: Array | None = None,
+        known: Array | None = None,
     ) -> Float[Array, "b ..."]:
-        """Pictures "b H W 3", uint8 or normalised floats; a class token stands first."""
+        """Pictures "b H W 3", uint8 or normalised floats, or what `known` gave for them."""
+        options: dict[str, Any] = {
+            "keep": self.side is not None,
+            "layers": self.config.vision.layers,
+            "remat": self.remat,
+            "shared": shared,
+            "key": key,
+            "drop_path": self.drop_path,
+        }
+        if known is None:
+            assert pixels is not None
+            x, rows = self.ahead_of_layers(pixels, dtype, shared)
+            x, states = layers.run_and_keep(self.blocks, x, **options)
+            x = x if self.before is None else x[:, :rows]
+        else:
+            x, states = prefix.enter(self.blocks, known.astype(dtype), **options)
+        made = self.head(x, key)
+        return made if states is None else self.side(made, layers.States(states, None, self.read))
+
+    def known(self, pixels: Array, dtype: jnp.dtype) -> Float[Array, "b ..."]:
+        """What is frozen ahead of all that a method does; see `prefix`."""
+        return prefix.known(
+            self.blocks,
+            self.ahead_of_layers(pixels, dtype, None)[0],
+            keep=self.side is not None,
+            layers_=self.config.vision.layers,
+            mask=None,
+            read=self.read_by_head,
+        )
+
+    def ahead_of_layers(
+        self, pixels: Array, dtype: jnp.dtype, shared: PyTree | None
+    ) -> tuple[Float[Array, "b s d"], int]:
+        """What enters the first layer, a class token first; the number of rows that are its own."""
         x = self.patch_embedding(picture_patches(pixels, self.config, dtype))
         if self.class_embedding is not None:
             cls = self.class_embedding[...].astype(x.dtype)
@@ -72,22 +106,15 @@ class ViT(nnx.Module):
         x = x + self.position_embedding[...].astype(x.dtype)[None]
         rows = x.shape[1]
         x = at_place(self.before, x, x, scan.of_first_layer(shared))
-        x, states = layers.run_and_keep(
-            self.blocks,
-            x if self.ln_pre is None else self.ln_pre(x),
-            keep=self.side is not None,
-            layers=self.config.vision.layers,
-            remat=self.remat,
-            shared=shared,
-            key=key,
-            drop_path=self.drop_path,
-        )
-        made = self.head(x if self.before is None else x[:, :rows], key)
-        return made if states is None else self.side(made, layers.States(states, None, self.read))
+        return (x if self.ln_pre is None else self.ln_pre(x)), rows
 
     def read(self, x: Float[Array, "b s d"]) -> Float[Array, "b d"]:
         """The states that stand for a picture: of its class token, or the mean of its patches."""
         return x.mean(1) if self.class_embedding is None else x[:, 0]
+
+    def read_by_head(self, x: Float[Array, "b s d"]) -> Float[Array, "b t d"]:
+        """The states that `head` reads; by default all."""
+        return x
 
     def head(self, x: Float[Array, "b s d"], key: Array | None) -> Float[Array, "b ..."]:
         """The family's result from the states after the last layer."""

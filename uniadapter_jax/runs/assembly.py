@@ -26,6 +26,7 @@ from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs import identity as identities
 from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.backbone import load
+from uniadapter_jax.runs.prefix import Prefix, checked_entries
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.tasks.registry import Kind, get_task
 from uniadapter_jax.training import accumulation
@@ -60,6 +61,7 @@ class Experiment:
     total_steps: int
     epoch_steps: int
     optimizer: optax.GradientTransformation | None
+    entries: Mapping[str, int | str]
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         """This process' rows of the global training batches from `start_step` on, without end."""
@@ -74,7 +76,13 @@ class Experiment:
             seed=self.config.seed,
             start_step=start_step,
             rows=meshes.rows_of_process(self.mesh, size),
+            **({} if self.prefix is None else {"known": self.prefix.cache}),
         )
+
+    @functools.cached_property
+    def prefix(self) -> Prefix | None:
+        """The cache that training reads in place of frames and words, if it does."""
+        return Prefix(self, self.entries, self._facts) if self.entries else None
 
     def clip_batches(self, records: Records) -> Iterator[Batch]:
         """This process' rows of batches of `eval_batch` clips: every clip once, in order."""
@@ -134,6 +142,7 @@ def build(config: ConfigDict) -> Experiment:
         model_config = backbone.model.config
         preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
+        entries = checked_entries(config, kind, method, backbone.model)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
     fingerprint = backbone.fingerprint
     del backbone  # so that no float32 copy outlives the frozen arrays below
@@ -166,6 +175,7 @@ def build(config: ConfigDict) -> Experiment:
         total_steps=total_steps,
         epoch_steps=epoch_steps,
         optimizer=optimizer,
+        entries=entries,
     )
 
 

@@ -39,6 +39,7 @@ FREE: Mapping[str, str] = {
     "data.train_split": "the fingerprint of its records counts",
     "data.val_split": "the fingerprint of its records counts",
     "data.test_split": "the fingerprint of its records counts",
+    "data.cache_dir": "a path; what is there follows from the other fields",
     "data.workers": "how fast batches come; their content is the same",
     "data.threads": "how fast batches come; their content is the same",
     "data.prefetch_mb": "how fast batches come; their content is the same",

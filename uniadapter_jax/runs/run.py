@@ -63,6 +63,8 @@ def _run(
     if jax.process_index() == 0:
         set_aside(workdir, experiment.identity, experiment.evaluation)
     announce(experiment)
+    if experiment.prefix is not None:
+        experiment.prefix.fill()
     evaluate = experiment.kind.evaluator(experiment, workdir)
     trained = fit(experiment, workdir, evaluate)
     metrics = evaluate(trained.trainable, experiment.measured)

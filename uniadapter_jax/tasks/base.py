@@ -213,6 +213,7 @@ class Kind:
       programs: {name: what an evaluation compiles}, in the order in which it runs.
       also: further scores that `config.eval.also` may ask for.
       several_captions: whether a clip of a batch may have several captions.
+      enters_prefix: whether it trains from what is known of frames and texts (`config.data.cache`).
       whole_losses: {loss from blocks, some of them computed twice: the same from whole logits}.
     """
 
@@ -234,6 +235,7 @@ class Kind:
     programs: Callable[[Runnable], dict[str, Program]]
     also: tuple[str, ...] = ()
     several_captions: bool = False
+    enters_prefix: bool = False
     whole_losses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ wait in buffers beside those being made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,7 +17,6 @@ from uniadapter_jax.common.cores import cores_of_process
 from uniadapter_jax.common.errors import MachineError, UserError
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
-from uniadapter_jax.data.loading.frames import FrameReader
 
 if TYPE_CHECKING:  # a second to import, with Orbax; who makes no batches does not need it
     import grain
@@ -32,10 +31,26 @@ class WorkerDied(MachineError):
     """A process that makes batches is gone."""
 
 
+class Reader(Protocol):
+    """Clips to the rows of a batch: `FrameReader` by decoding, `KnownFrames` from a cache."""
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def empty(self, rows: int) -> Batch: ...
+
+    def fill(
+        self,
+        batch: Batch,
+        items: Sequence[int],
+        rngs: Sequence[np.random.Generator] | None = None,
+    ) -> None: ...
+
+
 class Loader(Protocol):
     """Step -> this host's rows of its batch; picklable."""
 
-    reader: FrameReader
+    reader: Any
     rows: Int[np.ndarray, " b"]
 
     def __call__(self, step: int) -> Batch: ...
@@ -117,8 +132,7 @@ def threads_of_worker(data_config: Any) -> int:
 
 def _buffers(loader: Loader, data_config: Any) -> int:
     """Batches that fit into `prefetch_mb`, 1 to MOST_WAITING."""
-    reader = loader.reader
-    batch_bytes = len(loader.rows) * reader.frames * reader.image_size**2 * 3
+    batch_bytes = len(loader.rows) * loader.reader.row_bytes
     return min(max(1, int(data_config.prefetch_mb * 2**20) // batch_bytes), MOST_WAITING)
 
 

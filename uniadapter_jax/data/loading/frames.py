@@ -70,6 +70,11 @@ class FrameReader:
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the frames of a row."""
+        return self.frames * self.image_size**2 * 3
+
     @functools.cached_property
     def pool(self) -> concurrent.futures.ThreadPoolExecutor:
         return concurrent.futures.ThreadPoolExecutor(self.threads, "decode")

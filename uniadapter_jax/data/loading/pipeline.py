@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from uniadapter_jax.data.loading.batches import (
     Batch,
+    Reader,
     chosen_rows,
     decoding_threads,
     endless,
@@ -22,7 +23,9 @@ from uniadapter_jax.data.loading.batches import (
     threads_of_worker,
 )
 from uniadapter_jax.data.loading.frames import FrameReader
+from uniadapter_jax.data.loading.known import KnownFrames, known_texts
 from uniadapter_jax.data.loading.order import SampleOrder
+from uniadapter_jax.data.prefix_cache import PrefixCache
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.tokenizers.caption_text import TextRule
 
@@ -41,6 +44,7 @@ def train_batches(
     global_batch: int,
     seed: int,
     avoid_duplicates: bool = False,
+    known: PrefixCache | None = None,
     **placing: Any,
 ) -> Iterator[Batch]:
     """Pairs of a clip and a caption, without end; `placing` are options of `sample_batches`.
@@ -49,6 +53,8 @@ def train_batches(
       tokenizer: has `encode(texts, length) -> int32 [n length]`.
       data_config: `config.data` (frames, words, captions, augment, ...).
       avoid_duplicates: no clip comes twice in a global batch.
+      known: a cache of all these records. Then there are no frames, but "known_frames" [b f ...]
+        and "known_text" [b ...].
 
     Yields:
       What `sample_batches` does, and "text" int32 [b l], or [b c l] of c captions of each clip.
@@ -56,7 +62,8 @@ def train_batches(
     captions, together = data_config.captions, data_config.captions_per_clip
     order = SampleOrder(_counts(records), captions, global_batch, seed, avoid_duplicates, together)
     texts = Texts.from_config(tokenizer, data_config)
-    return sample_batches(Captions(order, records, texts), data_config, **placing)
+    captions_of_clips = Captions(order, records, texts, known)
+    return sample_batches(captions_of_clips, data_config, known=known, **placing)
 
 
 class Samples(Protocol):
@@ -83,6 +90,7 @@ def sample_batches(
     image_size: int,
     start_step: int = 0,
     rows: Int[np.ndarray, " b"] | None = None,
+    known: PrefixCache | None = None,
 ) -> Iterator[Batch]:
     """These rows of global batch start_step, start_step + 1, ... without end.
 
@@ -92,9 +100,14 @@ def sample_batches(
       "frames" uint8 [b f H W 3], "frame_mask" bool [b f] (frames beyond the clip's are zeros),
       "item" int32 [b] (clip index in the records), and the columns of the samples.
     """
-    threads = threads_of_worker(data_config)
+    reader: Reader
+    if known is None:
+        threads = threads_of_worker(data_config)
+        reader = FrameReader.from_config(samples.records, data_config, image_size, threads)
+    else:
+        reader = KnownFrames(known, data_config.frames)
     loader = TrainLoader(
-        reader=FrameReader.from_config(samples.records, data_config, image_size, threads),
+        reader=reader,
         rows=chosen_rows(samples.order.batch, rows),
         samples=samples,
     )
@@ -148,33 +161,41 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """Samples that are captions."""
+    """Samples that are captions; `known` as of `train_batches`."""
 
     order: SampleOrder
     records: Records
     texts: Texts
+    known: PrefixCache | None = None
 
     @property
     def clips(self) -> Int[np.ndarray, " n"]:
         return self.order.clips
 
     def columns(self, samples: Int[np.ndarray, " b"], rngs: Sequence[np.random.Generator]) -> Batch:
-        """{"text": int32 [b l], or [b c l] where samples have c captions}."""
+        """{"text": int32 [b l], or [b c l] where samples have c captions}, and what is known."""
         chosen: list[str] = []
+        numbers: list[int] = []
         for rng, sample in zip(rngs, samples.tolist(), strict=True):
             captions = self.records.captions[self.clips[sample]]
             places = self.order.captions(sample, len(captions), rng)
-            chosen += [captions[place] for place in np.atleast_1d(places)]
-        ids = self.texts.encode(self.texts.rule.captions(chosen))
+            numbers += np.atleast_1d(places).tolist()
+            chosen += [captions[place] for place in numbers[-self.order.together :]]
+        columns = {"text": self.texts.encode(self.texts.rule.captions(chosen))}
         together = self.order.together
-        return {"text": ids if together == 1 else ids.reshape(-1, together, ids.shape[-1])}
+        if self.known is not None:
+            clips = np.repeat(self.clips[samples], together)
+            columns["known_text"] = known_texts(self.known, clips, np.array(numbers))
+        if together == 1:
+            return columns
+        return {name: x.reshape(-1, together, *x.shape[1:]) for name, x in columns.items()}
 
 
 @dataclasses.dataclass
 class TrainLoader:
     """Step -> the rows of the training batch."""
 
-    reader: FrameReader
+    reader: Reader
     rows: Int[np.ndarray, " b"]
     samples: Samples
 

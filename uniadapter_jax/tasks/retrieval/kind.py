@@ -43,5 +43,6 @@ KIND = Kind(
     programs=encoding_programs,
     also=NAMES,
     several_captions=True,
+    enters_prefix=True,
     whole_losses={"ring": "dense", "sigmoid_ring": "sigmoid"},
 )

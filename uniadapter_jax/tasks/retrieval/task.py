@@ -59,7 +59,8 @@ class Retrieval(Stateless):
         """The loss of a global batch {frames, frame_mask, text, item} and its metrics.
 
         With c captions of each clip, "text" being "b c l", it is that of the b c pairs, in which
-        each clip stands c times; but it is encoded once.
+        each clip stands c times; but it is encoded once. Where the batch has them, known_frames
+        (in place of frames) and known_text are what the model's methods of these names gave.
         """
         keys = None if key is None else row_keys(key, jnp.arange(len(batch["item"])))
         return self.loss_of_features(model, self.features(model, batch, keys), batch, key, given)
@@ -68,8 +69,10 @@ class Retrieval(Stateless):
         """Features of the rows; none depends on another row. `keys` are those of the rows."""
         of_text, of_frames = (None, None) if keys is None else split(keys, 2)
         return Features(
-            encode_captions(model, batch["text"], of_text),
-            model.encode_frames(batch["frames"], key=of_frames),
+            encode_captions(model, batch["text"], of_text, batch.get("known_text")),
+            model.encode_frames(
+                batch.get("frames"), key=of_frames, known=batch.get("known_frames")
+            ),
         )
 
     def loss_of_features(
@@ -117,14 +120,18 @@ class Retrieval(Stateless):
 
 
 def encode_captions(
-    model: TwoTowers, ids: Int[Array, "b *t l"], keys: Array | None
+    model: TwoTowers,
+    ids: Int[Array, "b *t l"],
+    keys: Array | None,
+    known: Float[Array, "b *t ..."] | None = None,
 ) -> Float[Array, "b *t c"]:
     """Raw features of the caption of each row, or of several; `keys` are those of the rows."""
     if ids.ndim == 2:
-        return model.encode_text(ids, key=keys)
+        return model.encode_text(ids, key=keys, known=known)
     if keys is not None:
         keys = split(keys, ids.shape[1]).swapaxes(0, 1).reshape(-1)
-    features = model.encode_text(ids.reshape(-1, ids.shape[-1]), key=keys)
+    known = None if known is None else known.reshape(-1, *known.shape[2:])
+    features = model.encode_text(ids.reshape(-1, ids.shape[-1]), key=keys, known=known)
     return features.reshape(*ids.shape[:2], -1)
 
 

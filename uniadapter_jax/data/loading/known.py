@@ -1,0 +1,53 @@
+"""Rows of a training batch from a prefix cache, in place of decoded frames."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from uniadapter_jax.data.prefix_cache import DTYPES, PrefixCache
+
+
+@dataclasses.dataclass
+class KnownFrames:
+    """What `FrameReader` is for pixels, for what is known of frames; picklable.
+
+    Attributes:
+      frames: of a row; a clip with fewer is padded.
+    """
+
+    cache: PrefixCache
+    frames: int
+
+    @property
+    def row_bytes(self) -> int:
+        return self.frames * self.cache.frames.row_bytes
+
+    def empty(self, rows: int) -> dict[str, np.ndarray]:
+        """ "known_frames" [b f ...] and "frame_mask" bool [b f], all zeros."""
+        table = self.cache.frames
+        known = np.zeros((rows, self.frames, *table.shape), DTYPES[table.dtype])
+        return {"known_frames": known, "frame_mask": np.zeros((rows, self.frames), bool)}
+
+    def fill(
+        self,
+        batch: dict[str, np.ndarray],
+        items: Sequence[int],
+        rngs: Sequence[np.random.Generator] | None = None,
+    ) -> None:
+        """Copies what is known of clip items[j] into row j; nothing is drawn."""
+        table = self.cache.frames
+        for row, item in enumerate(items):
+            begin, end = table.first[item : item + 2].tolist()
+            batch["known_frames"][row, : end - begin] = table.rows[begin:end]
+            batch["frame_mask"][row, : end - begin] = True
+
+
+def known_texts(
+    cache: PrefixCache, clips: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
+) -> np.ndarray:
+    """What is known "n ..." of these captions of these clips."""
+    return cache.text.rows[cache.clip_captions[clips] + captions]
