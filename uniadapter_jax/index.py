@@ -53,7 +53,8 @@ def index(arguments: argparse.Namespace) -> None:
         raise UserError("--backbone=DIR is missing: a new index needs a model")
     backbone = located(backbone, "--backbone", BACKBONE).place
     adapter = located(adapter, "--adapter", ADAPTER).place
-    model = load_model(backbone, adapter or None, batch_size=arguments.batch_size)
+    merge = there.made.get("clips.merge") if there and arguments.merge is None else arguments.merge
+    model = load_model(backbone, adapter or None, batch_size=arguments.batch_size, merge=merge)
     options = model.clips
     if (assumed := options.assumed) and not jax.process_index():
         print(f"by default, as no adapter says: {', '.join(assumed)}", file=sys.stderr)
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--dtype", choices=DTYPES, default=DTYPES[0], help="of the stored features")
     add("--threads", type=int, default=usable_cores(), help="that decode")
+    add("--merge", type=int, help="tokens of a picture that every layer of a CLIP merges")
     add("--batch-size", type=int, default=64, help="frames that are encoded at once")
     add("--approximate", action="store_true", help="also an approximate index of very many clips")
     launch.add_arguments(parser)

@@ -5,6 +5,7 @@ layer has, with x what goes into it:
 
     Block.before          x = before(x, x), ahead of everything
     Block.after_attn      z = after_attn(attn(ln_1(x)), x), before x + z; after_mlp likewise
+    merging               behind attention; not a method's (`merging`)
     Block.beside_mlp      z = beside_mlp(mlp(ln_2(x)), x), after stochastic depth
 
 A module at `Block.prompts` is called with `layer` alone and returns tokens "p d", which stand ahead
@@ -70,19 +71,29 @@ class Block(scan.Stack):
         x: Float[Array, "b s d"],
         bias: Float[Array, "1 1 s s"] | None,
         layer: scan.LayerInputs,
-    ) -> Float[Array, "b s d"]:
+        merging: Any = None,
+    ) -> Any:
+        """The states behind the layer; with `merging.Merging` fewer, and what each stands for."""
         x = at_place(self.before, x, x, layer)
-        normed, seen = self.ln_1(x), None
-        if self.prompts is not None:
-            prompts, seen = self.ln_1(self.prompts(layer)), self.attn.keys_and_values(normed, layer)
-            seen, bias = self.attn.with_prompts(prompts, seen, bias, layer)
+        normed, seen, keys = self.ln_1(x), None, None
+        if self.prompts is not None or merging is not None:
+            own = seen = self.attn.keys_and_values(normed, layer)
+            if merging is not None:
+                keys, bias = own.keys, merging.bias
+            if self.prompts is not None:
+                prompts = self.ln_1(self.prompts(layer))
+                seen, bias = self.attn.with_prompts(prompts, own, bias, layer)
         z = self.attn(normed, seen, layer, bias=bias)
         z = at_place(self.after_attn, z, x, layer)
         z = functions.drop_path(z, layer.drop_path, layer.key_of("drop_path.attn"))
         x = x + at_place(self.beside_attn, z, x, layer)
+        size = None
+        if merging is not None:
+            x, size = merging(x, keys)
         z = at_place(self.after_mlp, self.mlp(self.ln_2(x), layer), x, layer)
         z = functions.drop_path(z, layer.drop_path, layer.key_of("drop_path.mlp"))
-        return x + at_place(self.beside_mlp, z, x, layer)
+        x = x + at_place(self.beside_mlp, z, x, layer)
+        return x if merging is None else (x, size)
 
 
 class Tower(NamedTuple):

@@ -139,9 +139,9 @@ def _all_but_weights(primitive: Any, *_: Any, **__: Any) -> bool:
 
 
 def collect_layers(
-    call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
+    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
     stacked: Stack | Cut,
-    x: Float[Array, "..."],
+    x: PyTree,
     own: PyTree,
     layers: int,
     *,
@@ -150,14 +150,16 @@ def collect_layers(
     key: Array | None = None,
     drop_path: Float[Array, " z"] | None = None,
     above_only: bool = False,
-) -> tuple[Float[Array, "..."], PyTree]:
+    unrolled: bool = False,
+) -> tuple[PyTree, PyTree]:
     """Runs every layer, by one scan; a layer is also handed something of its own, and gives some.
 
     `x, result = call(layer i, x, its inputs, slice i of own)`; returns the last x and the results
     with a leading axis of layers. What all layers use alike may be closed over by `call`; the rest
     is as in `layers.run_and_keep`. Leaves of `shared` lead with the axis of the layers that a
     method may act on, which are all where the tower is not cut. `above_only`: x is what enters the
-    layers above the cut, and only these run, with the keys that they have in the whole.
+    layers above the cut, and only these run, with the keys that they have in the whole. `unrolled`:
+    layer by layer without a scan, so that x may change its shape; then there are no results.
     """
     keys = None if key is None else split(key, layers)
     inputs, made = (keys, drop_path, own), []
@@ -168,23 +170,50 @@ def collect_layers(
             of_segment = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)
         key, rate, own = of_segment
         layer = LayerInputs(shared if stack.adapted else None, key, rate)
-        x, results = _run(call, stack, x, (layer, own), rows.stop - rows.start, remat)
+        run = _run_unrolled if unrolled else _run
+        x, results = run(call, stack, x, (layer, own), rows.stop - rows.start, remat)
         made.append(results)
     return x, made[0] if len(made) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *made)
 
 
 def _run(
-    call: Callable[[Any, Array, LayerInputs, Any], tuple[Array, Any]],
+    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
     stacked: Stack,
-    x: Float[Array, "..."],
+    x: PyTree,
     inputs: tuple[LayerInputs, PyTree],
     layers: int,
     remat: str,
-) -> tuple[Float[Array, "..."], PyTree]:
+) -> tuple[PyTree, PyTree]:
     """One stack by one scan; `inputs` lead with the axis of its layers."""
+    body, state = _body(call, stacked, remat, prevent_cse=False)
+    return lax.scan(body, x, (state, *inputs), length=layers)
+
+
+def _run_unrolled(
+    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
+    stacked: Stack,
+    x: PyTree,
+    inputs: tuple[LayerInputs, PyTree],
+    layers: int,
+    remat: str,
+) -> tuple[PyTree, None]:
+    """One stack layer by layer."""
+    body, state = _body(call, stacked, remat, prevent_cse=True)
+    for i in range(layers):
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (state, *inputs)))
+    return x, None
+
+
+def _body(
+    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
+    stacked: Stack,
+    remat: str,
+    prevent_cse: bool,
+) -> tuple[Callable[[Any, Any], tuple[Any, Any]], PyTree]:
+    """One layer as a function of x and of its slice; and the layers' parameters, stacked."""
     graphdef, state = nnx.split(stacked, graph=True)
 
-    def body(carry: Array, xs: Any) -> tuple[Array, Any]:
+    def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         state, layer, own = xs
         if stacked.weights is not None:
             state = stacked.weights(state)
@@ -194,5 +223,5 @@ def _run(
     if policy is None and stacked.weights is not None and stacked.weights.gathers:
         policy = _all_but_weights
     if policy is not None:
-        body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return lax.scan(body, x, (state, *inputs), length=layers)
+        body = jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
+    return body, state

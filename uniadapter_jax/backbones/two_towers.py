@@ -71,6 +71,7 @@ class TwoTowers(layers.Backbone):
         dtype: str = "float32",
         remat: str = "none",
         frame_chunks: int = 0,
+        merge: int = 0,
     ):
         super().__init__(config, dtype)
         bias = self.INITIAL_BIAS
@@ -82,6 +83,7 @@ class TwoTowers(layers.Backbone):
         self.after_text = nnx.data(None)
         self.text = self.TEXT(config, remat, rng=rng)
         self.vision = self.VISION(config, remat, rng=rng)
+        self.vision.merge = merge
         self.frame_chunks = frame_chunks or fastest_chunks(config.vision.width)
 
     def towers(self) -> tuple[layers.Tower, ...]:

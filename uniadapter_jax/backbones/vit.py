@@ -7,10 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from uniadapter_jax.backbones import layers, prefix, scan
+from uniadapter_jax.backbones import layers, merging, prefix, scan
 from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.backbones.pixels import picture_patches
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Float, PyTree
+
+_NEEDED = "the method adds rows to pictures, or reads the states of all layers"
 
 
 class ViT(nnx.Module):
@@ -29,6 +32,7 @@ class ViT(nnx.Module):
     """
 
     side: Any
+    merge: int = 0  # tokens of a picture that every layer merges
     # What acts ahead of the layers.
     AHEAD = ("patch_embedding", "class_embedding", "position_embedding", "ln_pre")
 
@@ -77,6 +81,11 @@ class ViT(nnx.Module):
         if known is None:
             assert pixels is not None
             x, rows = self.ahead_of_layers(pixels, dtype, shared)
+            if self.merge:
+                if self.before is not None or self.side is not None:
+                    raise UserError(f"{self.merge} tokens of a layer cannot be merged: {_NEEDED}")
+                del options["keep"], options["drop_path"]
+                return self.head(merging.run(self.blocks, x, self.merge, **options), key)
             x, states = layers.run_and_keep(self.blocks, x, **options)
             x = x if self.before is None else x[:, :rows]
         else:

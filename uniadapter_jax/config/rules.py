@@ -34,6 +34,7 @@ _AXIS = Range(1, also=(-1,))
 RANGES: Mapping[str, Range] = {
     "seed": Range(0, 2**32 - 1),
     "compute.frame_chunks": at_least(0),
+    "compute.merge": at_least(0),
     "compute.dropout": BELOW_ONE,
     "compute.drop_path": BELOW_ONE,
     "data.val": at_least(0),

@@ -31,18 +31,21 @@ class ClipOptions:
     Attributes:
       stored: which frames of a file are stored, and how.
       frames, sampling: how many of the stored ones are taken, and by which rule.
+      merge: tokens of a picture that every layer of the model merges; `compute.merge`.
       assumed: names of options that nobody kept, so that they have defaults.
     """
 
     stored: PrepareSettings
     frames: int
     sampling: str
+    merge: int = 0
     assumed: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """What an adapter and an index keep: the options that the pixels depend on."""
         stored = {name: v for name, v in self.stored.identity().items() if name != "source"}
-        return {"frames": self.frames, "sampling": self.sampling, "prepare": stored}
+        merge = {"merge": self.merge} if self.merge else {}  # files of before have none
+        return {"frames": self.frames, "sampling": self.sampling, **merge, "prepare": stored}
 
 
 def clip_options(kept: Mapping[str, Any], where: object, image_size: int) -> ClipOptions:
@@ -61,7 +64,10 @@ def clip_options(kept: Mapping[str, Any], where: object, image_size: int) -> Cli
         raise UserError(f"{where}: clips.prepare={given!r:.80}: expected a JSON object")
     loaded = _checked(f"{where}: clips", usual, kept, _LOADED, "data")
     stored |= _checked(f"{where}: clips.prepare", stored, given, _STORED, "data.prepare")
-    options = ClipOptions(PrepareSettings.from_config(stored), **loaded)
+    merge = check_option(
+        f"{where}: clips.merge", kept.get("merge", 0), 0, of_section(RANGES, "compute"), {}
+    )
+    options = ClipOptions(PrepareSettings.from_config(stored), **loaded, merge=merge)
     used = options.to_json()
     assumed = [name for name in _LOADED if name not in kept]
     assumed += [f"prepare.{name}" for name in used["prepare"] if name not in given]
@@ -88,4 +94,6 @@ def kept_of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     records = read_prepared(data["records"]) if os.path.isdir(data["records"]) else None
     settings = records["settings"] if records else data["prepare"] if "prepare" in data else {}
     stored = {name: settings[name] for name in _STORED if name in settings}
-    return {name: data[name] for name in _LOADED if name in data} | {"prepare": stored}
+    merge = config.get("compute", {}).get("merge", 0)
+    kept: dict[str, Any] = {name: data[name] for name in _LOADED if name in data}
+    return kept | ({"merge": merge} if merge else {}) | {"prepare": stored}

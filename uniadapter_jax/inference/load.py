@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ def load_model(
     dtype: str = "float32",
     batch_size: int = 64,
     seed: int = 0,
+    merge: int | None = None,
 ) -> AdaptedModel | AdaptedBLIP:
     """A model for inference, of the family that the backbone's config names.
 
@@ -58,6 +60,8 @@ def load_model(
         trained with.
       dtype: of frozen weights and activations, float32 or bfloat16.
       batch_size: frames or texts that are encoded at once.
+      merge: of CLIP, tokens of a picture that every layer merges into others (`compute.merge`); by
+        default as the adapter was trained.
 
     Raises:
       UserError: files are missing or damaged; the adapter belongs to another backbone, another
@@ -76,11 +80,18 @@ def load_model(
     if adapter is not None:
         adapter = located(os.fspath(adapter), "adapter", ADAPTER).directory
     files = None if adapter is None else read_adapter(pathlib.Path(adapter))
+    family = family_of(base.model.config)
+    clips = clip_options(files.clips if files else {}, adapter, base.model.config.image_size)
+    if merge is not None:
+        clips = dataclasses.replace(clips, merge=arguments.whole(merge, "merge", 0))
+    if clips.merge and "merge" not in family.options:
+        raise UserError(f"merge={clips.merge}: {family.title} reads all tokens of a picture")
+    if clips.merge:
+        base.model.vision.merge = clips.merge
     if files is None:
         part = partition(base.model, None, dtype)
     else:
         part = put_adapter(base, files, dtype, adapter)
-    family = family_of(base.model.config)
     chosen = next(m for m in MODELS if any(family is FAMILIES[name] for name in m.families))
     if similarity is not None and "similarity" not in get_task(chosen.kind).options:
         raise UserError(
@@ -95,7 +106,7 @@ def load_model(
         fingerprint=base.fingerprint,
         task=task,
         batch_size=batch_size,
-        clips=clip_options(files.clips if files else {}, adapter, base.model.config.image_size),
+        clips=clips,
     )
 
 

@@ -193,6 +193,7 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))
     preflight.check_room(config, model)
+    preflight.check_merging(config, model)
     return partition(model, method.filter(config.method), config.compute.dtype)
 
 

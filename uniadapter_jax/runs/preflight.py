@@ -15,6 +15,7 @@ from uniadapter_jax.common.ranges import INT32
 from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.splits import Splits
 from uniadapter_jax.tasks.registry import get_task
+from uniadapter_jax.weights.families import family_of
 
 
 def check_lengths(config: ConfigDict, model_config: Any) -> None:
@@ -48,6 +49,25 @@ def check_room(config: ConfigDict, model: Any) -> None:
             f"config.data.words={config.data.words}: the backbone has {model.config.positions} "
             f"positions, of which method {config.method.name!r} takes {added.rows} for its own "
             f"tokens; set it to at most {room}, or give the method fewer tokens"
+        )
+
+
+def check_merging(config: ConfigDict, model: Any) -> None:
+    """Raises `UserError` if the backbone, or the method attached to it, needs all its tokens."""
+    if not config.compute.merge:
+        return
+    field, name = f"config.compute.merge={config.compute.merge}", config.method.name
+    family = family_of(model.config)
+    if "merge" not in family.options:
+        raise UserError(f"{field}: {family.title} reads all tokens of a picture; set it to 0")
+    if model.vision.before is not None or model.vision.side is not None:
+        raise UserError(
+            f"{field}: method {name!r} adds rows to pictures, or reads the states of all layers; "
+            "set it to 0"
+        )
+    if config.data.cache != "none":
+        raise UserError(
+            f"{field}: config.data.cache keeps all tokens; set one of both to its default"
         )
 
 

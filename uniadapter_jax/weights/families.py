@@ -141,7 +141,7 @@ FAMILIES: Mapping[str, Family] = {
         records_tokenizer="tokenizer",
         roles=_clip_roles,
         usage=_TWO_TOWERS_USAGE,
-        options=("dtype", "remat", "frame_chunks"),
+        options=("dtype", "remat", "frame_chunks", "merge"),
     ),
     "blip": Family(
         title="BLIP",

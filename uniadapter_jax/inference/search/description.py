@@ -87,7 +87,7 @@ def of_rows(model: AdaptedBackbone, windows: Windows | None, dtype: str) -> dict
     return {
         "code": CODE,
         **of_model(model),
-        **{f"clips.{name}": clips[name] for name in ("frames", "sampling")},
+        **{f"clips.{n}": clips[n] for n in ("frames", "sampling", "merge") if n in clips},
         **{f"clips.prepare.{name}": value for name, value in clips["prepare"].items()},
         "window": windows and [windows.seconds, windows.stride],
         "dtype": dtype,

@@ -153,7 +153,8 @@ class Index:
         """The model that made it; loaded when it is first asked for."""
         if self._model is None:
             backbone, adapter = self._places
-            self._use(load_model(backbone, adapter or None))
+            merge = self.description.made.get("clips.merge")
+            self._use(load_model(backbone, adapter or None, merge=merge))
         assert self._model is not None
         return self._model
 
