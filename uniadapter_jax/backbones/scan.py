@@ -170,8 +170,7 @@ def collect_layers(
             of_segment = jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs)
         key, rate, own = of_segment
         layer = LayerInputs(shared if stack.adapted else None, key, rate)
-        run = _run_unrolled if unrolled else _run
-        x, results = run(call, stack, x, (layer, own), rows.stop - rows.start, remat)
+        x, results = _run(call, stack, x, (layer, own), rows.stop - rows.start, remat, unrolled)
         made.append(results)
     return x, made[0] if len(made) == 1 else jax.tree.map(lambda *y: jnp.concatenate(y), *made)
 
@@ -183,34 +182,9 @@ def _run(
     inputs: tuple[LayerInputs, PyTree],
     layers: int,
     remat: str,
+    unrolled: bool,
 ) -> tuple[PyTree, PyTree]:
-    """One stack by one scan; `inputs` lead with the axis of its layers."""
-    body, state = _body(call, stacked, remat, prevent_cse=False)
-    return lax.scan(body, x, (state, *inputs), length=layers)
-
-
-def _run_unrolled(
-    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
-    stacked: Stack,
-    x: PyTree,
-    inputs: tuple[LayerInputs, PyTree],
-    layers: int,
-    remat: str,
-) -> tuple[PyTree, None]:
-    """One stack layer by layer."""
-    body, state = _body(call, stacked, remat, prevent_cse=True)
-    for i in range(layers):
-        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (state, *inputs)))
-    return x, None
-
-
-def _body(
-    call: Callable[[Any, Any, LayerInputs, Any], tuple[Any, Any]],
-    stacked: Stack,
-    remat: str,
-    prevent_cse: bool,
-) -> tuple[Callable[[Any, Any], tuple[Any, Any]], PyTree]:
-    """One layer as a function of x and of its slice; and the layers' parameters, stacked."""
+    """One stack, by one scan unless `unrolled`; `inputs` lead with the axis of its layers."""
     graphdef, state = nnx.split(stacked, graph=True)
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
@@ -223,5 +197,9 @@ def _body(
     if policy is None and stacked.weights is not None and stacked.weights.gathers:
         policy = _all_but_weights
     if policy is not None:
-        body = jax.checkpoint(body, policy=policy, prevent_cse=prevent_cse)
-    return body, state
+        body = jax.checkpoint(body, policy=policy, prevent_cse=unrolled)
+    if not unrolled:
+        return lax.scan(body, x, (state, *inputs), length=layers)
+    for i in range(layers):
+        x, _ = body(x, jax.tree.map(lambda leaf, i=i: leaf[i], (state, *inputs)))
+    return x, None

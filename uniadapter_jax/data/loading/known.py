@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -32,12 +33,7 @@ class KnownFrames:
         known = np.zeros((rows, self.frames, *table.shape), DTYPES[table.dtype])
         return {"known_frames": known, "frame_mask": np.zeros((rows, self.frames), bool)}
 
-    def fill(
-        self,
-        batch: dict[str, np.ndarray],
-        items: Sequence[int],
-        rngs: Sequence[np.random.Generator] | None = None,
-    ) -> None:
+    def fill(self, batch: dict[str, np.ndarray], items: Sequence[int], rngs: Any = None) -> None:
         """Copies what is known of clip items[j] into row j; nothing is drawn."""
         table = self.cache.frames
         for row, item in enumerate(items):
