@@ -17,7 +17,7 @@ from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
 from uniadapter_jax.inference.clip_options import clip_options, kept_of_run
 from uniadapter_jax.inference.load import load_model
-from uniadapter_jax.runs.preflight import check_merging
+from uniadapter_jax.runs.preflight import check_room
 from uniadapter_jax.weights.directory import load_backbone
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -97,7 +97,7 @@ def refused(model, method="lora", **data):
     config.data.update(data)
     get_method(method).attach(model, ConfigDict(config.method), generator(0, "adapters"))
     with pytest.raises(UserError) as caught:
-        check_merging(config, model)
+        check_room(config, model)
     return str(caught.value)
 
 

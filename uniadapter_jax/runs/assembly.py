@@ -45,6 +45,7 @@ class Experiment:
     Attributes:
       fingerprint: of the backbone.
       model_config: the backbone's config, of the family that the task needs.
+      prefix: the cache that training reads in place of frames and words.
     """
 
     config: ConfigDict
@@ -61,7 +62,7 @@ class Experiment:
     total_steps: int
     epoch_steps: int
     optimizer: optax.GradientTransformation | None
-    entries: Mapping[str, int | str]
+    prefix: Prefix | None = None
 
     def train_batches(self, start_step: int) -> Iterator[Mapping[str, Any]]:
         """This process' rows of the global training batches from `start_step` on, without end."""
@@ -78,11 +79,6 @@ class Experiment:
             rows=meshes.rows_of_process(self.mesh, size),
             **({} if self.prefix is None else {"known": self.prefix.cache}),
         )
-
-    @functools.cached_property
-    def prefix(self) -> Prefix | None:
-        """The cache that training reads in place of frames and words, if it does."""
-        return Prefix(self, self.entries, self._facts) if self.entries else None
 
     def clip_batches(self, records: Records) -> Iterator[Batch]:
         """This process' rows of batches of `eval_batch` clips: every clip once, in order."""
@@ -160,7 +156,7 @@ def build(config: ConfigDict) -> Experiment:
     setting = Setting(config.task, mesh, model_config, batch_size, epoch_steps)
     task = kind.make(setting)
     accumulation.check(task, mesh, batch_size, config.train.accumulation)
-    return Experiment(
+    experiment = Experiment(
         config=config,
         mesh=mesh,
         method=method,
@@ -175,8 +171,9 @@ def build(config: ConfigDict) -> Experiment:
         total_steps=total_steps,
         epoch_steps=epoch_steps,
         optimizer=optimizer,
-        entries=entries,
     )
+    experiment.prefix = Prefix(experiment, entries, experiment._facts) if entries else None
+    return experiment
 
 
 def count_steps(config: ConfigDict, kind: Kind, train: Records) -> int:
@@ -193,7 +190,6 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     method = get_method(config.method.name)
     method.attach(model, config.method, generator(config.seed, "adapters"))
     preflight.check_room(config, model)
-    preflight.check_merging(config, model)
     return partition(model, method.filter(config.method), config.compute.dtype)
 
 

@@ -40,8 +40,11 @@ def check_lengths(config: ConfigDict, model_config: Any) -> None:
 def check_room(config: ConfigDict, model: Any) -> None:
     """Raises `UserError` if texts and the tokens that a method adds to them have no room together.
 
+    So it does where tokens that the backbone or the method needs are to be merged.
+
     model: the backbone with the method attached.
     """
+    _check_merging(config, model)
     added = getattr(model.text, "before", None)
     room = model.config.positions - getattr(added, "rows", 0)
     if added is not None and config.data.words > room:
@@ -52,7 +55,7 @@ def check_room(config: ConfigDict, model: Any) -> None:
         )
 
 
-def check_merging(config: ConfigDict, model: Any) -> None:
+def _check_merging(config: ConfigDict, model: Any) -> None:
     """Raises `UserError` if the backbone, or the method attached to it, needs all its tokens."""
     if not config.compute.merge:
         return
