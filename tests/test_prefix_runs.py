@@ -7,6 +7,7 @@ import pytest
 import small_run
 import tiny
 from ml_collections import ConfigDict
+from test_processes import fork_all
 
 from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.errors import UserError
@@ -106,3 +107,13 @@ def test_where_methods_begin():
 def test_what_changes_from_step_to_step_is_refused_by_its_field(case, said):
     with pytest.raises(UserError, match=said):
         entries(**case)
+
+
+@pytest.mark.slow
+def test_two_processes_fill_one_together(small, read):
+    flags = (CUT, *CACHED, "--config.data.cache_dir=two")
+    arguments = small.arguments("--workdir=two_run", *flags)
+    said = [job.end(0, seconds=240) for job in fork_all(small, 2, *arguments)]
+    assert computed(said[0])[0] == 26
+    close(small, "two_run", read)
+    assert computed(small.run("--workdir=one_run", *flags)) == (0, 0)
