@@ -123,7 +123,7 @@ class _Reader:
         kept: list[Any] = []
         keys, decoded_at = self.packets.keys, self.packets.keys_decoded
         with video_file.open_file(self.path) as container:
-            frames = Frames(container, self._flagged)
+            frames = Frames(container, self._flagged, frozenset(wanted.tolist()))
             shown, last = iter(frames), None
             for stamp in wanted.tolist():
                 before = int(np.searchsorted(keys, stamp, side="right")) - 1

@@ -19,6 +19,9 @@ COMPLAINTS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("hevc", "ffv1", "qtrle"), re.compile("")),
     "mjpeg": re.compile(r"error (y=|count)|bad vlc"),
 }
+# Decoders that pass over frames that no other is made from, and so which these are says their header.
+# HEVC's say it only of a layer.
+PASSES_OVER = ("h264",)
 _FLUSHES = 64  # errors that a decoder may report while it gives its last frames
 _REORDERED = 16  # packets that may be decoded before a frame of an earlier one is shown
 
@@ -43,6 +46,9 @@ class Shown:
 class Frames:
     """The frames of an open file in order of display, whichever packets cannot be decoded.
 
+    Args:
+      wanted: stamps of frames; others may be left out where nothing is made from them. None: all.
+
     Attributes:
       lost: packets that cannot be decoded, as (frames before it, its stamp); of those before the
         first frame only what follows a key frame, since recordings may begin between two.
@@ -50,7 +56,12 @@ class Frames:
       suspects: stamps of packets that the decoder complains of.
     """
 
-    def __init__(self, container: av.container.InputContainer, flagged: frozenset[int]):
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        flagged: frozenset[int],
+        wanted: frozenset[int] | None = None,
+    ):
         self.container, self.flagged = container, flagged
         self.stream = video_file.video_stream(container)
         self.decoder = video_file.decoder(self.stream)
@@ -58,6 +69,7 @@ class Frames:
         self.lost: list[tuple[int, int | None]] = []
         self.failures = 0
         self.suspects: set[int] = set()
+        self._wanted = wanted if self.decoder.name in PASSES_OVER else None
         self._complaints = COMPLAINTS.get(self.decoder.name)
         self._packets: Iterator[av.Packet] = container.demux(self.stream)
         self._count = 0
@@ -115,6 +127,8 @@ class Frames:
 
     def _listen(self, packet: av.Packet) -> tuple[list[av.VideoFrame], bool]:
         """Decodes a packet; whether the decoder says that something in it is broken."""
+        if self._wanted is not None:
+            self.decoder.skip_frame = "DEFAULT" if packet.pts in self._wanted else "NONREF"
         if self._complaints is None:
             return self.decoder.decode(packet), False
         av.logging.set_level(av.logging.ERROR)

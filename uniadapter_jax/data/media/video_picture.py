@@ -55,8 +55,10 @@ def _to_rgb(frame: av.VideoFrame) -> Image.Image:
     mode, channels = ("RGBA", 4) if alpha else ("RGB", 3)
     plane = frame.reformat(format="rgba" if alpha else "rgb24").planes[0]
     width, height, stride = frame.width, frame.height, plane.line_size
-    data, image = memoryview(plane), Image.new("RGB", (width, height))
-    rows = max(1, BAND_PIXELS // width)
+    data, rows = memoryview(plane), max(1, BAND_PIXELS // width)
+    if not alpha and rows >= height:
+        return Image.frombytes(mode, (width, height), data, "raw", mode, stride, 1)
+    image = Image.new("RGB", (width, height))
     for top in range(0, height, rows):
         count = min(rows, height - top)
         start = top * stride
