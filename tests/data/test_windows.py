@@ -1,13 +1,23 @@
 """Files cut into windows: where they begin and end, their captions and pixels."""
 
+import collections
+
 import media
 import numpy as np
 import pytest
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data import images
+from uniadapter_jax.data.media import video_file
+from uniadapter_jax.data.media.kinds import DecodeError
+from uniadapter_jax.data.media.video_frames import Frames
+from uniadapter_jax.data.preparation import ahead
+from uniadapter_jax.data.preparation.ahead import ReadAhead
+from uniadapter_jax.data.preparation.shards import plan_shards
 from uniadapter_jax.data.preparation.windows import read_items, spans
+from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.records import open_records
+from uniadapter_jax.data.sources.item import Item
 from uniadapter_jax.prepare import prepare
 
 SETTINGS = media.settings(window=2.0, stride=1.0)
@@ -48,6 +58,56 @@ def test_every_window_shows_its_seconds(tmp_path):
     assert not any(split.captions)
     assert "4 windows of 2.0 s every 1.0 s from 2 files" in split.prepared["protocol"]
     assert split.prepared["settings"]["stride"] == 1.0
+
+
+def shards_of(root, items, settings, monkeypatch=None):
+    """The bytes of the shards, and how often packets and frames of files were read."""
+    counts = collections.Counter()
+    if monkeypatch:
+        survey, picture = video_file.survey, Frames.picture
+        count = lambda name, real: lambda *args: counts.update([name]) or real(*args)  # noqa: E731
+        monkeypatch.setattr(video_file, "survey", count("surveys", survey))
+        monkeypatch.setattr(Frames, "picture", count("pictures", picture))
+    out = root / f"shards{len(list(root.iterdir()))}"
+    out.mkdir()
+    shards = plan_shards(items, str(root), settings, str(out))
+    decode_shards(shards, str(root), settings, 0, lambda count, bad: None)
+    return [open(shard.path, "rb").read() for shard in shards], counts
+
+
+def test_what_windows_share_is_decoded_once(tmp_path, monkeypatch):
+    media.write_video(tmp_path / "long.mp4", frames=200, keyframes=30)  # of 20 s
+    found = items(tmp_path, [{"id": "x", "path": "long.mp4", "captions": ["a"]}])
+    assert len(found) == 19  # in two shards
+    settings = media.settings(fps=2.0)
+    together, counts = shards_of(tmp_path, found, settings, monkeypatch)
+    assert counts == {"surveys": 1, "pictures": 16 * 2 + 2 + 3 * 2 + 2}
+    monkeypatch.setattr(ahead, "read_clips", raise_damaged)
+    alone, counts = shards_of(tmp_path, found, settings, monkeypatch)
+    assert counts["surveys"] == 19 and alone == together
+
+
+def raise_damaged(*args):
+    raise DecodeError("damaged", "")
+
+
+def test_a_bad_window_leaves_the_others(tmp_path):
+    media.write_video(tmp_path / "long.mp4", frames=40)
+    beyond = [("good", 0.0, 1.0), ("bad", 9.0, 10.0), ("too", 1.0, 2.0)]
+    found = [Item(name, "long.mp4", "train", ("a",), *span) for name, *span in beyond]
+    (data,), _ = shards_of(tmp_path, found, media.settings())
+    assert data.count(b'"reason": "no_frames"') == 1 and data.count(b'"reason": ""') == 2
+
+
+def test_after_a_death_items_are_read_one_by_one(tmp_path):
+    media.write_video(tmp_path / "long.mp4", frames=40)
+    found = [Item(str(i), "long.mp4", "train", ("a",), float(i), i + 1.0) for i in range(3)]
+    (shard,) = plan_shards(found, str(tmp_path), media.settings(), str(tmp_path))
+    read = [
+        [ReadAhead(shard, str(tmp_path), media.settings(), died).take(0)]
+        for died in (frozenset(), frozenset({1}))
+    ]
+    assert read[0] != [None] and read[1] == [None]
 
 
 def test_captions_of_the_file_and_of_moments(tmp_path):

@@ -12,7 +12,7 @@ them, or is made from one.
 from __future__ import annotations
 
 import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import av
@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Bool, Int
 from PIL import Image
 
-from uniadapter_jax.data.media import video_clock, video_complete, video_file
+from uniadapter_jax.data.media import video_clock, video_file
 from uniadapter_jax.data.media.kinds import DecodeError, check_file
 from uniadapter_jax.data.media.video_clock import Choose, Times
 from uniadapter_jax.data.media.video_frames import Frames, Shown
+from uniadapter_jax.data.media.video_opened import look_through
 
 Keep = Callable[[Image.Image], Any]
 
@@ -47,9 +48,21 @@ def read_frames(
       DecodeError: the file is missing, empty, no video, cut short, too large, has nothing on show
         in the range, or a chosen frame is broken.
     """
+    return read_ranges(path, choose, [(start, end)], keep)[0]
+
+
+def read_ranges(
+    path: str, choose: Choose, ranges: Sequence[tuple[float | None, float | None]], keep: Keep
+) -> list[tuple[list[Any], list[float]]]:
+    """What `read_frames` gives for several clips of a file, each frame decoded once.
+
+    Raises:
+      DecodeError: as there, for any of them; and where one of several needs a closer look, so that
+        they are to be read one by one.
+    """
     check_file(path)
     try:
-        return _Reader(path, choose, start, end).read(keep)
+        return _Reader(path, choose, ranges).read(keep)
     except av.error.ArgumentError as error:  # how FFmpeg refuses a format outside FORMATS
         raise DecodeError("unreadable", "not a known video format") from error
     except av.error.EOFError as error:
@@ -76,31 +89,28 @@ def _check_next(shown: Iterator[Shown], entry: Shown) -> None:
 
 
 class _Reader:
-    """Reads one clip."""
+    """Reads clips of one file."""
 
-    def __init__(self, path: str, choose: Choose, start: float | None, end: float | None):
-        self.path, self.choose, self.start, self.end = path, choose, start, end
+    def __init__(
+        self, path: str, choose: Choose, ranges: Sequence[tuple[float | None, float | None]]
+    ):
+        self.path, self.choose, self.ranges = path, choose, ranges
 
-    def read(self, keep: Keep) -> tuple[list[Any], list[float]]:
-        container, complained = video_file.open_listening(self.path)
-        with container:
-            stream = video_file.video_stream(container)
-            video_file.decoder(stream)  # says what it cannot do before all is read
-            self.name = container.format.name
-            self.tick, self.rate = video_file.tick_of(stream), video_file.rate_of(stream)
-            self.packets = video_file.survey(container, stream, complained)
-            video_complete.check_complete(self.path, container, stream, self.packets)
-            begin = container.start_time
-            self.origin = None if begin is None else begin / av.time_base
+    def read(self, keep: Keep) -> list[tuple[list[Any], list[float]]]:
+        opened = look_through(self.path, remember=len(self.ranges) > 1)
+        self.name, self.tick, self.rate = opened.name, opened.tick, opened.rate
+        self.packets, self.origin = opened.packets, opened.origin
         if self.packets.indexed:
             stamps = np.union1d(self.packets.stamps, self.packets.lost)
             ends = self.packets.video_end, self.packets.file_end
             chosen = self._choose(stamps, stamps, self.tick, self.origin, *ends)
-            _refuse_lost(chosen, np.isin(chosen.stamps, self.packets.lost))
+            for clip in chosen:
+                _refuse_lost(clip, np.isin(clip.stamps, self.packets.lost))
             try:
-                return self._seek(chosen.stamps, keep), _seconds(chosen)
-            except _Mismatch:
-                pass  # a full decode knows better
+                return _shared_out(self._seek(_stamps(chosen), keep), chosen)
+            except _Mismatch as error:  # a full decode knows better
+                if len(chosen) > 1:
+                    raise DecodeError("damaged", "one of its clips needs a closer look") from error
         return self._decode_all(keep)
 
     def _choose(
@@ -111,24 +121,25 @@ class _Reader:
         origin: float | None,
         video_end: float,
         file_end: float,
-    ) -> Times:
-        """The chosen frames; see `video_clock.times_of`."""
+    ) -> list[Times]:
+        """The chosen frames of each clip; see `video_clock.times_of`."""
         times = video_clock.times_of(stamps, ticks, tick, origin, video_end)
         zero = float(ticks[0]) * tick - float(times.seconds[0])
-        clip = times.within(self.start, self.end, file_end - zero)
-        return clip.take(self.choose(clip))
+        clips = [times.within(start, end, file_end - zero) for start, end in self.ranges]
+        return [clip.take(self.choose(clip)) for clip in clips]
 
-    def _seek(self, wanted: Int[np.ndarray, "k"], keep: Keep) -> list[Any]:
+    def _seek(self, wanted: Int[np.ndarray, "k"], keep: Keep) -> dict[int, Any]:
         """Decodes from the key frame before each wanted frame, skipping groups without one."""
-        kept: list[Any] = []
+        kept: dict[int, Any] = {}
         keys, decoded_at = self.packets.keys, self.packets.keys_decoded
         with video_file.open_file(self.path) as container:
             frames = Frames(container, self._flagged, frozenset(wanted.tolist()))
             shown, last = iter(frames), None
             for stamp in wanted.tolist():
                 before = int(np.searchsorted(keys, stamp, side="right")) - 1
-                if before >= 0 and last is not None and keys[before] > last:
-                    _check_next(shown, entry)
+                if before > 0 if last is None else before >= 0 and keys[before] > last:
+                    if last is not None:
+                        _check_next(shown, entry)
                     if not frames.seek(int(keys[before]), int(decoded_at[before])):
                         raise _Mismatch
                     shown = iter(frames)
@@ -140,18 +151,19 @@ class _Reader:
                         break
                 if last != stamp:
                     raise _Mismatch
-                kept.append(keep(frames.picture(entry.frame)))
+                kept[stamp] = keep(frames.picture(entry.frame))
             _check_next(shown, entry)
         return kept
 
-    def _decode_all(self, keep: Keep) -> tuple[list[Any], list[float]]:
+    def _decode_all(self, keep: Keep) -> list[tuple[list[Any], list[float]]]:
         """Two full decodes, one for the times and one for the pixels, so that memory stays small.
 
         Frames are known by their place; -1 - i is the i-th packet that gave none.
         """
         chosen = self._scan()
-        _refuse_lost(chosen, chosen.stamps < 0)
-        wanted, kept = set(chosen.stamps.tolist()), {}
+        for clip in chosen:
+            _refuse_lost(clip, clip.stamps < 0)
+        wanted, kept = set(_stamps(chosen).tolist()), {}
         leaning = False  # on a frame that comes next
         with video_file.open_file(self.path) as container:
             frames = Frames(container, self._flagged)
@@ -163,9 +175,9 @@ class _Reader:
                     kept[i] = keep(frames.picture(entry.frame))
         if len(kept) < len(wanted):
             raise DecodeError("damaged", "two decodes gave different frames")
-        return [kept[place] for place in chosen.stamps.tolist()], _seconds(chosen)
+        return _shared_out(kept, chosen)
 
-    def _scan(self) -> Times:
+    def _scan(self) -> list[Times]:
         """Decodes all for the times of the frames, and of the packets that gave none."""
         stamps, unknown, broken = array.array("q"), 0, set()
         with video_file.open_file(self.path) as container:
@@ -222,8 +234,21 @@ class _Reader:
         return frozenset() if self.name in video_clock.JOINABLE else self.packets.broken
 
 
-def _seconds(chosen: Times) -> list[float]:
-    return [float(t) for t in np.maximum(chosen.seconds, 0.0)]
+def _stamps(chosen: Sequence[Times]) -> Int[np.ndarray, "k"]:
+    return np.unique(np.concatenate([clip.stamps for clip in chosen]))
+
+
+def _shared_out(
+    kept: Mapping[int, Any], chosen: Sequence[Times]
+) -> list[tuple[list[Any], list[float]]]:
+    """(frames, seconds) of each clip."""
+    return [
+        (
+            [kept[stamp] for stamp in clip.stamps.tolist()],
+            [float(t) for t in np.maximum(clip.seconds, 0.0)],
+        )
+        for clip in chosen
+    ]
 
 
 def _refuse_lost(chosen: Times, lost: Bool[np.ndarray, "k"]) -> None:

@@ -19,8 +19,7 @@ COMPLAINTS: Mapping[str, re.Pattern[str]] = {
     **dict.fromkeys(("hevc", "ffv1", "qtrle"), re.compile("")),
     "mjpeg": re.compile(r"error (y=|count)|bad vlc"),
 }
-# Decoders that pass over frames that no other is made from, and so which these are says their header.
-# HEVC's say it only of a layer.
+# Decoders that can pass over frames that no other is made from. HEVC says so only within a layer.
 PASSES_OVER = ("h264",)
 _FLUSHES = 64  # errors that a decoder may report while it gives its last frames
 _REORDERED = 16  # packets that may be decoded before a frame of an earlier one is shown

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import av
@@ -143,6 +143,20 @@ def read_clip(item: Item, root: str, settings: PrepareSettings) -> Clip:
         return Clip([keep(pictures.read_picture(path, medium))], [0.0])
     choose = functools.partial(stored_frames, settings)
     return Clip(*video.read_frames(path, choose, item.start, item.end, keep))
+
+
+def read_clips(items: Sequence[Item], root: str, settings: PrepareSettings) -> list[Clip]:
+    """The clips of items on one video file, each frame decoded and encoded once.
+
+    Raises:
+      DecodeError: one of them gives no clip, or all are too large together; `read_clip` says which.
+    """
+    path = os.path.join(root, items[0].path)
+    if media.identify(path).kind == "picture":
+        raise DecodeError("no_video", "a picture")
+    choose = functools.partial(stored_frames, settings)
+    ranges = [(item.start, item.end) for item in items]
+    return [Clip(*clip) for clip in video.read_ranges(path, choose, ranges, _Encoder(settings))]
 
 
 def stored_frames(settings: PrepareSettings, times: Times) -> Int[np.ndarray, "f"]:

@@ -20,6 +20,7 @@ from typing import cast
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.signals import hidden_from_children
 from uniadapter_jax.data.child import end_with_parent
+from uniadapter_jax.data.preparation.ahead import ReadAhead
 from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.preparation.shards import (
     Outcome,
@@ -46,7 +47,7 @@ def decode_shards(
         _Pool(todo, root, settings, report).run(min(workers, len(todo)))
         return
     for shard in todo:
-        _decode(shard, root, settings, frozenset(), lambda index: None, report)
+        _decode(shard, root, settings, frozenset(), frozenset(), lambda index: None, report)
 
 
 def _decode(
@@ -54,6 +55,7 @@ def _decode(
     root: str,
     settings: PrepareSettings,
     crashed: frozenset[int],
+    died: frozenset[int],
     start: Callable[[int], None],
     report: Report,
 ) -> None:
@@ -61,12 +63,17 @@ def _decode(
         report(len(shard.items), 0)
         return
 
-    def outcomes() -> Iterator[Outcome]:  # written one by one, so that only one clip is in memory
+    # Written one by one: memory holds one clip, or those of a file that are read together.
+    ahead = ReadAhead(shard, root, settings, crashed | died)
+
+    def outcomes() -> Iterator[Outcome]:
         places = zip(shard.indices, shard.items, shard.keys, strict=True)
         for position, (index, item, key) in enumerate(places):
             start(index)
             before = shard.done_before.get(position)
-            if before is None:
+            if (clip := ahead.take(position)) is not None:
+                outcome = Outcome(clip=clip)
+            elif before is None:
                 outcome = decode_item(item, root, settings, index in crashed)
             else:
                 outcome = next(itertools.islice(read_shard(before[0]), before[1], None))
@@ -80,13 +87,14 @@ def _work(pipe: Connection, root: str, settings: PrepareSettings) -> None:
     """Runs a worker: receives shards, sends ('start', i), ('item', bad), ..., ('done', None)."""
     end_with_parent()
     while (task := pipe.recv()) is not None:
-        shard, crashed = task
+        shard, crashed, died = task
         try:
             _decode(
                 shard,
                 root,
                 settings,
                 crashed,
+                died,
                 lambda index: pipe.send(("start", index)),
                 lambda count, bad: pipe.send(("item", bad)),
             )
@@ -149,7 +157,7 @@ class _Pool:
         if worker.shard:
             crashed = {index for index, n in self.deaths.items() if n > CRASHES_ALLOWED}
             try:
-                worker.pipe.send((worker.shard, frozenset(crashed)))
+                worker.pipe.send((worker.shard, frozenset(crashed), frozenset(self.deaths)))
             except OSError:
                 pass  # it is dead; `_hear` finds the end of its pipe
 
