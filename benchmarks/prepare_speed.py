@@ -36,8 +36,9 @@ from PIL import Image
 
 from uniadapter_jax.common import signals
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.preparation.clips import PrepareSettings, read_clip
+from uniadapter_jax.data.preparation.clips import Clip, PrepareSettings, read_clip, read_clips
 from uniadapter_jax.data.preparation.shards import ITEMS_PER_SHARD, plan_shards
+from uniadapter_jax.data.preparation.windows import spans
 from uniadapter_jax.data.preparation.workers import decode_shards
 from uniadapter_jax.data.sources.item import Item
 
@@ -125,6 +126,21 @@ def compare(path: str, seconds: int, rounds: int) -> tuple[list[Took], list[Took
     return [a for a, _ in turns], [b for _, b in turns]
 
 
+def windows(path: str, seconds: int) -> tuple[Took, Took]:
+    """Windows of 4 s every 2 s of a file: read together, and one by one."""
+    items = [
+        Item(str(start), path, "train", ("a clip",), start, end)
+        for start, end in spans(seconds, 4.0, 2.0)
+    ]
+
+    def frames(clips: list[Clip]) -> int:
+        return sum(len(clip.frames) for clip in clips)
+
+    together = timed(lambda: frames(read_clips(items, "", SETTINGS)), 4 * len(items))
+    alone = timed(lambda: frames([read_clip(i, "", SETTINGS) for i in items]), 4 * len(items))
+    return together, alone
+
+
 def by_workers(path: str, root: str, workers: int) -> tuple[Took, int]:
     """What two shards of links to a file take, and the most MB of one worker."""
     folder, shards = os.path.join(root, "links"), os.path.join(root, "shards")
@@ -178,6 +194,13 @@ def main() -> None:
             print(
                 f"| {name} | {1e3 * cpu:.0f} | {1e3 * theirs_cpu:.0f} | {theirs_cpu / cpu:.2f} "
                 f"| {theirs_wall / wall:.2f} |",
+                flush=True,
+            )
+        for name, path in paths.items():
+            together, alone = windows(path, seconds)
+            print(
+                f"windows of 4 s every 2 s, key frames {name}: {1e3 * together.cpu:.0f} ms of "
+                f"processor time together, {1e3 * alone.cpu:.0f} one by one",
                 flush=True,
             )
         one, _ = by_workers(paths["every second"], root, 1)

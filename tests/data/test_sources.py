@@ -214,7 +214,7 @@ class TestMsrvtt:
 
     def test_clip_named_twice(self, tmp_path):
         media.msrvtt(tmp_path, ["video0", "video0"], TEST)
-        with pytest.raises(UserError, match="train names 'video0' twice"):
+        with pytest.raises(UserError, match=r"9k\.csv: 'video0' is listed twice"):
             read_source("msrvtt", str(tmp_path))
 
 

@@ -56,6 +56,9 @@ class Times:
         if end is not None:
             last = int(np.searchsorted(self.seconds, end - self.slack))
         if first >= last:
+            if start is not None and len(self.stamps) and start >= gone[-1] - self.slack:
+                told = f"begins at {start:g} s, and the file ends at {gone[-1]:.2f}"
+                raise DecodeError("no_frames", told)
             raise DecodeError("no_frames", "no frame between start and end")
         begin = start or 0.0
         ends = self.ends[first:last]

@@ -49,18 +49,22 @@ def cut(source: Source, settings: PrepareSettings) -> Source:
             )
         groups.setdefault((item.split, item.path), []).append(item)
     items: list[Item] = []
+    beyond = 0
     for (group, annotated), name in zip(groups.items(), _names(groups), strict=True):
         seconds = duration(os.path.join(source.root, group[1]))
         if seconds is None:
             items += annotated
         else:
             items += _windows(annotated, name, seconds, settings)
+            beyond += sum((item.start or 0) >= seconds for item in annotated)
     texts = {item.split for item in items if item.texts}
     chosen = tuple(item for item in items if item.texts or item.split not in texts)
     told = f"{len(chosen):,} windows of {settings.window} s every {_stride(settings)} s"
     told += f" from {len(groups):,} files"
     if mute := len(items) - len(chosen):
         told += f" ({mute:,} without a caption left out)"
+    if beyond:
+        told += f" ({beyond:,} annotated moments begin after the end of their file)"
     return dataclasses.replace(source, protocol=f"{source.protocol}; {told}", items=chosen)
 
 

@@ -52,6 +52,9 @@ def read(root: str) -> Source:
             ids = clip_lists.chosen(where, named, captions, path)
             counts.append(f"{len(texts):,} videos annotated in {os.path.basename(path)}")
         items += _clips(tree, split, ids, captions)
+        counts += clip_lists.other_paragraphs(
+            tree, "val" if split == "test" else split, path, texts
+        )
         counts.append(clip_lists.counted(os.path.basename(path), len(ids), PUBLISHED[split]))
     return Source(f"ActivityNet, paragraphs; {'; '.join(counts)}", tree.root, tuple(items))
 

@@ -64,6 +64,22 @@ def counted(name: str, count: int, published: int) -> str:
     return f"{name}: {count:,} clips, published are {published:,}: not that benchmark"
 
 
+def disagreement(name: str, read: Captions, other: Captions, ids: Iterable[str]) -> list[str]:
+    """Says, if so, that another file of captions, which was not read, has other ones for clips."""
+    both = [clip for clip in ids if clip in other and clip in read]
+    differ = [clip for clip in both if _cleaned(read[clip]) != _cleaned(other[clip])]
+    if not differ:
+        return []
+    return [
+        f"{name}, which was not read, has other captions for {len(differ):,} of {len(both):,} "
+        f"clips, such as {differ[0]!r}"
+    ]
+
+
+def _cleaned(texts: Iterable[str]) -> list[str]:
+    return sorted(filter(None, map(clean_text, texts)))
+
+
 def read_sentence_lists(tree: Tree, path: str) -> dict[str, list[str]]:
     """{clip: sentences} of an object of lists of strings, as JSON or an inert pickle.
 
@@ -142,6 +158,17 @@ def paragraph_records(tree: Tree) -> dict[str, tuple[str, dict[str, str]]]:
         split: (path, {clip: paragraph(sentences) for clip, sentences in texts.items()})
         for split, (path, texts) in sentence_records(tree).items()
     }
+
+
+def other_paragraphs(tree: Tree, split: str, path: str, read: Mapping[str, str]) -> list[str]:
+    """`disagreement` of the paragraphs of a file with those of a list of CLIP-ViP's beside it."""
+    other, texts = paragraph_records(tree).get(split, (path, {}))
+    if other == path:
+        return []
+    found = {clip: [text] for clip, text in texts.items()}
+    return disagreement(
+        os.path.basename(other), {clip: [text] for clip, text in read.items()}, found, read
+    )
 
 
 def listed_stems(tree: Tree) -> dict[str, str]:

@@ -45,6 +45,7 @@ def read(root: str) -> Source:
             ids = clip_lists.chosen(where, named, captions, path)
             counts.append(f"{len(texts):,} videos annotated in {os.path.basename(path)}")
         items += clip_lists.clips(tree, split, ids, captions, end=END)
+        counts += clip_lists.other_paragraphs(tree, split, path, texts)
         counts.append(clip_lists.counted(split, len(ids), PUBLISHED[split]))
     return Source(f"DiDeMo, paragraphs; {'; '.join(counts)}", tree.root, tuple(items))
 

@@ -20,9 +20,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.sources.clip_lists import clips, read_plain_pickle, sentence_records
+from uniadapter_jax.common.files import FileError
+from uniadapter_jax.data.sources.clip_lists import (
+    chosen,
+    clips,
+    read_plain_pickle,
+    sentence_records,
+)
 from uniadapter_jax.data.sources.files import Fields, Tree
-from uniadapter_jax.data.sources.item import Item, Source
+from uniadapter_jax.data.sources.item import Item, Source, clean_text
 
 OFFICIAL_SPLITS = {"train": "train", "validate": "val", "val": "val", "test": "test"}
 CAPTION_FILES = {
@@ -92,13 +98,24 @@ def _clip4clip(tree: Tree, train_list: str) -> Source:
     where = os.path.join(tree.root, annotations)
     sentences = Fields(where).get(tree.read_json(annotations), "sentences", list)
     captions = _sentences(sentences, "video_id", where, {})
-    train = [video for (video,) in tree.read_columns(train_list, "video_id")]
+    listed = [video for (video,) in tree.read_columns(train_list, "video_id")]
+    train = chosen(os.path.join(tree.root, train_list), listed, captions, annotations)
     test: Captions = {}
     for video, sentence in tree.read_columns(test_list, "video_id", "sentence"):
-        test.setdefault(video, []).append(sentence)
+        if video in test:  # the protocol has one caption a clip
+            raise FileError(os.path.join(tree.root, test_list), f"{video!r} is listed twice")
+        test[video] = [sentence]
     items = clips(tree, "train", train, captions) + clips(tree, "test", test, test)
     protocol = f"1k-A: {os.path.basename(train_list)}, {os.path.basename(test_list)}"
+    other = sum(_is_other(sentence, captions.get(video)) for video, (sentence,) in test.items())
+    if other:
+        protocol += f"; {other:,} of {len(test):,} test captions are none of {annotations}"
     return Source(protocol, tree.root, tuple(items))
+
+
+def _is_other(sentence: str, known: list[str] | None) -> bool:
+    """Whether a test caption is none of the clip's annotated ones, as of another version."""
+    return clean_text(sentence) not in map(clean_text, known or ())
 
 
 def _official(tree: Tree) -> Source:
@@ -142,11 +159,13 @@ def _frozen(tree: Tree) -> Source:
     where = os.path.join(tree.root, annotations)
     records = Fields(where).get(tree.read_json(annotations), "annotations", list)
     captions = _sentences(records, "image_id", where, {})
-    chosen = read_caption_indices(os.path.join(tree.root, indices))
-    train = tree.read_names(train_list)
+    which = read_caption_indices(os.path.join(tree.root, indices))
+    where = os.path.join(tree.root, train_list)
+    train = chosen(where, tree.read_names(train_list), captions, annotations)
+    where = os.path.join(tree.root, test_list)
     test: Captions = {}
-    for video in tree.read_names(test_list):
-        index, known = chosen.get(video), captions.get(video, [])
+    for video in chosen(where, tree.read_names(test_list), captions, annotations):
+        index, known = which.get(video), captions.get(video, [])
         if index is None or not 0 <= index < len(known):
             raise UserError(
                 f"{os.path.join(tree.root, indices)}: caption {index} of {video} chosen, "

@@ -37,5 +37,10 @@ def read(root: str) -> Source:
         ids = clip_lists.chosen(where, tree.read_names(path), captions, annotations)
         items += clip_lists.clips(tree, split, ids, captions)
         counts.append(clip_lists.counted(split, len(ids), PUBLISHED[split]))
+    other = tree.find("captions_msvd.json")
+    if other and other != annotations:
+        unread = clip_lists.read_sentence_lists(tree, other)
+        ids = [item.id for item in items]
+        counts += clip_lists.disagreement(os.path.basename(other), captions, unread, ids)
     protocol = f"MSVD by lists, {os.path.basename(annotations)}; {'; '.join(counts)}"
     return Source(protocol, tree.root, tuple(items))

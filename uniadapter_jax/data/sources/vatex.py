@@ -19,6 +19,7 @@ from uniadapter_jax.data.sources.files import Fields, Tree
 from uniadapter_jax.data.sources.item import Item, Source
 
 PUBLISHED = {"train": 25_991, "val": 1500, "test": 1500}
+Captions = dict[str, list[str]]
 HGR = {split: f"{split}_list.txt" for split in PUBLISHED}
 # The validation list of HGR overlaps with the other test list, so there is none.
 CLIP2VIDEO = {"train": "train_list.txt", "test": "test1k5_sec_list.txt"}
@@ -41,7 +42,7 @@ def read_clip2video(root: str) -> Source:
 def _read(root: str, name: str, lists: dict[str, str]) -> Source:
     tree = Tree(root)
     paths = {split: path for split, file in lists.items() if (path := tree.find(file))}
-    captions, annotations = _captions(tree)
+    captions, annotations, unread = _captions(tree)
     if not captions or "train" not in paths or "test" not in paths:
         raise UserError(
             f"--input={root}: expected {' and '.join(lists.values())} of {name}, with "
@@ -55,13 +56,23 @@ def _read(root: str, name: str, lists: dict[str, str]) -> Source:
         ids = clip_lists.chosen(where, ids, captions, annotations)
         items += clip_lists.clips(tree, split, ids, captions)
         counts.append(clip_lists.counted(os.path.basename(path), len(ids), PUBLISHED[split]))
+    for other, texts in unread.items():
+        ids = [item.id for item in items]
+        counts += clip_lists.disagreement(other, captions, texts, ids)
     return Source(f"{name}; {annotations}; {'; '.join(counts)}", tree.root, tuple(items))
 
 
-def _captions(tree: Tree) -> tuple[dict[str, list[str]], str]:
-    """(English captions by clip, names of the files)."""
-    if path := tree.find("ref_captions.json"):
-        return clip_lists.read_sentence_lists(tree, path), os.path.basename(path)
+def _captions(tree: Tree) -> tuple[Captions, str, dict[str, Captions]]:
+    """(English captions by clip, names of the files, {name: captions} of files beside those)."""
+    official, names = _official(tree)
+    if not (path := tree.find("ref_captions.json")):
+        return official, names, {}
+    collected = clip_lists.read_sentence_lists(tree, path)
+    return collected, os.path.basename(path), {names: official} if official else {}
+
+
+def _official(tree: Tree) -> tuple[Captions, str]:
+    """The captions of the official files, and their names."""
     captions: dict[str, list[str]] = {}
     names = [path for name in ANNOTATIONS if (path := tree.find(name))]
     for path in names:
