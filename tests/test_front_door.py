@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from absl import flags
+from PIL import Image
 from test_architecture import COMMANDS as MODULES
 
 from uniadapter_jax import __main__ as door
@@ -15,6 +17,7 @@ from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.benchmark.grid import base_grid, row, setting, units_of
 from uniadapter_jax.common import packaged
 from uniadapter_jax.config.choices import choices
+from uniadapter_jax.data.records import open_records, splits_of
 from uniadapter_jax.weights.directory import load_backbone
 
 ROOT = pathlib.Path(door.__file__).parent.parent
@@ -97,3 +100,21 @@ def test_help_of_every_command(name, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert door._what(name) in done.stdout
+
+
+def test_one_command_from_a_folder_to_records(small, tmp_path):
+    folder, records = tmp_path / "clips", tmp_path / "records"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 30), (80 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"number {i}\n")
+    arguments = (f"--from-folder={folder}", "--config=own", f"--output={records}", "--workers=0")
+    for said_first in ("wrote", "is there, and taken as it is"):
+        said = small.fork(*arguments, module="uniadapter_jax.prepare").end(0)
+        assert said_first in said and f"{records}" in said
+        lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+        assert sum(len(open_records(str(records), split)) for split in splits_of(str(records))) == 3
+        lines[0]["captions"] = ["mended by hand"]
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    both = small.fork(f"--input={folder}", *arguments, module="uniadapter_jax.prepare").end(2)
+    assert "--from-folder and --input both say" in both

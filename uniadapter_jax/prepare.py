@@ -3,8 +3,10 @@
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
     python -m uniadapter_jax.prepare --from-folder=MY_CLIPS
+    python -m uniadapter_jax.prepare --from-folder=MY_CLIPS --config=configs/own.py
 
-The second writes MY_CLIPS/manifest.jsonl, to be looked through and then given as --input.
+The second writes MY_CLIPS/manifest.jsonl, to be looked through and then given as --input. The third
+does both: it takes the manifest that is there, or writes one, and makes the records.
 
 `config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, didemo,
 activitynet, msvd, vatex, vatex_clip2video, lsmdc, karpathy, msrvtt_qa, vqav2, vqa_blip, easy_vqa,
@@ -98,6 +100,20 @@ def _count_cut(config: ConfigDict | None, records: str, *alone: Any) -> None:
         keep_cut(records, config, *alone)
 
 
+def _say(lines: Sequence[str]) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def _manifest_of(folder: str) -> str:
+    """The manifest of a folder: the one that is there, which may have been edited, or a new one."""
+    manifest = os.path.join(folder, NAMES[0])
+    if os.path.exists(manifest):
+        _say([f"{manifest} is there, and taken as it is"])
+    else:
+        _say(write_manifest(folder, manifest))
+    return manifest
+
+
 def define_flags() -> dict[str, Any]:
     return {
         "config": config_flags.DEFINE_config_file(
@@ -151,7 +167,8 @@ def define_flags() -> dict[str, Any]:
             "from-folder",
             None,
             "Write a manifest of the videos and pictures of this folder, with captions from files "
-            "beside them (.txt, .srt, .vtt, .csv), to --output or FOLDER/manifest.jsonl.",
+            "beside them (.txt, .srt, .vtt, .csv), to --output or FOLDER/manifest.jsonl; with "
+            "--config also make the records.",
         ),
     }
 
@@ -164,17 +181,22 @@ def main() -> None:
     def run(argv: Sequence[str]) -> None:
         del argv
         config = values["config"].value
+        source = values["input"].value
         if folder := values["from-folder"].value:
-            manifest = values["output"].value or os.path.join(folder, NAMES[0])
-            print("\n".join(write_manifest(folder, manifest, overwrite=values["overwrite"].value)))
-            return
+            if config is None:
+                manifest = values["output"].value or os.path.join(folder, NAMES[0])
+                _say(write_manifest(folder, manifest, overwrite=values["overwrite"].value))
+                return
+            if source is not None:
+                raise UserError("--from-folder and --input both say what is read; give one")
+            source = _manifest_of(folder)
         if config is None:
             raise UserError("--config is missing; for example --config=configs/msrvtt.py")
-        if values["input"].value is None:
+        if source is None:
             raise UserError("--input is missing: the directory with annotations and media")
         settings = PrepareSettings.from_config(config.data.prepare)
         if values["dry-run"].value:
-            print("\n".join(survey(read_items(settings, values["input"].value), settings)))
+            _say(survey(read_items(settings, source), settings))
             return
         share = (
             Share.parse("--share", values["share"].value)
@@ -186,7 +208,7 @@ def main() -> None:
             raise UserError("--output is missing, and config.data.records is empty")
         prepare(
             settings,
-            values["input"].value,
+            source,
             output,
             workers=values["workers"].value,
             tokenizer_size=values["tokenizer"].value,
