@@ -1,5 +1,6 @@
 """The contact sheet of records: which clips and frames, and texts that do no harm."""
 
+import functools
 import json
 
 import media
@@ -8,6 +9,7 @@ from PIL import Image
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.inference.contact_sheet import FRAMES, shown
+from uniadapter_jax.inference.gallery import FRAME
 from uniadapter_jax.look import look, main
 from uniadapter_jax.prepare import prepare
 
@@ -68,3 +70,17 @@ def test_the_command(root, tmp_path, capsys):
     assert "train of " in capsys.readouterr().out and sheet.exists()
     assert main([root, "--count=0"]) == 2
     assert "--count=0: at least 1" in capsys.readouterr().err
+
+
+def test_a_run_shows_its_best_and_worst_texts(small, whole, tmp_path):
+    small.run("--workdir=as_it_is", method="zero_shot")
+    alone, both = tmp_path / "alone.png", tmp_path / "both.png"
+    look = functools.partial(small.fork, str(whole), module="uniadapter_jax.look")
+    assert f"wrote {alone}" in look(f"--output={alone}", "--count=4").end(0)
+    look("--beside=as_it_is", f"--output={both}", "--count=4").end(0)
+    with Image.open(alone) as picture, Image.open(both) as beside:
+        assert picture.height == beside.height > 4 * FRAME
+        assert picture.tobytes() != beside.tobytes()
+    said = look("--id=a").end(2)
+    assert "--split and --id are of records" in said
+    assert "a name that ends with .png" in look("--output=sheet.html").end(2)

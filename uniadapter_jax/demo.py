@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -37,16 +36,13 @@ from uniadapter_jax.config import base_config, parse_argument
 from uniadapter_jax.data.preparation import toy
 from uniadapter_jax.data.preparation.clips import PrepareSettings
 from uniadapter_jax.data.sources.manifest import json_lines
-from uniadapter_jax.inference import gallery
+from uniadapter_jax.inference import retrieved
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.parallel.preemption import Preempted, end
 from uniadapter_jax.parallel.progress import Progress, duration, say
 from uniadapter_jax.prepare import prepare
-from uniadapter_jax.runs.assembly import build
-from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.runs.run import run
 from uniadapter_jax.runs.workdir import holding
-from uniadapter_jax.tasks.retrieval.evaluator import Embedded, RetrievalEvaluator
 
 ASSETS = pathlib.Path(__file__).parent / "assets"
 WORKDIR = "runs/demo"
@@ -54,7 +50,6 @@ WORKDIR = "runs/demo"
 METHOD = {"clip": "cross_modal_adapter", "blip": "uniadapter"}
 # Peak learning rates. At the rate for a few new parameters, full fine-tuning would forget.
 LR, LR_FULL = 8e-3, 7e-4
-_SHOWN_QUERIES, _SHOWN_CLIPS = 6, 4  # rows and columns of the picture
 
 T = TypeVar("T")
 
@@ -179,24 +174,8 @@ def _prepare(config: ConfigDict, clips: pathlib.Path) -> None:
 
 def draw_retrieved(config: ConfigDict, place: pathlib.Path, picture: pathlib.Path) -> None:
     """Draws the best clips of some test texts by the model that `run` left in `place`."""
-    experiment = build(config)
-    evaluator = experiment.kind.evaluator(experiment, None)
-    assert isinstance(evaluator, RetrievalEvaluator)
-    trainable = fit(experiment, place, evaluator).trainable  # only restores it: all steps are done
-    test, encoder = experiment.data.test, evaluator.encoder
-    clips = np.arange(0, len(test), max(1, len(test) // _SHOWN_QUERIES))[:_SHOWN_QUERIES]
-    texts = [test.captions[i][0] for i in clips]
-    ids = encoder.text_ids(texts)
-    embedded = Embedded(ids, encoder.ids(trainable, ids), *encoder.clips(trainable, test))
-    scores = evaluator.scores(trainable, test, embedded)["t2v"]
-    rows = []
-    for text, clip, row in zip(texts, clips, scores, strict=True):
-        best = np.argsort(-row, kind="stable")[:_SHOWN_CLIPS]
-        hits = [gallery.Hit(test.read(int(i)).frames, bool(i == clip)) for i in best]
-        rank = 1 + int((row > row[clip]).sum())
-        rows.append(gallery.Row(text, rank, hits))
-    title = f"{config.method.name}: the best {_SHOWN_CLIPS} of {len(test)} clips for a text"
-    gallery.draw_rows(title, rows).save(picture)
+    shown = f"{config.method.name}: the best {retrieved.CLIPS} clips for a text"
+    retrieved.draw(config, place, None, shown).save(picture)
 
 
 def table(outcome: dict[str, Any]) -> str:

@@ -1,15 +1,20 @@
-"""Shows what is stored in records: a contact sheet with times and captions.
+"""Shows what is stored in records, or what a run retrieves: a sheet to look at.
 
     python -m uniadapter_jax.look RECORDS [--split=test] [--id=NAME ...] [--output=sheet.html]
+    python -m uniadapter_jax.look WORKDIR [--beside=OTHER] [--output=sheet.png]
 
-A sheet ending in .png is a picture, one in .html a page that needs no other file. Without --id the
-first --count clips are shown.
+Of records, a contact sheet with times and captions: a sheet ending in .png is a picture, one in
+.html a page that needs no other file. Without --id the first --count clips are shown.
+
+Of a finished run, the texts that it ranks best and worst above the clips that they find, the right
+one outlined; with another run beside it, those whose ranks differ most.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -53,20 +58,47 @@ def _chosen(records: Records, ids: Sequence[str], count: int) -> list[int]:
     return [places[name] for name in ids]
 
 
+def look_at_run(workdir: str, beside: str | None, count: int, output: str) -> str:
+    """Writes the picture; returns a line about it.
+
+    Raises:
+      UserError: an output of another kind, or what `draw_best_and_worst` says.
+    """
+    from uniadapter_jax.inference.retrieved import draw_best_and_worst  # records need no JAX
+
+    if os.path.splitext(output)[1].lower() != ".png":
+        raise UserError(f"--output={output}: of a run it is a picture; a name that ends with .png")
+    other = None if beside is None else pathlib.Path(beside)
+    picture = io.BytesIO()
+    draw_best_and_worst(pathlib.Path(workdir), max(1, count // 2), other).save(picture, "PNG")
+    write_whole(output, picture.getvalue())
+    return f"wrote {output}"
+
+
 @plain_command
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = command_parser("look", __doc__)
     add = parser.add_argument
-    add("records", metavar="RECORDS", help="what `python -m uniadapter_jax.prepare` wrote")
+    add("place", metavar="RECORDS|WORKDIR", help="what `prepare`, or what `main` wrote")
     add("--split", default="", help="split to show; default: the first")
     add("--id", action="append", default=[], metavar="NAME", help="clip to show; may be repeated")
-    add("--count", type=int, default=20, metavar="N", help="clips where no --id is given")
-    add("--output", default="sheet.html", metavar="FILE", help="default: sheet.html")
+    add("--count", type=int, default=20, metavar="N", help="clips, or texts of a run (20)")
+    add("--beside", metavar="WORKDIR", help="another run on the same test")
+    add("--output", metavar="FILE", help="default: sheet.html, of a run sheet.png")
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         raise UserError(f"--count={arguments.count}: at least 1")
-    print(look(arguments.records, arguments.split, arguments.id, arguments.count, arguments.output))
+    place, output = arguments.place, arguments.output
+    if os.path.exists(os.path.join(place, "identity.json")):
+        if arguments.split or arguments.id:
+            raise UserError(f"--split and --id are of records, and {place} is a run")
+        said = look_at_run(place, arguments.beside, arguments.count, output or "sheet.png")
+    elif arguments.beside is not None:
+        raise UserError(f"--beside is of runs, and {place} is no workdir of one")
+    else:
+        said = look(place, arguments.split, arguments.id, arguments.count, output or "sheet.html")
+    print(said)
     return 0
 
 
