@@ -26,6 +26,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.backbone = ""
     # Directory of tokenizer files; "" takes the backbone's, else the records'.
     config.tokenizer = ""
+    config.init_from = ""  # an exported adapter of the same method, to train on from; "": none
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # for frozen weights, activations: float32 | bfloat16
@@ -98,6 +99,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.train.steps = 0  # 0: as many as epochs needs
     config.train.log_every = 10  # steps
     config.train.checkpoint_every = 0  # steps; 0: at the end of each epoch
+    # Stops after so many validations in a row without a value as good as the best; 0: never.
+    config.train.patience = 0
     config.train.keep = 2  # number of latest checkpoints to keep, beside the best
 
     config.eval = ConfigDict()

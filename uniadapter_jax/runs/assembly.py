@@ -26,6 +26,7 @@ from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs import identity as identities
 from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.backbone import load
+from uniadapter_jax.runs.initial import begin_from
 from uniadapter_jax.runs.prefix import Prefix, checked_entries
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.tasks.registry import Kind, get_task
@@ -44,6 +45,7 @@ class Experiment:
 
     Attributes:
       fingerprint: of the backbone.
+      initial: of the adapter that training begins from, None without one.
       model_config: the backbone's config, of the family that the task needs.
       prefix: the cache that training reads in place of frames and words.
     """
@@ -59,6 +61,7 @@ class Experiment:
     data: Splits
     tokenizer: Tokenizer
     tokenizer_directory: str
+    initial: str | None
     total_steps: int
     epoch_steps: int
     optimizer: optax.GradientTransformation | None
@@ -122,6 +125,7 @@ class Experiment:
             "data.records": None if data.train is None else data.train.fingerprint,
             "data.validation": None if data.val is None else data.val.fingerprint,
             "data.test": self.measured.fingerprint,
+            "initial": self.initial,
             "answers": None if facts is None else identities.digest(facts),
         }
 
@@ -133,6 +137,7 @@ def build(config: ConfigDict) -> Experiment:
     method, kind = get_method(config.method.name), get_task(config.task.name)
     data = open_splits(config, trains=method.trainable is not None)
     preflight.check_evaluation(config, data)
+    preflight.check_patience(config)
     with meshes.on_host():  # unsharded weights need not fit on a device
         config, backbone = load(config, kind)
         model_config = backbone.model.config
@@ -140,7 +145,9 @@ def build(config: ConfigDict) -> Experiment:
         parameters = attach_method(backbone.model, config)
         entries = checked_entries(config, kind, method, backbone.model)
     tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
-    fingerprint = backbone.fingerprint
+    fingerprint, initial = backbone.fingerprint, None
+    if config.init_from:
+        parameters.trainable, initial = begin_from(config, parameters.trainable, fingerprint)
     del backbone  # so that no float32 copy outlives the frozen arrays below
     parameters.trainable = meshes.put_replicated(parameters.trainable, mesh)
     parameters.weights = Weights.of(config.mesh, mesh, model_config)
@@ -168,6 +175,7 @@ def build(config: ConfigDict) -> Experiment:
         data=data,
         tokenizer=tokenizer,
         tokenizer_directory=tokenizer_directory,
+        initial=initial,
         total_steps=total_steps,
         epoch_steps=epoch_steps,
         optimizer=optimizer,

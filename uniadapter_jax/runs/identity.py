@@ -35,6 +35,7 @@ FREE: Mapping[str, str] = {
     "name": "names the default workdir",
     "backbone": "a path; the fingerprint of the files there counts",
     "tokenizer": "a path; the fingerprint of the files there counts",
+    "init_from": "a path; the fingerprint of the adapter there counts",
     "data.records": "a path; the fingerprint of the files there counts",
     "data.train_split": "the fingerprint of its records counts",
     "data.val_split": "the fingerprint of its records counts",
@@ -88,6 +89,8 @@ def training(config: ConfigDict, facts: Mapping[str, Any]) -> dict[str, Any]:
         if path not in FREE and not _is_evaluation(path, kind)
     }
     identity = {"version": VERSION, **{name: facts[name] for name in _TRAINING_FACTS}, **fields}
+    if facts.get("initial") is not None:
+        identity["initial"] = facts["initial"]
     if config.selection == "val":
         identity["data.validation"] = facts["data.validation"]
     if config.selection != "last":

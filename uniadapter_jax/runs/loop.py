@@ -42,6 +42,7 @@ class Fit:
 
     trainable: PyTree
     step: int  # the step of `trainable`
+    last_step: int  # the last that was trained
     final_loss: float | None
     data_wait_share: float | None
     seconds: float  # time of all steps
@@ -58,7 +59,7 @@ def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> F
     """
     if experiment.data.train is None:
         Writer(workdir, 0).close()  # every run leaves the same files
-        return Fit(experiment.partition.trainable, 0, None, None, 0.0, 0)
+        return Fit(experiment.partition.trainable, 0, 0, None, None, 0.0, 0)
     return _Loop(experiment, workdir, evaluate).run()
 
 
@@ -119,7 +120,7 @@ class _Loop:
 
     def _run(self) -> Fit:
         self._select_late()
-        if self.start < self.total:
+        if self.start < self.total and not self._lost_patience(self.start):
             self._steps()
         self.checkpoints.wait()
         if self.terminate:  # the signal came after the check in the last step
@@ -151,6 +152,7 @@ class _Loop:
         return Fit(
             trainable=self.trainable,
             step=chosen,
+            last_step=self.total,
             final_loss=steps[-1]["loss"] if steps and steps[-1]["step"] == self.total else None,
             data_wait_share=sum(s["wait_seconds"] for s in warm) / wall if warm else None,
             seconds=sum(step["seconds"] for step in steps),
@@ -208,6 +210,8 @@ class _Loop:
                 if not stop and step < self.total:
                     batch = self._put_next(batches)
                 self._after_step(step, stop)
+                if self._lost_patience(step):
+                    break
 
     def _step_function(self) -> Step:
         e = self.e
@@ -303,6 +307,18 @@ class _Loop:
             return False
         self.checkpoints.wait()
         self.checkpoints.set_selection(step, selection)
+        return True
+
+    def _lost_patience(self, step: int) -> bool:
+        """Whether training ends here, by `train.patience`; follows from the checkpoints alone."""
+        patience, best = self.e.config.train.patience, self.checkpoints.best()
+        if not patience or best is None or not self._selects(step):
+            return False
+        since = -(-(step - best) // self.e.epoch_steps)  # validations, the last step's included
+        if since < patience:
+            return False
+        say(f"stopped at step {step} of {self.total}: none of {since} validations was as good")
+        self.total = step
         return True
 
     def _selects(self, step: int) -> bool:

@@ -91,6 +91,15 @@ def check_evaluation(config: ConfigDict, data: Splits) -> None:
         check(config, data.val, field, selects=True)
 
 
+def check_patience(config: ConfigDict) -> None:
+    """Raises `UserError` where nothing is measured that could lose patience."""
+    if config.train.patience and config.selection == "last":
+        raise UserError(
+            f"config.train.patience={config.train.patience} waits for a better value on validation "
+            "data, and config.selection is last: set config.data.val or config.data.val_split"
+        )
+
+
 def check_steps(config: ConfigDict, total: int) -> None:
     """Raises `UserError` for more steps than an int32 can count."""
     if total > INT32:

@@ -63,6 +63,7 @@ def describe(experiment: Experiment, trained: Fit, metrics: dict[str, Any]) -> d
         "selection": config.selection,
         "validation": validation_of(config),
         "step": trained.step,
+        "last_step": trained.last_step,
         "total_steps": experiment.total_steps,
         "parameters": experiment.partition.counts(),
         **metrics,
