@@ -4,11 +4,11 @@
     python -m uniadapter_jax.main --config=configs/msrvtt.py --workdir=runs/msrvtt
 
 Arguments: method (cross_modal_adapter, lora, full, projection, zero_shot) and backbone, as in
---config=configs/msrvtt.py:method=lora,backbone=weights/clip-vit-base-patch16.
+--config=configs/msrvtt.py:method=lora,backbone=openai/clip-vit-base-patch16.
 
 Data: the clips and `MSRVTT_data.json`, `MSRVTT_train.9k.csv`, `MSRVTT_JSFUSION_test.csv` (9k / 1k-A
-split), or another of MSR-VTT's layouts (docs/data.md). Weights: a CLIP in HuggingFace's layout,
-such as openai/clip-vit-base-patch32.
+split), or another of MSR-VTT's layouts (docs/data.md). Weights: openai/clip-vit-base-patch32, which
+is downloaded once, or any CLIP in HuggingFace's layout.
 
 The recipe is the released one of Cross-Modal Adapter: 12 frames at 1 fps, 32 words, every caption
 a sample, global batch 128, lr 1e-5, 5 epochs, r = 8, d_s = 16. The paper (arXiv 2211.09623v1,
@@ -24,7 +24,7 @@ def get_config(argument=None):
     chosen = parse_argument(
         argument,
         method="cross_modal_adapter",
-        backbone="weights/clip-vit-base-patch32",
+        backbone="openai/clip-vit-base-patch32",
     )
     config = base_config(chosen["method"])
     config.name = f"msrvtt-{chosen['method']}"

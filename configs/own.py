@@ -1,15 +1,16 @@
 """Your own clips and pictures, tens to thousands of them, with a frozen CLIP.
 
-    python -m uniadapter_jax.prepare --from-folder=MY_CLIPS
-    python -m uniadapter_jax.prepare --config=configs/own.py --input=MY_CLIPS --output=data/own
+    python -m uniadapter_jax.prepare --from-folder=MY_CLIPS --config=configs/own.py
     python -m uniadapter_jax.main --config=configs/own.py --workdir=runs/own
+    python -m uniadapter_jax.index --input=MY_CLIPS --output=data/index --adapter=runs/own
 
 Arguments: method and backbone, as in --config=configs/own.py:method=lora,backbone=weights/clip-b16;
 with backbone=blip, or method=uniadapter, it is a BLIP, re-ranked.
 
 Data: a folder with videos and pictures, with captions in files of the same name beside them
-(docs/data.md). The first command writes MY_CLIPS/manifest.jsonl, which you look through and edit.
-Weights: a CLIP in HuggingFace's layout, such as openai/clip-vit-base-patch32.
+(docs/data.md). The first command writes MY_CLIPS/manifest.jsonl, which you may look through and
+edit, and the records.
+Weights: openai/clip-vit-base-patch32, downloaded once; or any CLIP in HuggingFace's layout.
 
 The recipe is ours, and untested beyond small sets: batches of 16, so that few clips fill one; lr
 1e-4, since few clips make few steps; 10 epochs, of which the best on `val` is tested. With fewer

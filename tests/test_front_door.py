@@ -16,6 +16,7 @@ from uniadapter_jax import __main__ as door
 from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.benchmark.grid import base_grid, row, setting, units_of
 from uniadapter_jax.common import packaged
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config.choices import choices
 from uniadapter_jax.data.records import open_records, splits_of
 from uniadapter_jax.weights.directory import load_backbone
@@ -118,3 +119,22 @@ def test_one_command_from_a_folder_to_records(small, tmp_path):
         (folder / "manifest.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     both = small.fork(f"--input={folder}", *arguments, module="uniadapter_jax.prepare").end(2)
     assert "--from-folder and --input both say" in both
+
+
+def test_a_model_of_the_package_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_backbone("tiny_clip").fingerprint
+    (tmp_path / "tiny_clip").mkdir()
+    with pytest.raises(UserError, match="tiny_clip"):  # a directory that is there wins
+        load_backbone("tiny_clip")
+
+
+def test_an_index_takes_a_run(small, whole, tmp_path):
+    (tmp_path / "clips").mkdir()
+    Image.new("RGB", (40, 30), (200, 0, 0)).save(tmp_path / "clips" / "red.png")
+    arguments = (f"--input={tmp_path / 'clips'}", f"--output={tmp_path / 'index'}")
+    for _ in range(2):
+        job = small.fork(*arguments, f"--adapter={whole}", module="uniadapter_jax.index")
+        assert "1 clips of 1 files" in job.end(0)
+    assert (tmp_path / "index" / "adapter" / "adapter_config.json").exists()
+    small.fork(*arguments, module="uniadapter_jax.index").end(0)

@@ -27,6 +27,7 @@ import numpy as np
 
 from uniadapter_jax.adapters.partition import Partition, flat_names
 from uniadapter_jax.adapters.registry import Method, get_method
+from uniadapter_jax.common import packaged
 from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.new_directory import new_directory
@@ -175,7 +176,7 @@ def _result_of(run: Run, step: int) -> Mapping[str, Any] | None:
 def _load_backbone(run: Run, directory: str | None) -> Backbone:
     named = run.config["backbone"]
     local = not named.startswith("random:") and hub_name(named) is None
-    if directory is None and local and not pathlib.Path(named).is_dir():
+    if directory is None and local and not pathlib.Path(packaged.model(named)).is_dir():
         raise UserError(
             f"{run.workdir} was trained on the backbone {named}, which is no directory seen from "
             f"{pathlib.Path.cwd()}; pass --backbone=DIR"

@@ -3,7 +3,8 @@
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX --backbone=DIR [--adapter=DIR]
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX
 
-DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub.
+DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub; --adapter also
+takes the workdir of a finished run, which is exported to INDEX/adapter.
 Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -35,6 +37,7 @@ from uniadapter_jax.inference.search.description import DTYPES, NAME, read_descr
 from uniadapter_jax.inference.search.folder import media_of
 from uniadapter_jax.inference.search.index import Index
 from uniadapter_jax.parallel import launch
+from uniadapter_jax.runs.files import read_run
 from uniadapter_jax.runs.workdir import holding
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.needed import ADAPTER, BACKBONE
@@ -49,6 +52,9 @@ def index(arguments: argparse.Namespace) -> None:
     there = read_description(output) if (output / NAME).exists() else None
     backbone = arguments.backbone or (there.backbone if there else "")
     adapter = arguments.adapter or (there.adapter if there else "")
+    if adapter and pathlib.Path(adapter, "identity.json").exists():
+        backbone = arguments.backbone or str(read_run(adapter).config["backbone"])
+        adapter = _exported(adapter, output)
     if not backbone:
         raise UserError("--backbone=DIR is missing: a new index needs a model")
     backbone = located(backbone, "--backbone", BACKBONE).place
@@ -84,6 +90,20 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"{bad} files cannot be used; {output / REPORT} says why")
 
 
+def _exported(workdir: str, output: pathlib.Path) -> str:
+    """The adapter of a run, exported into the index by the first process."""
+    from uniadapter_jax.export import export  # behind JAX, which it would keep on the CPU
+
+    to = output / "adapter"
+    if not jax.process_index():
+        with holding(output, "index"):
+            if to.exists():
+                shutil.rmtree(to)
+            export(workdir, to)
+    launch.exchange(None)
+    return str(to)
+
+
 def _make_approximate(output: pathlib.Path) -> None:
     recall = Index.open(output).make_approximate(on_terminal)
     if recall is not None:
@@ -114,7 +134,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--input", required=True, metavar="FOLDER", help="folder of videos and pictures")
     add("--output", required=True, metavar="INDEX", help="directory of the index")
     add("--backbone", metavar="DIR", help="or OWNER/NAME on the hub; default: that of the index")
-    add("--adapter", metavar="DIR", help="what `export` wrote; default: that of the index, if any")
+    add(
+        "--adapter", metavar="DIR", help="what `export` wrote, or a run; default: that of the index"
+    )
     add("--window", type=float, metavar="SECONDS", help="also index windows of this length")
     add(
         "--stride", type=float, metavar="SECONDS", help="from window to window; default: end to end"

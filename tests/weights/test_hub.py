@@ -77,6 +77,9 @@ def refused(place="me/clip", need=BACKBONE):
         ("me/x@refs/pr/3", Name("me/x", "refs/pr/3")),
         *((text, None) for text in ("clip", "/a/b", "./a/b", "../b", "a/b/c", "a/..", "a/b@../c")),
         *((text, None) for text in ("random:a/b", "", "a/b@", "a b/c", "~/b", "me/x@a..b")),
+        *(
+            (text, None) for text in ("weights/blip-base-224", "runs/demo", "data/own")
+        ),  # our folders
     ],
 )
 def test_what_is_a_name(text, name):

@@ -1,6 +1,6 @@
-"""The configs that come with the package, found by name wherever a command is started.
+"""Configs and tiny models that come with the package, found by name wherever a command is started.
 
-In a checkout they are in `configs/` beside the package, in a wheel within it (setup.py).
+In a checkout the configs are in `configs/` beside the package, in a wheel within it (setup.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 _PACKAGE = pathlib.Path(__file__).parent.parent
 _WITHIN, _BESIDE = _PACKAGE / "configs", _PACKAGE.parent / "configs"
 CONFIGS = _WITHIN if _WITHIN.is_dir() else _BESIDE
+MODELS = ("tiny_clip", "tiny_blip")
 
 
 def packaged(path: str) -> str:
@@ -28,6 +29,13 @@ def packaged(path: str) -> str:
         if place.is_file():
             return str(place)
     return path
+
+
+def model(place: str) -> str:
+    """The directory of a tiny model, such as `tiny_clip`; another place, or one there, as it is."""
+    if place in MODELS and not pathlib.Path(place).exists():
+        return str(_PACKAGE / "assets" / place)
+    return place
 
 
 def names() -> list[str]:

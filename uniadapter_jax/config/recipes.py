@@ -12,7 +12,7 @@ from uniadapter_jax.config import base_config, parse_argument
 # The method of a family's paper, and where its converted weights are expected.
 CLIP, BLIP = "clip", "blip"
 METHODS = {CLIP: "cross_modal_adapter", BLIP: "uniadapter"}
-WEIGHTS = {CLIP: "weights/clip-vit-base-patch32", BLIP: "weights/blip-base-224"}
+WEIGHTS = {CLIP: "openai/clip-vit-base-patch32", BLIP: "weights/blip-base-224"}
 
 
 class Choice(NamedTuple):

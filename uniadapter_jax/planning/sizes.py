@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.backbones.blip_config import ANSWERING, MATCHING, BLIPConfig
 from uniadapter_jax.backbones.clip import CLIPConfig
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.packaged import packaged
+from uniadapter_jax.common.packaged import model, packaged
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.families import Config, check_family, family_of
 from uniadapter_jax.weights.hub.fetch import located
@@ -84,7 +84,7 @@ def backbone_config(config: ConfigDict, given: str | None) -> tuple[Config, str]
       UserError: nothing there says how large the backbone is, or it is not one for the task.
     """
     source = packaged(given or config.backbone.removeprefix("random:"))
-    path = pathlib.Path(source)
+    path = pathlib.Path(model(source))
     if path.is_dir():
         path = path / CONFIG_FILE
     if source and path.is_file():

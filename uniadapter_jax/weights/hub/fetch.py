@@ -10,6 +10,7 @@ import pathlib
 import time
 from typing import NamedTuple
 
+from uniadapter_jax.common import packaged
 from uniadapter_jax.common.disk import free_bytes
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.weights.errors import printable
@@ -40,7 +41,8 @@ def located(place: str, field: str, need: Need) -> Located:
     """Finds what a config, a flag or an argument names, and downloads it if need be.
 
     Args:
-      place: a path, `random:<file>`, or a name on the hub; a path that exists wins.
+      place: a path, `random:<file>`, a model of the package, or a name on the hub; a path that
+        exists wins.
       field: where the name stands, for errors.
 
     Raises:
@@ -49,7 +51,7 @@ def located(place: str, field: str, need: Need) -> Located:
     """
     name = hub_name(place)
     if name is None:
-        return Located(place, place)
+        return Located(place, packaged.model(place))
     found, folder = _fetch(name, field, need)
     return Located(str(found), str(folder))
 

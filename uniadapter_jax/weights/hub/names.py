@@ -12,6 +12,8 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(
     r"(?P<repository>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w./+-]{0,199}))?", re.ASCII
 )
+# Folders where this package's configs and documents have things; nobody's repositories.
+LOCAL = ("data", "runs", "weights")
 
 
 class Name(NamedTuple):
@@ -37,7 +39,7 @@ class Name(NamedTuple):
 def parse(text: str) -> Name | None:
     """The name that a text is, None where it can only be a path."""
     match = _NAME.fullmatch(text)
-    if match is None or ".." in text:
+    if match is None or ".." in text or text.partition("/")[0] in LOCAL:
         return None
     return Name(match["repository"], match["revision"] or "")
 
