@@ -2,7 +2,7 @@
 
     python -m uniadapter_jax.prepare --from-folder=MY_CLIPS --config=configs/own.py
     python -m uniadapter_jax.main --config=configs/own.py --workdir=runs/own
-    python -m uniadapter_jax.index --input=MY_CLIPS --output=data/index --adapter=runs/own
+    python -m uniadapter_jax.index --input=MY_CLIPS --output=data/adapted --adapter=runs/own
 
 Arguments: method and backbone, as in --config=configs/own.py:method=lora,backbone=weights/clip-b16;
 with backbone=blip, or method=uniadapter, it is a BLIP, re-ranked.

@@ -31,7 +31,7 @@ from uniadapter_jax.data.preparation import toy
 ROOT = pathlib.Path(__file__).parent.parent
 CLIPS = 30
 PUT_IN = {  # in this order
-    "--config=own": "--config=own:backbone=tiny_clip --config.optimizer.lr=3e-3",
+    "--config=own": "--config=own:backbone=tiny_clip --config.data.words=24 --config.train.epochs=3",
     "openai/clip-vit-base-patch32": "tiny_clip",
 }
 _BLOCK = re.compile(

@@ -136,5 +136,5 @@ def test_an_index_takes_a_run(small, whole, tmp_path):
     for _ in range(2):
         job = small.fork(*arguments, f"--adapter={whole}", module="uniadapter_jax.index")
         assert "1 clips of 1 files" in job.end(0)
-    assert (tmp_path / "index" / "adapter" / "adapter_config.json").exists()
+    assert (whole / "adapter" / "adapter_config.json").exists()
     small.fork(*arguments, module="uniadapter_jax.index").end(0)

@@ -4,7 +4,7 @@
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX
 
 DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub; --adapter also
-takes the workdir of a finished run, which is exported to INDEX/adapter.
+takes the workdir of a finished run, which is exported to WORKDIR/adapter.
 Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed
@@ -54,7 +54,7 @@ def index(arguments: argparse.Namespace) -> None:
     adapter = arguments.adapter or (there.adapter if there else "")
     if adapter and pathlib.Path(adapter, "identity.json").exists():
         backbone = arguments.backbone or str(read_run(adapter).config["backbone"])
-        adapter = _exported(adapter, output)
+        adapter = _exported(adapter)
     if not backbone:
         raise UserError("--backbone=DIR is missing: a new index needs a model")
     backbone = located(backbone, "--backbone", BACKBONE).place
@@ -90,16 +90,15 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"{bad} files cannot be used; {output / REPORT} says why")
 
 
-def _exported(workdir: str, output: pathlib.Path) -> str:
-    """The adapter of a run, exported into the index by the first process."""
+def _exported(workdir: str) -> str:
+    """The adapter of a finished run, exported into its workdir by the first process."""
     from uniadapter_jax.export import export  # behind JAX, which it would keep on the CPU
 
-    to = output / "adapter"
+    to = pathlib.Path(workdir, "adapter")
     if not jax.process_index():
-        with holding(output, "index"):
-            if to.exists():
-                shutil.rmtree(to)
-            export(workdir, to)
+        if to.exists():
+            shutil.rmtree(to)
+        export(workdir, to)
     launch.exchange(None)
     return str(to)
 
