@@ -30,8 +30,9 @@ from uniadapter_jax.data.preparation import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIPS = 30
+OWN = "--config=own"
 PUT_IN = {  # in this order
-    "--config=own": "--config=own:backbone=tiny_clip --config.data.words=24 --config.train.epochs=3",
+    OWN: f"{OWN}:backbone=tiny_clip --config.data.words=24 --config.train.epochs=3",
     "openai/clip-vit-base-patch32": "tiny_clip",
 }
 _BLOCK = re.compile(
