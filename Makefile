@@ -12,7 +12,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering 
 	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
 	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
 
-.PHONY: demo test quick slow lint parity smoke docs clean
+.PHONY: demo test quick slow lint parity smoke walk docs clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -38,6 +38,10 @@ parity: $(VENV)/.stamp-parity
 # The wheel, installed into $(VENV) and used from an empty folder.
 smoke: $(VENV)/bin/python
 	scripts/smoke_wheel.sh $(abspath $(BIN)/python)
+
+# The commands of the README, in an empty folder.
+walk: $(VENV)/.stamp-test
+	$(BIN)/python scripts/walk_readme.py
 
 # The pages of docs/ as a site, in site/; a broken link fails.
 docs: $(VENV)/.stamp-docs

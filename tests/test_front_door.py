@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import runpy
 import subprocess
 import sys
 
@@ -138,3 +139,11 @@ def test_an_index_takes_a_run(small, whole, tmp_path):
         assert "1 clips of 1 files" in job.end(0)
     assert (whole / "adapter" / "adapter_config.json").exists()
     small.fork(*arguments, module="uniadapter_jax.index").end(0)
+
+
+def test_every_block_of_the_readme_says_whether_it_is_walked():
+    blocks = runpy.run_path(str(ROOT / "scripts/walk_readme.py"))["blocks"]
+    walked = [block.walk for block in blocks((ROOT / "README.md").read_text())]
+    assert walked.count("run") >= 3
+    with pytest.raises(UserError, match="no <!-- walk"):
+        blocks("```bash\nmake demo\n```\n")

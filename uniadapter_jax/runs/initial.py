@@ -56,5 +56,5 @@ def _digest(tensors: Mapping[str, np.ndarray]) -> str:
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.shape} {tensor.dtype}\n".encode())
-        total.update(np.ascontiguousarray(tensor))
+        total.update(tensor.tobytes())
     return total.hexdigest()
