@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ from ml_collections import ConfigDict
 from uniadapter_jax import config as configs
 from uniadapter_jax.adapters.partition import Partition, partition
 from uniadapter_jax.adapters.registry import Method, get_method
-from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.data.loading.pipeline import Batch, clip_batches
 from uniadapter_jax.data.records import Records
@@ -28,12 +26,11 @@ from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.backbone import load
 from uniadapter_jax.runs.initial import begin_from
 from uniadapter_jax.runs.prefix import Prefix, checked_entries
+from uniadapter_jax.runs.tokenizer import choose
 from uniadapter_jax.tasks.base import Setting, Task
 from uniadapter_jax.tasks.registry import Kind, get_task
 from uniadapter_jax.training import accumulation
 from uniadapter_jax.training.optimizers import make_optimizer
-from uniadapter_jax.weights.directory import Backbone
-from uniadapter_jax.weights.families import check_tokenizer, family_of
 
 
 @dataclasses.dataclass
@@ -144,7 +141,7 @@ def build(config: ConfigDict) -> Experiment:
         preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
         entries = checked_entries(config, kind, method, backbone.model)
-    tokenizer, tokenizer_directory = _choose_tokenizer(config, backbone)
+    tokenizer, tokenizer_directory = choose(config, backbone)
     fingerprint, initial = backbone.fingerprint, None
     if config.init_from:
         parameters.trainable, initial = begin_from(config, parameters.trainable, fingerprint)
@@ -199,29 +196,3 @@ def attach_method(model: Any, config: ConfigDict) -> Partition:
     method.attach(model, config.method, generator(config.seed, "adapters"))
     preflight.check_room(config, model)
     return partition(model, method.filter(config.method), config.compute.dtype)
-
-
-def _choose_tokenizer(config: ConfigDict, backbone: Backbone) -> tuple[Tokenizer, str]:
-    """(tokenizer, its directory): the config's, else the backbone's, else the records' own."""
-    family = family_of(backbone.model.config)
-    candidates = [config.tokenizer] if config.tokenizer else []
-    if not config.tokenizer and not backbone.source.startswith("random:"):
-        candidates.append(backbone.source)
-    trained = family.records_tokenizer and not config.tokenizer
-    if trained:
-        candidates.append(str(pathlib.Path(config.data.records) / family.records_tokenizer))
-    present = [
-        c
-        for c in candidates
-        if any((pathlib.Path(c) / f).is_file() for f in family.tokenizer_files)
-    ]
-    if not present:
-        advice = "pass --config.tokenizer=DIR"
-        if family.records_tokenizer:
-            flag = f"--train-{family.records_tokenizer}=N"
-            advice += f", or make one with `python -m uniadapter_jax.prepare ... {flag}`"
-        where = f" in {', '.join(candidates)}" if candidates else ""
-        raise UserError(f"no tokenizer files{where}; {advice}")
-    tokenizer = family.load_tokenizer(present[0])
-    check_tokenizer(tokenizer, backbone.model.config, present[0], config.backbone)
-    return tokenizer, present[0]
