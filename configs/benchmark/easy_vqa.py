@@ -15,7 +15,8 @@ OWN = ("optimizer.lr=0.0001", "optimizer.lr=0.0003", "optimizer.lr=0.001")
 FIELDS = (
     *("task.frame_weights=False", "task.inference=rank", "task.rank_k=13", "compute.dropout=0.0"),
     *("compute.remat=none", "data.records=data/easy-vqa/adapt/records", "data.frames=1"),
-    *("data.words=13", "data.answer_words=3", "data.val=100", "data.resize=crop"),
+    *("data.words=13", "data.max_words=0", "data.answer_words=3", "data.val=100"),
+    "data.resize=crop",
     *("train.epochs=0", "train.steps=240", "train.batch_size=64", "train.checkpoint_every=120"),
     *("train.log_every=60", "optimizer.recipe=adamw_warmup_cosine", "optimizer.warmup=0.1"),
     "eval.batch_size=100",
