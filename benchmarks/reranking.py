@@ -33,7 +33,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters.partition import Partition, partition
-from uniadapter_jax.adapters.registry import AdapterParam
+from uniadapter_jax.adapters.registry import AdapterParam, get_method
 from uniadapter_jax.adapters.uniadapter_blip import attach
 from uniadapter_jax.backbones.blip import BLIP
 from uniadapter_jax.backbones.blip_config import MATCHING, BLIPConfig
@@ -61,14 +61,7 @@ def build(args: argparse.Namespace) -> tuple[BLIPConfig, Partition, Any]:
         source["vision_config"]["num_attention_heads"] = 4
     config = BLIPConfig.from_huggingface(source)
     model = BLIP(config, rng=generator(0, "backbone"))
-    options = {
-        "bottleneck": 512,
-        "key_value_bottleneck": 64,
-        "init": "paper",
-        "dropout": 0.0,
-        "train_heads": True,
-        "train_cross_norm": False,
-    }
+    options = {**get_method("uniadapter").options, "bottleneck": 512}
     attach(model, ConfigDict(options), generator(0, "adapters"))
     part = partition(model, AdapterParam)
     mesh = meshes.one_device()

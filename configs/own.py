@@ -1,6 +1,6 @@
 """Your own clips and pictures, tens to thousands of them, with a frozen CLIP.
 
-    python -m uniadapter_jax.prepare --from-folder=MY_CLIPS --config=configs/own.py
+    python -m uniadapter_jax.prepare --config=configs/own.py --from-folder=MY_CLIPS
     python -m uniadapter_jax.main --config=configs/own.py --workdir=runs/own
     python -m uniadapter_jax.index --input=MY_CLIPS --output=data/adapted --adapter=runs/own
 

@@ -46,7 +46,8 @@ def assert_same_numbers(workdir, expected):
     assert here.get("ranks") == there.get("ranks")
 
 
-@pytest.mark.parametrize("task", ["matching", pytest.param("vqa", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["matching", "vqa"])
 def test_eight_devices_count_as_one(runs, task):
     assert_same_numbers(runs(8, task), runs(1, task))
 
@@ -58,7 +59,8 @@ def test_steps_log_their_accuracy(runs, task, name):
     assert name in small_run.lines(runs(1, task))[-1]
 
 
-@pytest.mark.parametrize("task", ["vqa", pytest.param("matching", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["vqa", "matching"])
 def test_processes_that_hold_replicas_in_turn_count_as_one(small, runs, task):
     """Both of the two have a device of every part, and supply all rows."""
     workdir, flags = small.root / f"two-{task}", ("--config.mesh.tensor=2",)

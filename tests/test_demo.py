@@ -27,6 +27,7 @@ from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.tasks.retrieval import metrics, scoring
 from uniadapter_jax.tasks.retrieval.evaluator import RetrievalEvaluator
 
+pytestmark = pytest.mark.slow  # CI runs the demo from a wheel (scripts/smoke_wheel.sh)
 ROOT = pathlib.Path(uniadapter_jax.__file__).parent.parent
 SIZE = demo.Size(train=240, test=80, steps=120)
 
