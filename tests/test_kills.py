@@ -72,8 +72,11 @@ def assert_same_run(workdir, whole):
         assert state.keys() == expected.keys()
         assert not [n for n in expected if state[n].tobytes() != expected[n].tobytes()]
     result, expected = small_run.result(workdir), small_run.result(whole)
-    free = {"seconds", "train_seconds", "data_wait_share", "sha256"}
+    free = {"seconds", "train_seconds", "data_wait_share", "sha256", "evaluations"}
     assert [k for k in expected if k not in free and result.get(k) != expected[k]] == []
+    # A run that had its result when it was killed is measured again, and says so.
+    assert result["evaluations"].keys() == expected["evaluations"].keys()
+    assert all(result["evaluations"][k] >= n for k, n in expected["evaluations"].items())
     assert not (workdir / "metrics.damaged.jsonl").exists()
 
 
