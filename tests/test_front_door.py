@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import small_run
 from absl import flags
 from PIL import Image
 from test_architecture import COMMANDS as MODULES
@@ -137,7 +138,7 @@ def test_an_index_takes_a_run(small, whole, tmp_path):
     for _ in range(2):
         job = small.fork(*arguments, f"--adapter={whole}", module="uniadapter_jax.index")
         assert "1 clips of 1 files" in job.end(0)
-    assert (whole / "adapter" / "adapter_config.json").exists()
+    assert (whole / f"adapter-{small_run.STEPS}" / "adapter_config.json").exists()
     small.fork(*arguments, module="uniadapter_jax.index").end(0)
 
 

@@ -13,6 +13,7 @@ from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
+from uniadapter_jax.data.prefix_cache import MARK
 from uniadapter_jax.runs.prefix import checked_entries
 from uniadapter_jax.tasks.registry import get_task
 
@@ -45,7 +46,7 @@ def test_a_cached_run_gives_the_losses_of_one_that_reads_frames(small, read):
     # What was lost is made again, what is there is not, also on four devices.
     (cache,) = (small.root / "known").iterdir()
     for name in ("frames", "text"):
-        done = np.memmap(cache / f"{name}.done", np.uint8, "r+")
+        done = np.memmap(cache / f"{name}.done", MARK, "r+")
         done[3:6] = 0
     said = small.run("--workdir=again", CUT, *CACHED, place, devices=4)
     assert computed(said) == (3, 3)
@@ -63,7 +64,7 @@ def test_a_run_killed_while_it_fills_is_resumed(small, read):
 
     def begun():
         files = list((small.root / "killed").glob("[!.]*/frames.done"))
-        return bool(files) and np.fromfile(files[0], np.uint8).any()
+        return bool(files) and np.fromfile(files[0], MARK).any()
 
     job = small.fork(*small.arguments("--workdir=killed_run", *flags))
     job.await_(begun)

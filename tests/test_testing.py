@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters.partition import flat_names, partition
 from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.data.tokenizers.clip import MissingTokenizer
 from uniadapter_jax.inference.blip_model import AdaptedBLIP
 from uniadapter_jax.inference.model import AdaptedModel
@@ -181,3 +182,12 @@ def test_what_trains_is_counted_as_released_too(blip):
         if name.startswith("adapters.") and "text_rows" not in name
     )
     assert found["as_released"] - found["trained"] == layers > 0
+
+
+def test_what_the_authors_do_not_have_keeps_its_path():
+    method = get_method("cross_modal_adapter")
+    blip = tiny.blip()
+    options = ConfigDict({**method.options, "bottleneck": 3})
+    method.attach(blip, options, generator(0, "adapters"))
+    tree = partition(blip, method.filter(options)).trainable
+    assert official_names(method.name, tree).keys() == flat_names(tree).keys()

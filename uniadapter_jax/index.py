@@ -4,7 +4,7 @@
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX
 
 DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub; --adapter also
-takes the workdir of a finished run, which is exported to WORKDIR/adapter.
+takes the workdir of a finished run, which is exported to WORKDIR/adapter-STEP.
 Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +36,7 @@ from uniadapter_jax.inference.search.description import DTYPES, NAME, read_descr
 from uniadapter_jax.inference.search.folder import media_of
 from uniadapter_jax.inference.search.index import Index
 from uniadapter_jax.parallel import launch
-from uniadapter_jax.runs.files import read_run
+from uniadapter_jax.runs.files import Run, read_run
 from uniadapter_jax.runs.workdir import holding
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.needed import ADAPTER, BACKBONE
@@ -53,8 +52,9 @@ def index(arguments: argparse.Namespace) -> None:
     backbone = arguments.backbone or (there.backbone if there else "")
     adapter = arguments.adapter or (there.adapter if there else "")
     if adapter and pathlib.Path(adapter, "identity.json").exists():
-        backbone = arguments.backbone or str(read_run(adapter).config["backbone"])
-        adapter = _exported(adapter)
+        run = read_run(adapter)
+        backbone = arguments.backbone or str(run.config["backbone"])
+        adapter = _exported(run)
     if not backbone:
         raise UserError("--backbone=DIR is missing: a new index needs a model")
     backbone = located(backbone, "--backbone", BACKBONE).place
@@ -90,15 +90,15 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"{bad} files cannot be used; {output / REPORT} says why")
 
 
-def _exported(workdir: str) -> str:
-    """The adapter of a finished run, exported into its workdir by the first process."""
+def _exported(run: Run) -> str:
+    """The adapter of a finished run, exported into its workdir by the first process, once."""
     from uniadapter_jax.export import export  # behind JAX, which it would keep on the CPU
 
-    to = pathlib.Path(workdir, "adapter")
-    if not jax.process_index():
-        if to.exists():
-            shutil.rmtree(to)
-        export(workdir, to)
+    if run.result is None:
+        raise UserError(f"--adapter={run.workdir}: this run has no result yet; finish it")
+    to = run.workdir / f"adapter-{run.result['step']}"
+    if not jax.process_index() and not to.exists():
+        export(run.workdir, to)
     launch.exchange(None)
     return str(to)
 

@@ -1,18 +1,15 @@
 """All methods for CLIP on emoji: two sizes, another vendor's pictures and animated clips.
 
-    scripts/emoji_benchmark.sh PICTURES CLIPS OUT
+    scripts/emoji_benchmark.sh clip PICTURES CLIPS OUT
 
 makes the records and the backbones that this grid names, and runs it; `:size=mini` is a half of it.
-Every method gets as many trials of its learning rate, around the rate that its kind needs: what
-starts at zero is small and wants more than what the backbone has learnt.
+Rows and their candidates are in uniadapter_jax/benchmark/small_models.py.
 """
 
 from uniadapter_jax.benchmark.grid import base_grid, claim, row, setting
+from uniadapter_jax.benchmark.small_models import SMALL, add_methods, few_parameters
 from uniadapter_jax.config import parse_argument
 
-# Candidates: for new parameters, and for the backbone's own.
-NEW = ("optimizer.lr=0.001", "optimizer.lr=0.003", "optimizer.lr=0.01")
-OWN = ("optimizer.lr=0.0001", "optimizer.lr=0.0003", "optimizer.lr=0.001")
 COMMON = (
     *("data.captions=random", "task.similarity=mean_pool", "train.epochs=0", "train.steps=120"),
     *("train.checkpoint_every=40", "train.log_every=40", "train.batch_size=48"),
@@ -24,7 +21,6 @@ PICTURES = (
     *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),
     *("data.val_split=val", "data.augment=crop_flip_color"),
 )
-SMALL = "method.bottleneck=8"
 
 
 def get_config(argument=None):
@@ -39,31 +35,10 @@ def get_config(argument=None):
                 argument=f"backbone=data/emoji/clip-{size}",
                 title=f"Emoji {name}, {size} CLIP",
             )
-    grid.trials = NEW
-    rows = grid.rows
-    rows.zero_shot = row("zero_shot")
-    rows.projection = row("projection")
-    rows.unipt = row("unipt")
-    rows.full = row("full", trials=OWN)
-    rows.partial = row("partial", trials=OWN)
-    rows.bitfit = row("bitfit")
-    rows.layer_norm = row("layer_norm")
-    rows.lora = row("lora")
-    rows.lora_shared = row("lora_shared")
-    rows.dora = row("dora")
-    rows.vera = row("vera", "method.rank=64")
-    rows.ia3 = row("ia3")
-    rows.ssf = row("ssf")
-    rows.houlsby = row("houlsby", SMALL)
-    rows.adaptformer = row("adaptformer", SMALL)
-    rows.clip_adapter = row("clip_adapter")
-    rows.coop = row("coop", "method.tokens=8")
-    rows.vpt_deep = row("vpt_deep")
-    rows.vl_prompt = row("vl_prompt")
-    rows.maple = row("maple", "method.depth=2")
-    rows.cross_modal_adapter = row("cross_modal_adapter", "method.init_std=0.03")
-    rows["cma-unshared"] = row("cross_modal_adapter", "method.init_std=0.03", "method.shared_dim=0")
-    rows.uniadapter = row("uniadapter", SMALL)
+    add_methods(grid)
+    of_paper = grid.rows.cross_modal_adapter
+    grid.rows["cma-unshared"] = row(of_paper.method, *of_paper.fields, "method.shared_dim=0")
+    grid.rows.uniadapter = row("uniadapter", SMALL)
     grid.claims = (
         claim(
             "sharing",
@@ -72,14 +47,6 @@ def get_config(argument=None):
             "cma-unshared",
             source="Cross-Modal Adapter, ablation of d_s",
         ),
-        claim(
-            "few-parameters",
-            "Few trained parameters reach full fine-tuning, within 2 points",
-            "cross_modal_adapter",
-            "full",
-            source="Cross-Modal Adapter, table 1",
-            kind="not_worse",
-            margin=2.0,
-        ),
+        few_parameters("cross_modal_adapter", "Cross-Modal Adapter, table 1"),
     )
     return grid

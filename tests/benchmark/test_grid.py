@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+import runpy
 import shlex
 
 import pytest
+import small_run
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
@@ -21,7 +23,7 @@ from uniadapter_jax.benchmark.grid import (
     units_of,
 )
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.config import base_config
+from uniadapter_jax.config import base_config, validate
 
 CONFIG = """
 from uniadapter_jax.config import base_config, parse_argument
@@ -144,3 +146,15 @@ def test_a_config_file_that_is_none(grid, tmp_path):
             file.write_text(text)
         with pytest.raises(UserError, match=message):
             unit.config((), 0)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((small_run.ROOT / "configs/benchmark").glob("*.py")), ids=lambda file: file.stem
+)
+def test_every_grid_of_ours_is_one(file):
+    made = runpy.run_path(str(file))["get_config"](None)
+    for unit in units_of(made):
+        for candidate in unit.candidates:
+            validate(unit.config(candidate, 0))
+    named = {name for one in made.claims for name in (one.row, one.than)}
+    assert {made.baseline, *named} <= {*made.rows}

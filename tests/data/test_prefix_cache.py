@@ -1,8 +1,10 @@
 """The cache of activations on disk: rows where they belong, marked only when they are complete."""
 
+import dataclasses
 import os
 import pathlib
 import pickle
+import shutil
 import types
 
 import ml_dtypes
@@ -91,6 +93,33 @@ def test_damage_and_a_full_disk_are_told(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs 288 bytes and has 7; .*cache_dtype='bfloat16'"):
         cache(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["frames", "text"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("ending", [".bin", ".done"])
+def test_a_bit_that_has_changed_is_told(tmp_path, name, dtype, ending):
+    table = getattr(cache(tmp_path, dtype=dtype), name)
+    fill(table)
+    rows = [table.read(group).tobytes() for group in range(table.groups)]
+    assert b"".join(rows) == table.rows.tobytes()
+    path = table.path.with_suffix(ending)
+    for place in np.random.default_rng(0).integers(0, 8 * path.stat().st_size, 20).tolist():
+        content = bytearray(path.read_bytes())
+        content[place // 8] ^= 1 << place % 8
+        spoilt = tmp_path / "spoilt"
+        shutil.rmtree(spoilt, ignore_errors=True)
+        shutil.copytree(table.path.parent, spoilt)
+        (spoilt / path.name).write_bytes(content)
+        there = dataclasses.replace(table, path=spoilt / name)
+        group = place // 8 // prefix_cache.MARK.itemsize
+        if ending == ".bin":
+            group = np.searchsorted(table.first, place // 8 // table.row_bytes, "right") - 1
+        with pytest.raises(UserError, match=f"{name}.bin: rows .* are damaged; remove"):
+            there.read(int(group))
+        assert [
+            g for g in range(table.groups) if g != group and there.read(g).tobytes() != rows[g]
+        ] == []
 
 
 @pytest.mark.parametrize("together", [1, 2])

@@ -21,12 +21,13 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config = ConfigDict()
     config.name = "run"  # names the default workdir, runs/<name>
     config.seed = 0
-    # A directory in HuggingFace's layout, OWNER/NAME[@REVISION] of a repository on the hub, or
-    # random:<config.json>.
+    # A directory in HuggingFace's layout, OWNER/NAME[@REVISION] of a repository on the hub, a model
+    # of the package (tiny_clip, tiny_blip), or random:<config.json>.
     config.backbone = ""
     # Directory of tokenizer files; "" takes the backbone's, else the records'.
     config.tokenizer = ""
-    config.init_from = ""  # an exported adapter of the same method, to train on from; "": none
+    # An exported adapter of the same method, to train on from: a directory, or a name on the hub.
+    config.init_from = ""
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # for frozen weights, activations: float32 | bfloat16

@@ -4,11 +4,11 @@ A cache is a directory with `cache.json` (what the rows depend on, and their sha
 
     frames.bin   a row for each frame that training reads, clip by clip
     text.bin     a row for each caption, clip by clip
-    *.done       a byte for each clip, or caption: 1 once its rows are complete on disk
+    *.done       eight bytes for each clip, or caption: 0 until its rows are complete on disk, then
+                 2**32 and their CRC-32, which is compared at every read
 
-Rows depend on nothing but what `cache.json` says, so several processes may write the same row: they
-write the same bytes. A process that is killed leaves rows that are not marked, which the next one
-makes anew.
+Rows depend on nothing but what `cache.json` says, so several processes may write the same row. A
+process that is killed leaves rows that are not marked, which the next one makes anew.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ from uniadapter_jax.data.records import Records
 
 DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 DESCRIPTION = "cache.json"
+MARK = np.dtype("<u8")
+COMPLETE = 2**32
 FRAMES, TEXT = "frames", "text"
 
 
@@ -74,15 +77,35 @@ class Table:
         shape = int(self.first[-1]), *self.shape
         return np.memmap(self.path.with_suffix(".bin"), DTYPES[self.dtype], "r", shape=shape)
 
+    @functools.cached_property
+    def marks(self) -> np.ndarray:
+        """The marks of all groups, mapped from the file, to read."""
+        return np.memmap(self.path.with_suffix(".done"), MARK, "r", shape=(self.groups,))
+
+    def read(self, group: int) -> np.ndarray:
+        """The rows of a complete group; raises `FileError` if they are not what was written."""
+        begin, end = self.first[group : group + 2].tolist()
+        rows = self.rows[begin:end]
+        if self.marks[group] != _mark(rows):
+            raise FileError(
+                self.path.with_suffix(".bin"),
+                f"rows {begin} to {end} are damaged; remove the directory {self.path.parent}, it "
+                "is filled anew",
+            )
+        return rows
+
+    def _sizes(self) -> tuple[tuple[str, int], ...]:
+        return (".bin", self.bytes), (".done", self.groups * MARK.itemsize)
+
     def make(self) -> None:
         """Makes the files, which take no room yet."""
-        for ending, size in ((".bin", self.bytes), (".done", self.groups)):
+        for ending, size in self._sizes():
             with open(self.path.with_suffix(ending), "wb") as file:
                 file.truncate(size)
 
     def check(self) -> None:
         """Raises `FileError` for a file of another size than the table has."""
-        for ending, size in ((".bin", self.bytes), (".done", self.groups)):
+        for ending, size in self._sizes():
             path = self.path.with_suffix(ending)
             found = path.stat().st_size if path.is_file() else -1
             if found != size:
@@ -93,23 +116,30 @@ class Table:
 
     def done(self) -> Bool[np.ndarray, " g"]:
         """Which groups are complete."""
-        return np.fromfile(self.path.with_suffix(".done"), np.uint8) == 1
+        return self.marks >= COMPLETE
 
     def write(self, groups: Iterable[int], rows: Sequence[np.ndarray]) -> None:
-        """Writes the rows of some groups, then marks these, when the rows are on disk."""
-        groups = list(map(int, groups))
+        """Writes the rows of some groups, then marks these, when the rows are on disk.
+
+        Groups that another process has completed meanwhile stay as they are.
+        """
+        pairs = zip(map(int, groups), rows, strict=True)
+        left = [(group, values) for group, values in pairs if self.marks[group] < COMPLETE]
+        marks = []
         with disk_errors(self.path.parent, self.bytes):
             with open(self.path.with_suffix(".bin"), "r+b", buffering=0) as file:
-                for group, values in zip(groups, rows, strict=True):
+                for group, values in left:
                     begin, end = self.first[group : group + 2].tolist()
                     if values.shape != (end - begin, *self.shape):
                         raise ValueError(f"group {group}: rows {values.shape}")
-                    data = np.asarray(values, DTYPES[self.dtype]).tobytes()
-                    _write_all(file.fileno(), memoryview(data), begin * self.row_bytes)
+                    stored = np.ascontiguousarray(values, DTYPES[self.dtype])
+                    marks.append(_mark(stored))
+                    data = memoryview(stored.tobytes())
+                    _write_all(file.fileno(), data, begin * self.row_bytes)
                 os.fsync(file.fileno())
             with open(self.path.with_suffix(".done"), "r+b", buffering=0) as file:
-                for group in groups:
-                    os.pwrite(file.fileno(), b"\1", group)
+                for (group, _), mark in zip(left, marks, strict=True):
+                    _write_all(file.fileno(), memoryview(mark.tobytes()), group * MARK.itemsize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +228,11 @@ class PrefixCache:
                     raise
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _mark(rows: np.ndarray) -> np.ndarray:
+    """The mark of a complete group with these rows."""
+    return np.array(COMPLETE + zlib.crc32(rows.view(np.uint8).data), MARK)
 
 
 def _write_all(file: int, data: memoryview, at: int) -> None:

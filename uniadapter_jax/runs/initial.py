@@ -15,6 +15,8 @@ from uniadapter_jax.adapters.partition import flat_names
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.weights.adapter_directory import check_tensors, read_adapter
+from uniadapter_jax.weights.hub.fetch import located
+from uniadapter_jax.weights.needed import ADAPTER
 
 
 def begin_from(config: ConfigDict, trainable: PyTree, backbone: str) -> tuple[PyTree, str]:
@@ -29,9 +31,10 @@ def begin_from(config: ConfigDict, trainable: PyTree, backbone: str) -> tuple[Py
         backbone; both sides are named.
     """
     where = f"config.init_from={config.init_from}"
-    if not pathlib.Path(config.init_from).is_dir():
+    directory = pathlib.Path(located(config.init_from, "config.init_from", ADAPTER).directory)
+    if not directory.is_dir():
         raise UserError(f"{where} is no directory; `export --workdir=RUN --to=DIR` makes one")
-    adapter = read_adapter(pathlib.Path(config.init_from))
+    adapter = read_adapter(directory)
     if adapter.method != config.method.name:
         raise UserError(
             f"{where} is an adapter of {adapter.method}, and config.method.name is "

@@ -83,7 +83,7 @@ class _Loop:
         self.saved = self.taken = self.start
         self._under_way: tuple[int, dict[str, jax.Array]] | None = None  # a step, and its numbers
         self.meter = Meter(
-            batch=experiment.config.train.batch_size,
+            pairs=experiment.config.train.batch_size * experiment.config.data.captions_per_clip,
             start=self.start,
             total=self.total,
             epoch_steps=experiment.epoch_steps,

@@ -106,10 +106,10 @@ class StepTimes:
 
 
 class Meter:
-    """Rates over the steps since the last progress line."""
+    """Rates over the steps since the last progress line; `pairs` are of a global batch."""
 
-    def __init__(self, *, batch: int, start: int, total: int, epoch_steps: int, shown: str):
-        self.batch, self.total, self.epoch_steps = batch, total, epoch_steps
+    def __init__(self, *, pairs: int, start: int, total: int, epoch_steps: int, shown: str):
+        self.pairs, self.total, self.epoch_steps = pairs, total, epoch_steps
         self.shown = shown  # the metric beside the loss
         self.start = start
         self.steps, self.waited, self.took = 0, 0.0, 0.0
@@ -128,7 +128,7 @@ class Meter:
         text += f"loss {scalars['loss']:.4f} acc {scalars[self.shown]:.2f}"
         if self.steps:
             rate = self.steps / self.took
-            text += f" | {rate * self.batch:.1f} pairs/s, data wait {self.waited / self.took:.1%}"
+            text += f" | {rate * self.pairs:.1f} pairs/s, data wait {self.waited / self.took:.1%}"
             text += f" | ETA {duration((self.total - step) / rate)}"
         self.steps, self.waited, self.took = 0, 0.0, 0.0
         return text

@@ -322,8 +322,9 @@ def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
     """A tree like a method's trainables (values, gradients) under the authors' tensor names.
 
     For Cross-Modal Adapter these are the names in released checkpoints, with the prefix `clip.`;
-    for UniAdapter in BLIP also, each adapter once, as `adapters.{i}`. A method without a reference
-    keeps our dotted paths.
+    for UniAdapter in BLIP also, each adapter once, as `adapters.{i}`. What the authors' code lacks
+    keeps our dotted paths: a method without a reference, a Cross-Modal Adapter with a decoder, a
+    down-projection of UniAdapter that is not shared.
     """
     if not isinstance(method, str):
         raise UserError(f"method: a name is meant, not {type(method).__name__}")
@@ -333,7 +334,7 @@ def official_names(method: str, tree: PyTree) -> dict[str, np.ndarray]:
         raise UserError(f"tree: arrays by name are meant, as {method}'s trainables have them")
     try:
         ours = {name: np.asarray(leaf, np.float32) for name, leaf in flat_names(tree).items()}
-        if method == "cross_modal_adapter":
+        if method == "cross_modal_adapter" and cma_names.is_known(ours):
             official = cma_names.to_official(ours)
             return {f"{cma_names.PREFIX}{name}": tensor for name, tensor in official.items()}
         if method == "uniadapter" and uniadapter_names.is_known(ours):

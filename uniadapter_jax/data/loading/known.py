@@ -37,13 +37,17 @@ class KnownFrames:
         """Copies what is known of clip items[j] into row j; nothing is drawn."""
         table = self.cache.frames
         for row, item in enumerate(items):
-            begin, end = table.first[item : item + 2].tolist()
-            batch["known_frames"][row, : end - begin] = table.rows[begin:end]
-            batch["frame_mask"][row, : end - begin] = True
+            rows = table.read(item)
+            batch["known_frames"][row, : len(rows)] = rows
+            batch["frame_mask"][row, : len(rows)] = True
 
 
 def known_texts(
     cache: PrefixCache, clips: Int[np.ndarray, " n"], captions: Int[np.ndarray, " n"]
 ) -> np.ndarray:
     """What is known "n ..." of these captions of these clips."""
-    return cache.text.rows[cache.clip_captions[clips] + captions]
+    groups = cache.clip_captions[clips] + captions
+    known = np.empty((groups.size, *cache.text.shape), DTYPES[cache.text.dtype])
+    for row, group in zip(known, groups.ravel().tolist(), strict=True):
+        row[...] = cache.text.read(group)[0]
+    return known.reshape(*groups.shape, *cache.text.shape)

@@ -7,7 +7,7 @@ kernels [L, in, out].
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -34,6 +34,11 @@ OFFICIAL: tuple[tuple[str, str], ...] = (
     ("vt_adapter_up_share_bias", "adapters.{site}_bias"),
 )
 NAMES = tuple(official for official, _ in OFFICIAL)
+
+
+def is_known(ours: Iterable[str]) -> bool:
+    """Whether all these paths have official names: those of BLIP's decoder have none."""
+    return {*ours} <= {path.format(site=site) for _, path in OFFICIAL for site in SITES}
 
 
 def to_official(ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
