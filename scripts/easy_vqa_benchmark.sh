@@ -20,7 +20,7 @@ run prepare --config=configs/easy_vqa.py --input=data/easy-vqa/adapt \
   --output=data/easy-vqa/adapt/records
 
 [ -e data/easy-vqa/blip-yes-no ] || run main --config=configs/easy_vqa.py \
-  --config.data.records=data/easy-vqa/pretrain/records --config.train.steps=1500 \
+  --config.data.records=data/easy-vqa/pretrain/records --config.train.steps=3000 \
   --workdir=data/easy-vqa/pretrain/run --save-backbone=data/easy-vqa/blip-yes-no
 
 run benchmark --config=configs/benchmark/easy_vqa.py --output="$out" "$@" --report

@@ -105,4 +105,3 @@ def test_where_all_tokens_are_needed_it_is_refused():
     assert "config.compute.merge=4: SigLIP reads all tokens" in refused(siglip_case.siglip())
     assert "method 'unipt' adds rows" in refused(tiny.clip(), "unipt")
     assert "method 'vl_prompt' adds rows" in refused(tiny.clip(), "vl_prompt")
-    assert "config.data.cache keeps all tokens" in refused(tiny.clip(), cache="prefix")

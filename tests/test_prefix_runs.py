@@ -74,8 +74,9 @@ def test_a_run_killed_while_it_fills_is_resumed(small, read):
     close(small, "killed_run", read)
 
 
-def entries(method="lora", task="retrieval", data=(), options=()):
+def entries(method="lora", task="retrieval", data=(), options=(), merge=0):
     config = base_config(method, task)
+    config.compute.merge = merge
     config.data.update({"cache": "prefix", **dict(data)})
     config.method.update(dict(options))
     model = tiny.clip()
@@ -101,6 +102,7 @@ def test_where_methods_begin():
         ({"method": "coop"}, "method 'coop' acts or trains from the first layer on"),
         ({"method": "partial", "options": {"layers": 2}}, "method 'partial' acts or trains"),
         ({"task": "matching"}, "config.data.cache='prefix': task 'matching' does not"),
+        ({"merge": 2}, "config.compute.merge=2: config.data.cache keeps all tokens"),
         ({"data": {"augment": "crop_flip"}}, "config.data.augment='crop_flip': .* to 'none'"),
         ({"data": {"sampling": "random"}}, "config.data.sampling='random': .* set it to 'evenly'"),
     ],
@@ -108,6 +110,18 @@ def test_where_methods_begin():
 def test_what_changes_from_step_to_step_is_refused_by_its_field(case, said):
     with pytest.raises(UserError, match=said):
         entries(**case)
+
+
+REFUSED = [{}, {"method": "coop"}, {"task": "matching"}, {"merge": 2}]
+
+
+@pytest.mark.parametrize("case", [*REFUSED, {"data": {"augment": "crop_flip"}}])
+def test_auto_does_without_where_prefix_is_refused(case):
+    assert entries(**{**case, "data": {**case.get("data", {}), "cache": "auto"}}) == {}
+
+
+def test_auto_is_prefix_where_it_can_be():
+    assert entries("projection", data={"cache": "auto"}) == entries("projection")
 
 
 @pytest.mark.slow

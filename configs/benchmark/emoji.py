@@ -15,7 +15,10 @@ COMMON = (
     *("train.checkpoint_every=40", "train.log_every=40", "train.batch_size=48"),
     *("optimizer.recipe=adamw_warmup_cosine", "data.words=24"),
 )
-CLIPS = (*COMMON, "data.records=data/emoji/clips/records", "data.frames=4", "data.val=40")
+CLIPS = (
+    *(*COMMON, "data.records=data/emoji/clips/records", "data.frames=4", "data.val=40"),
+    "data.cache=auto",  # what is frozen is computed once for all seeds and methods that allow it
+)
 PICTURES = (
     *COMMON,
     *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),

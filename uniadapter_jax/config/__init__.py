@@ -60,7 +60,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.data.max_words = 0  # words of a text that preprocess=blip keeps; 0: all
     config.data.answers = 10  # most distinct answers of a question in a training batch
     config.data.answer_words = 10  # tokens of an answer, [DEC] and [SEP] included
-    # Activations of frozen layers are kept on disk, once for all runs: none | prefix.
+    # Activations of frozen layers are kept on disk, once for all runs: none | prefix | auto, which
+    # is prefix where nothing of the config forbids it.
     config.data.cache = "none"
     config.data.cache_dtype = "float32"  # of them: float32 | bfloat16
     config.data.cache_dir = ""  # "": beside the records, RECORDS.cache

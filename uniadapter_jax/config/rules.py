@@ -73,7 +73,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "data.resize": ("crop", "squash"),
     "data.augment": ("none", "crop_flip", "crop_flip_color", "blip"),
     "data.preprocess": ("none", "blip"),
-    "data.cache": ("none", "prefix"),
+    "data.cache": ("none", "prefix", "auto"),
     "data.cache_dtype": ("float32", "bfloat16"),
     **{f"data.prepare.{name}": values for name, values in clips.CHOICES.items()},
     "mesh.weights": WEIGHTS,

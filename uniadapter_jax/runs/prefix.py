@@ -40,27 +40,40 @@ def checked_entries(
 ) -> dict[str, int | str]:
     """{tower: where the method begins}, see `entries`; {} for a run without a cache.
 
-    Raises `UserError`, naming the field, where what enters the method changes from step to step.
-    `model` is the backbone with the method attached.
+    Where what enters the method changes from step to step, there can be none: 'auto' does without,
+    and 'prefix' raises `UserError`, naming the field. `model` is the backbone with the method
+    attached.
     """
     if config.data.cache == "none" or method.trainable is None:
         return {}
+    places = entries(method, model)
+    reason = _why_not(config, kind, places)
+    if reason and config.data.cache != "auto":
+        raise UserError(reason)
+    return {} if reason else places
+
+
+def _why_not(config: ConfigDict, kind: Kind, places: Mapping[str, int | str]) -> str:
+    """Why what enters the method cannot be kept; "" if it can."""
     if not kind.enters_prefix:
-        raise UserError(f"{FIELD}: task {kind.name!r} does not train from it; set it to 'none'")
+        return f"{FIELD}: task {kind.name!r} does not train from it; set it to 'none'"
+    if config.compute.merge:
+        return (
+            f"config.compute.merge={config.compute.merge}: config.data.cache keeps all tokens; "
+            "set one of both to its default"
+        )
     for name, still in (("augment", "none"), ("sampling", None)):
         value = config.data[name]
         if value == "random" or value != (still or value):
-            raise UserError(
+            return (
                 f"config.data.{name}={value!r}: with {FIELD} every frame is read once for all "
                 f"epochs; set it to {still or 'evenly'!r}, or config.data.cache to 'none'"
             )
-    places = entries(method, model)
     if not all(places.values()):
-        raise UserError(
-            f"{FIELD}: method {config.method.name!r} acts or trains from the first layer on"
-            + ("; set config.method.from_layer" if "from_layer" in config.method else "")
+        return f"{FIELD}: method {config.method.name!r} acts or trains from the first layer on" + (
+            "; set config.method.from_layer" if "from_layer" in config.method else ""
         )
-    return places
+    return ""
 
 
 def entries(method: Method, model: Any) -> dict[str, int | str]:

@@ -68,10 +68,6 @@ def _check_merging(config: ConfigDict, model: Any) -> None:
             f"{field}: method {name!r} adds rows to pictures, or reads the states of all layers; "
             "set it to 0"
         )
-    if config.data.cache != "none":
-        raise UserError(
-            f"{field}: config.data.cache keeps all tokens; set one of both to its default"
-        )
 
 
 def check_training(config: ConfigDict, train: Records) -> None:
