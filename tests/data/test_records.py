@@ -4,6 +4,8 @@ import hashlib
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 
 import media
 import pytest
@@ -40,6 +42,23 @@ def without_digests(root):
 @pytest.fixture
 def records(root):
     return open_records(str(root), "train")
+
+
+READS = """
+import sys
+from uniadapter_jax.data.records import open_records
+records = open_records(sys.argv[1], "train")
+from etils import epy
+def replaced(**_):
+    raise AssertionError("the import of every thread is replaced")
+epy.lazy_imports = replaced
+assert len(records.read(0).frames) == 1
+"""
+
+
+def test_what_reads_is_imported_before_a_thread_reads(root):
+    """Else an import of another thread, say of Orbax, meanwhile gets a lazy module."""
+    subprocess.run([sys.executable, "-c", READS, str(root)], check=True)
 
 
 def test_index_agrees_with_the_records(records):

@@ -21,7 +21,8 @@ from uniadapter_jax.common import signals
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.parallel.preemption import Preempted
 
-_PRELOADED = "uniadapter_jax.benchmark.jobs"  # imports all that a run needs
+# Import all that a run needs.
+_PRELOADED = ["uniadapter_jax.benchmark.jobs", "tensorflow_datasets"]
 
 
 class Outcome(NamedTuple):
@@ -38,7 +39,7 @@ def call(function: Callable[..., Any], *arguments: Any, log: pathlib.Path) -> Ou
       KeyboardInterrupt: this process was asked to stop; the other one has saved and ended.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_PRELOADED])
+    context.set_forkserver_preload(_PRELOADED)
     log.parent.mkdir(parents=True, exist_ok=True)
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, str(log), function, arguments))

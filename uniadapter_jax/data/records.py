@@ -192,11 +192,10 @@ class Records:
     def _open(self, split: str) -> Any:
         """TFDS's random access source of serialised examples.
 
-        Opened and read once under a lock: TFDS imports modules at first use, and its lazy import
-        hangs when two threads do it at once.
+        Opened and read once under a lock: two threads that do it at once can hang.
         """
         if split not in self._sources:
-            import tensorflow_datasets as tfds  # most of a second, and only reading needs it
+            import tensorflow_datasets as tfds  # already imported, see `open_records`
 
             with _OPENING:
                 builder = tfds.builder_from_directory(self.root)
@@ -235,6 +234,11 @@ def open_records(root: str, split: str) -> Records:
       UserError: there are no records (the message says how to make them) or no such split, or a
         split is named twice.
     """
+    # Here and not when the first record is read, which a thread does: importing TFDS replaces
+    # Python's own `__import__` for a while, and an import that another thread does meanwhile (Orbax
+    # has some in what writes a checkpoint) gets something else than its module.
+    import tensorflow_datasets as tfds  # noqa: F401 (a second or two, which `--help` need not take)
+
     root = os.path.abspath(root)
     prepared = read_prepared(root)
     if prepared is None:
