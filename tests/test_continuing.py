@@ -45,6 +45,17 @@ def test_what_has_ended_stays_ended(small, ended):
     assert validations(workdir) == before and small_run.result(workdir)["metrics"] == numbers
 
 
+def test_validations_every_few_steps(small):
+    """And after the last one; what is best is tested, wherever an epoch ends."""
+    small.run(
+        "--workdir=seldom", *PATIENT, "--config.train.steps=10", "--config.train.validate_every=4"
+    )
+    values = validations(small.root / "seldom")
+    assert [step for step, _ in values] == [4, 8, 10]
+    best = max(values, key=lambda pair: (pair[1], pair[0]))
+    assert small_run.result(small.root / "seldom")["step"] == best[0]
+
+
 def test_patience_without_validation_is_refused(small):
     said = small.refused(*small.arguments("--workdir=never", "--config.train.patience=2"))
     assert "config.train.patience=2 waits for a better value on validation data" in said

@@ -16,7 +16,12 @@ FIELDS = (
     *("data.words=13", "data.max_words=0", "data.answer_words=3", "data.val=100"),
     "data.resize=crop",
     *("train.epochs=0", "train.steps=240", "train.batch_size=64", "train.checkpoint_every=120"),
-    *("train.log_every=60", "optimizer.recipe=adamw_warmup_cosine", "optimizer.warmup=0.1"),
+    *(
+        "train.validate_every=60",
+        "train.log_every=60",
+        "optimizer.recipe=adamw_warmup_cosine",
+        "optimizer.warmup=0.1",
+    ),
     "eval.batch_size=100",
 )
 

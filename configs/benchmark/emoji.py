@@ -13,6 +13,7 @@ from uniadapter_jax.config import parse_argument
 COMMON = (
     *("data.captions=random", "task.similarity=mean_pool", "train.epochs=0", "train.steps=120"),
     *("train.checkpoint_every=40", "train.log_every=40", "train.batch_size=48"),
+    "train.validate_every=20",  # the clips have three steps an epoch
     *("optimizer.recipe=adamw_warmup_cosine", "data.words=24"),
 )
 CLIPS = (

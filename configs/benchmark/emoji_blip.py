@@ -15,6 +15,7 @@ COMMON = (
     *("task.momentum=0.0", "task.queue=0", "task.rerank_k=16", "data.captions=random"),
     *("compute.remat=none", "compute.dropout=0.0", "data.words=16", "data.prefetch_mb=64"),
     *("train.epochs=0", "train.steps=120", "train.checkpoint_every=40", "train.log_every=40"),
+    "train.validate_every=20",  # the clips' epoch has three steps
     *("train.batch_size=48", "optimizer.recipe=adamw_warmup_cosine", "optimizer.warmup=0.1"),
 )
 CLIPS = (*COMMON, "data.records=data/emoji/clips/records", "data.frames=4", "data.val=40")

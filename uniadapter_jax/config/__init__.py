@@ -101,6 +101,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.train.steps = 0  # 0: as many as epochs needs
     config.train.log_every = 10  # steps
     config.train.checkpoint_every = 0  # steps; 0: at the end of each epoch
+    config.train.validate_every = 0  # steps; 0: at the end of each epoch; and after the last step
     # Stops after so many validations in a row without a value as good as the best; 0: never.
     config.train.patience = 0
     config.train.keep = 2  # number of latest checkpoints to keep, beside the best
@@ -112,7 +113,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     # Further rows beside the plain ones, which need all queries: of dsl,qb_norm; they never select.
     config.eval.also = ""
 
-    # Which checkpoint is tested: last, or the best on val or test after each epoch.
+    # Which checkpoint is tested: last, or the best on val or test (train.validate_every).
     # auto: val where data.val_split or data.val gives one, else last. test is what the papers'
     # code does: not clean.
     config.selection = "auto"

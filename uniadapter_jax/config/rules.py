@@ -58,6 +58,7 @@ RANGES: Mapping[str, Range] = {
     "train.steps": at_least(0),
     "train.log_every": at_least(1),
     "train.checkpoint_every": at_least(0),
+    "train.validate_every": at_least(0),
     "train.keep": at_least(1),
     "train.patience": at_least(0),
     "eval.batch_size": at_least(1),

@@ -59,7 +59,7 @@ FREE: Mapping[str, str] = {
     "train.epochs": "the number of all steps counts",
     "train.steps": "the number of all steps counts",
     "train.log_every": "which progress is shown",
-    "train.checkpoint_every": "which checkpoints are kept; selection measures after each epoch",
+    "train.checkpoint_every": "which checkpoints are kept; what is measured is kept in any case",
     "train.keep": "which checkpoints are kept; the best is kept in any case",
     "eval.batch_size": _ROUNDING,
     "mesh.data": _ROUNDING,

@@ -314,7 +314,7 @@ class _Loop:
         patience, best = self.e.config.train.patience, self.checkpoints.best()
         if not patience or best is None or not self._selects(step):
             return False
-        since = -(-(step - best) // self.e.epoch_steps)  # validations, the last step's included
+        since = -(-(step - best) // self.between)  # validations, the last step's included
         if since < patience:
             return False
         say(f"stopped at step {step} of {self.total}: none of {since} validations was as good")
@@ -322,8 +322,13 @@ class _Loop:
         return True
 
     def _selects(self, step: int) -> bool:
-        ends_epoch = step % self.e.epoch_steps == 0 or step == self.total
-        return ends_epoch and self.e.config.selection != "last"
+        due = step % self.between == 0 or step == self.total
+        return due and self.e.config.selection != "last"
+
+    @property
+    def between(self) -> int:
+        """Steps between two validations."""
+        return self.e.config.train.validate_every or self.e.epoch_steps
 
     def _select_late(self) -> None:
         """Measures checkpoints that a signal left unmeasured, or whose value is damaged."""
