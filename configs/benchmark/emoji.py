@@ -42,6 +42,7 @@ def get_config(argument=None):
     add_methods(grid)
     of_paper = grid.rows.cross_modal_adapter
     grid.rows["cma-unshared"] = row(of_paper.method, *of_paper.fields, "method.shared_dim=0")
+    grid.rows["cma-from-1"] = row(of_paper.method, *of_paper.fields, "method.from_layer=1")
     grid.rows.uniadapter = row("uniadapter", SMALL)
     grid.claims = (
         claim(
@@ -50,6 +51,14 @@ def get_config(argument=None):
             "cross_modal_adapter",
             "cma-unshared",
             source="Cross-Modal Adapter, ablation of d_s",
+        ),
+        claim(
+            "depth",
+            "Adapters from the second layer on lose at most 2 points to adapters in all layers",
+            "cma-from-1",
+            "cross_modal_adapter",
+            kind="not_worse",
+            margin=2.0,
         ),
         few_parameters("cross_modal_adapter", "Cross-Modal Adapter, table 1"),
     )
