@@ -39,6 +39,8 @@ class Method:
         towers, or beside them without a gradient into them: so the states of these never change.
       layered: whether it acts in the layers of towers, so that it may begin at any: the registry
         gives it the option `from_layer`.
+      reads_padding: whether its features of a text depend on rows behind those that the backbone
+        reads, so that an evaluation may not cut them.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Method:
     trains_backbone: bool = False
     behind_layers: bool = False
     layered: bool = False
+    reads_padding: bool = False
 
     def filter(self, options: Any) -> Any:
         """The nnx filter of what trains with these options; None trains nothing."""

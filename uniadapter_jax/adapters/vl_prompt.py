@@ -56,5 +56,6 @@ METHOD = Method(
     name="vl_prompt",
     attach=attach,
     options={"prompts": 8, "prefix": 4, "suffix": 4},
+    reads_padding=True,
     ranges={"prompts": at_least(1), "prefix": at_least(1), "suffix": at_least(0)},
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import numpy as np
+
 from uniadapter_jax.backbones.huggingface_config import (
     HF_TOWER,
     VisionLanguageConfig,
@@ -53,6 +55,12 @@ class BLIPConfig(VisionLanguageConfig):
         if not self.matching:  # nothing has that width
             del fields["embed"]
         return fields
+
+    def used_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """Those up to the last that is no padding, which is masked; at least 1."""
+        words = ids != self.pad_id
+        last = ids.shape[1] - words[:, ::-1].argmax(1)
+        return np.where(words.any(1), last, 1)
 
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> BLIPConfig:

@@ -69,6 +69,12 @@ class CLIPConfig(VisionLanguageConfig):
             if bad.size:
                 raise UserError(f"text {bad[0]} has no EOS (id {self.eos_id})")
 
+    def used_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """Those up to the EOS, as the mask is causal."""
+        if self.eos_id == LARGEST_ID:
+            return ids.argmax(1) + 1
+        return (ids == self.eos_id).argmax(1) + 1
+
     @classmethod
     def from_huggingface(cls, config: dict[str, Any]) -> CLIPConfig:
         """Reads the `config.json` of a transformers `CLIPModel`.

@@ -123,6 +123,10 @@ class VisionLanguageConfig:
         if bad.size:
             raise UserError(f"text {bad[0]}: ids outside 0..{self.vocab_size - 1}")
 
+    def used_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """How many of the host ids "n l" of each text have a say in its features: here, all."""
+        return np.full(len(ids), ids.shape[1])
+
     @staticmethod
     def sizes(vision: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
         """The fields but for `embed`, from the sections of both towers."""

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uniadapter_jax.adapters.partition import Partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.distinct import distinct, distinct_rows
 from uniadapter_jax.common.types import Array, PyTree
 from uniadapter_jax.data.records import Records
@@ -22,6 +23,7 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.calls import fetched
 from uniadapter_jax.parallel.preemption import pass_by
 from uniadapter_jax.parallel.progress import Progress
+from uniadapter_jax.tasks import needed
 from uniadapter_jax.tasks.base import Batch, Subject
 
 TEXTS_PER_CLIP = 8  # a text costs about an eighth of a clip; see config.eval.batch_size
@@ -78,16 +80,16 @@ class Encoder:
         def calls() -> Iterator[tuple[None, PyTree]]:
             for host in e.clip_batches(records):
                 batch = {name: host[name] for name in ("frames", "frame_mask")}
-                mask = meshes.put_everywhere(batch["frame_mask"], e.mesh, size)
-                yield None, (self._call(self._frames, trainable, batch, size), mask)
+                yield None, self._call(self._frames, trainable, batch, size)
 
         progress, parts = Progress("embedding clips", count, "clips"), []
-        for _, features_and_mask in fetched(calls()):
-            parts.append(features_and_mask)
+        for _, features in fetched(calls()):
+            parts.append(features)
             pass_by()
             progress.advance(size)
         # Rows beyond the count pad the last batch.
-        return jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
+        features = jax.tree.map(lambda *rows: np.concatenate(rows)[:count], *parts)
+        return features, needed.frame_masks(records, e.config.data.frames)
 
     def text_ids(self, captions: list[str]) -> np.ndarray:
         """Ids "n l" of every caption."""
@@ -107,13 +109,24 @@ class Encoder:
         same = distinct_rows(ids)
         return same.spread(self._distinct_ids(trainable, same.take(ids)))
 
+    def used_lengths(self, ids: np.ndarray) -> np.ndarray:
+        """How many of the ids "n l" of each text its features depend on."""
+        method = get_method(self.subject.config.method.name)
+        return needed.used_lengths(method, self.subject.model_config, ids)
+
     def _distinct_ids(self, trainable: PyTree, ids: np.ndarray) -> np.ndarray:
         size = self.subject.eval_batch * TEXTS_PER_CLIP
-        rows = meshes.rows_of_process(self.subject.mesh, size)
+        mine = meshes.rows_of_process(self.subject.mesh, size)
+        used = self.used_lengths(ids)
 
-        def calls() -> Iterator[tuple[None, Array]]:
-            for start in range(0, len(ids), size):
-                chosen = np.minimum(start + rows, len(ids) - 1)  # the last row fills the last batch
-                yield None, self._call(self._text, trainable, {"text": ids[chosen]}, size)
+        def calls() -> Iterator[tuple[np.ndarray, Array]]:
+            for rows, length in needed.text_batches(used, ids.shape[1], size):
+                filled = rows[np.minimum(mine, len(rows) - 1)]  # the last row fills the last batch
+                batch = {"text": ids[filled, :length]}
+                yield rows, self._call(self._text, trainable, batch, size)
 
-        return np.concatenate([part for _, part in fetched(calls())])[: len(ids)]
+        parts = list(fetched(calls()))
+        features = np.empty((len(ids), *parts[0][1].shape[1:]), parts[0][1].dtype)
+        for rows, part in parts:
+            features[rows] = part[: len(rows)]
+        return features

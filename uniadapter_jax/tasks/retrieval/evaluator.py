@@ -21,6 +21,7 @@ from uniadapter_jax.tasks.base import Subject
 from uniadapter_jax.tasks.encoding import Encoder, TwoTower
 from uniadapter_jax.tasks.retrieval import metrics
 from uniadapter_jax.tasks.retrieval.all_queries import QueryBank, dual_softmax
+from uniadapter_jax.tasks.retrieval.split_texts import SplitTexts
 
 BANK_BLOCK = 4096  # training captions that are compared at once
 
@@ -48,6 +49,7 @@ class RetrievalEvaluator:
         self.workdir = workdir  # of an evaluation that takes hours
         self.encoder = Encoder(subject)
         self.also = also_of(subject.config)
+        self.texts = SplitTexts(self.encoder.text_ids)
         if "qb_norm" in self.also and subject.data.train is None:
             raise UserError(
                 "config.eval.also='qb_norm' takes the captions of the training split as its bank, "
@@ -64,16 +66,9 @@ class RetrievalEvaluator:
         Raises:
           UserError: features that are not finite; the first clip or caption is named.
         """
-        captions = [caption for clip in records.captions for caption in clip]
-        text_item = np.repeat(np.arange(len(records)), [len(clip) for clip in records.captions])
+        _, text_item, ids, text_ids = self.texts.of(records)
         clips, mask = self.encoder.clips(trainable, records)
-        ids = self.encoder.text_ids(captions)
         text = self.encoder.ids(trainable, ids)
-        text_ids = [
-            f"{clip}#{j}"
-            for clip, captions_of_clip in zip(records.ids, records.captions, strict=True)
-            for j in range(len(captions_of_clip))
-        ]
         for features in jax.tree.leaves(clips):
             _check_finite(features, records.ids)
         _check_finite(text, text_ids)
@@ -106,7 +101,7 @@ class RetrievalEvaluator:
                 way: ranked["tied_queries"][way] for way, ranked in ranked_by_way.items()
             },
             **(self._also(trainable, embedded, scores, rank) if tests else {}),
-            "texts": len(captions),
+            "texts": len(text_ids),
             "clips": len(records),
         }
 
