@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import runpy
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import EOS, hf_config
 
 from uniadapter_jax.adapters.registry import METHODS, get_method
 from uniadapter_jax.backbones.clip import CLIPConfig
+from uniadapter_jax.parallel.mesh import make_mesh
 from uniadapter_jax.runs.assembly import build
 from uniadapter_jax.tasks import needed
 from uniadapter_jax.tasks.encoding import Encoder
@@ -46,6 +49,33 @@ def made(small, task, method="zero_shot"):
     return build(config)
 
 
+class Sums(Encoder):
+    """The sum of a text's ids for its features."""
+
+    def __init__(self, **subject):
+        self.subject, self._text, self.lengths = SimpleNamespace(**subject), None, set()
+
+    def _call(self, function, trainable, host, size):
+        self.lengths.add(host["text"].shape[1])
+        return jnp.asarray(host["text"].sum(1, keepdims=True))
+
+
+def test_each_text_has_the_features_of_its_cut():
+    used = np.random.default_rng(0).integers(2, 30, 400)
+    ids = np.arange(32) < used[:, None]
+    ids = np.where(ids, np.arange(400)[:, None] % EOS, 0)
+    ids[np.arange(400), used - 1] = EOS
+    encoder = Sums(
+        config=SimpleNamespace(method=SimpleNamespace(name="lora")),
+        model_config=CLIPConfig.from_huggingface(hf_config()),
+        mesh=make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]),
+        eval_batch=1,
+    )
+    np.testing.assert_array_equal(encoder.ids(None, ids)[:, 0], ids.sum(1))
+    assert encoder.lengths == {16, 24, 32}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["retrieval", "matching"])
 def test_features_of_cut_texts_are_equal(small, task, monkeypatch):
     experiment = made(small, task)
@@ -59,6 +89,12 @@ def test_features_of_cut_texts_are_equal(small, task, monkeypatch):
     np.testing.assert_allclose(cut, encoder.ids(trainable, ids), rtol=0, atol=2e-6)
 
 
+def test_frames_beyond_a_clip_are_masked():
+    masks = frame_masks(SimpleNamespace(frame_counts=[1, 5, 2]), 2)
+    assert masks.tolist() == [[True, False], [True, True], [True, True]]
+
+
+@pytest.mark.slow
 def test_masks_are_those_that_are_loaded(small):
     experiment = made(small, "retrieval")
     test = experiment.data.test
