@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 import small_run
+from test_boards import numbers, settings
 
 RESULTS = pathlib.Path(small_run.ROOT, "docs", "results.md").read_text()
 FLAGS = ("--config.data.val=6",)
@@ -55,6 +56,18 @@ def test_the_result_is_what_was_asked(finished):
     assert found["config"]["selection"] == "val"
     assert json.loads((workdir / "config.json").read_text()) == found["config"]
     assert found["versions"]["jax"] == jax.__version__
+
+
+def test_tensorboard_shows_the_result(finished):
+    workdir, _, _ = finished
+    found = small_run.result(workdir)
+    shown = {tag: (step, value) for tag, step, value in numbers(workdir)}
+    for way, metrics in found["metrics"].items():
+        for name, value in metrics.items():
+            assert shown[f"final/{way}/{name}".replace("@", "_")] == (found["step"], value)
+    assert shown["final/loss"] == (found["step"], found["final_loss"])
+    (session,) = settings(workdir)
+    assert session["method.name"] == "full" and session["optimizer.lr"] == 1e-3
 
 
 def test_validation_clips_choose_the_checkpoint(finished):

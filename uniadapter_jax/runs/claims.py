@@ -8,7 +8,9 @@ import tempfile
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_json, write_json, write_whole
 from uniadapter_jax.runs.assembly import Experiment
@@ -70,3 +72,12 @@ def keep_identity(workdir: pathlib.Path, experiment: Experiment) -> None:
         text = experiment.config.to_json_best_effort(indent=2)
         write_whole(workdir / "config.json", f"{text}\n")
         write_json(workdir / "identity.json", experiment.identity)
+
+
+def check_target(config: ConfigDict, directory: str) -> None:
+    """Raises unless a trained backbone can be saved there, before hours of work."""
+    if not get_method(config.method.name).trains_backbone:
+        raise UserError("--save-backbone is for method=full: other methods keep the backbone")
+    target = pathlib.Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"--save-backbone={directory} exists and is not empty; choose another")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.preemption import Preempted, leaving_on_signal, noting_signal, reached
 from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.runs.assembly import Experiment
+from uniadapter_jax.runs.boards import Board, numbers_of
 from uniadapter_jax.runs.checkpoint import Checkpoints, abstract_like
 from uniadapter_jax.runs.step_times import Meter, StepTimes, Took
 from uniadapter_jax.runs.stored_checkpoint import Damaged
@@ -49,8 +50,15 @@ class Fit:
     steps_run: int  # steps since the resume
 
 
-def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> Fit:
+def fit(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    evaluate: Evaluator,
+    boards: Sequence[Board] = (),
+) -> Fit:
     """Trains from the newest checkpoint in `workdir` to the last step; returns what to test.
+
+    boards: begun, they show the numbers of the steps.
 
     Raises:
       Preempted: after SIGTERM or SIGINT, once the state is saved.
@@ -58,13 +66,19 @@ def fit(experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator) -> F
       UserError: a full disk, another run's workdir.
     """
     if experiment.data.train is None:
-        Writer(workdir, 0).close()  # every run leaves the same files
+        Writer(workdir, 0, boards).close()  # every run leaves the same files
         return Fit(experiment.partition.trainable, 0, 0, None, None, 0.0, 0)
-    return _Loop(experiment, workdir, evaluate).run()
+    return _Loop(experiment, workdir, evaluate, boards).run()
 
 
 class _Loop:
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, evaluate: Evaluator):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path,
+        evaluate: Evaluator,
+        boards: Sequence[Board],
+    ):
         self.e = experiment
         self.evaluate = evaluate
         self.total = experiment.total_steps
@@ -79,7 +93,7 @@ class _Loop:
         self.opt_state = init_opt_state(experiment.optimizer, self.trainable, experiment.mesh)
         self.task_state = place_state(experiment.task, self.trainable, experiment.mesh)
         self.start = self._resume()
-        self.writer = Writer(workdir, self.start)
+        self.writer = Writer(workdir, self.start, boards)
         self.saved = self.taken = self.start
         self._under_way: tuple[int, dict[str, jax.Array]] | None = None  # a step, and its numbers
         self.meter = Meter(
@@ -363,9 +377,9 @@ class _Loop:
         assert records is not None
         measured = self.evaluate(trainable, records)
         value = selection_value(measured, self.e.config.selection_metric)
-        flat = {f"{w}/{k}": v for w, ms in measured["metrics"].items() for k, v in ms.items()}
         if not any(line["step"] == step for line in self.writer.read(which)):
-            self.writer.write(which, step, {"selection": value, **flat})
+            numbers = {"selection": value, **numbers_of(measured["metrics"])}
+            self.writer.write(which, step, numbers)
             self.writer.flush()  # before the checkpoint says that it was measured
         say(f"{which} after step {step}: {self.e.config.selection_metric} {value:.2f}")
         return value

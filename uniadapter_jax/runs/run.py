@@ -6,12 +6,12 @@ import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.parallel import launch
@@ -19,8 +19,9 @@ from uniadapter_jax.parallel.preemption import leaving_on_signal
 from uniadapter_jax.parallel.progress import say
 from uniadapter_jax.runs.assembly import Experiment, build
 from uniadapter_jax.runs.backbone import as_begun
+from uniadapter_jax.runs.boards import Board, begun, opened, result_numbers
 from uniadapter_jax.runs.checkpoint import last_step
-from uniadapter_jax.runs.claims import check_workdir, claim, keep_identity
+from uniadapter_jax.runs.claims import check_target, check_workdir, claim, keep_identity
 from uniadapter_jax.runs.loop import fit
 from uniadapter_jax.runs.provenance import (
     check_agreement,
@@ -31,15 +32,19 @@ from uniadapter_jax.runs.provenance import (
 )
 from uniadapter_jax.runs.report import announce, describe, summary
 from uniadapter_jax.runs.results import count_evaluations, keep_result, set_aside
+from uniadapter_jax.runs.tensorboard import TensorBoard
 from uniadapter_jax.weights.directory import save_backbone
 
 
 def run(
-    config: ConfigDict, workdir: str | os.PathLike, save_backbone_to: str | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    save_backbone_to: str | None = None,
+    boards: Sequence[Board] = (),
 ) -> dict[str, Any]:
     """Builds, trains (or resumes) and tests a run; writes and returns `workdir/result.json`.
 
-    The schema of the result is in docs/results.md.
+    The schema of the result is in docs/results.md. `boards` show the run, beside TensorBoard.
 
     Raises:
       UserError: settings do not fit, or a file cannot be written; if it happens on one process, it
@@ -47,16 +52,17 @@ def run(
       Preempted: after SIGTERM or SIGINT; the same call resumes the run.
     """
     with leaving_on_signal(), contextlib.ExitStack() as stack:
-        return _run(config, pathlib.Path(workdir), save_backbone_to, stack)
+        return _run(config, pathlib.Path(workdir), save_backbone_to, boards, stack)
 
 
 def _run(
     config: ConfigDict,
     workdir: pathlib.Path,
     save_backbone_to: str | None,
+    boards: Sequence[Board],
     stack: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """Does the work of `run`; `stack` keeps the lock on the workdir."""
+    """Does the work of `run`; `stack` keeps the lock on the workdir, and the boards open."""
     began = time.time()
     experiment = _build_together(config, workdir, save_backbone_to, stack)
     keep_identity(workdir, experiment)
@@ -66,7 +72,9 @@ def _run(
     if experiment.prefix is not None:
         experiment.prefix.fill()
     evaluate = experiment.kind.evaluator(experiment, workdir)
-    trained = fit(experiment, workdir, evaluate)
+    shown = begun(workdir, experiment.config, experiment.identity)
+    boards = stack.enter_context(opened([TensorBoard(), *boards], shown))
+    trained = fit(experiment, workdir, evaluate, boards)
     metrics = evaluate(trained.trainable, experiment.measured)
     result = {**describe(experiment, trained, metrics), "seconds": time.time() - began}
     if jax.process_index() == 0:
@@ -74,6 +82,8 @@ def _run(
             workdir, experiment.identity, experiment.config.eval.split
         )
         keep_result(workdir, result)
+        for board in boards:
+            board.finish(result["step"], result_numbers(result))
         if save_backbone_to:
             partition = experiment.partition
             model = partition.merge(trained.trainable, partition.frozen)
@@ -94,7 +104,7 @@ def _build_together(
     experiment, mine = None, {}
     try:
         if save_backbone_to:
-            _check_target(config, save_backbone_to)
+            check_target(config, save_backbone_to)
         claim(workdir, stack)
         experiment = build(as_begun(config, workdir))
         check_workdir(workdir, experiment)
@@ -116,11 +126,3 @@ def _build_together(
     check_agreement(sides)
     assert experiment is not None
     return experiment
-
-
-def _check_target(config: ConfigDict, directory: str) -> None:
-    if not get_method(config.method.name).trains_backbone:
-        raise UserError("--save-backbone is for method=full: other methods keep the backbone")
-    target = pathlib.Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--save-backbone={directory} exists and is not empty; choose another")

@@ -1,24 +1,17 @@
-"""Writes the metrics of a run to metrics.jsonl and to TensorBoard.
-
-`clu.metric_writers` would import TensorFlow; tensorboardX does not. Only its EventsWriter is used:
-its SummaryWriter writes in a thread, where a full disk makes the process wait forever.
-"""
+"""Writes the metrics of a run to metrics.jsonl, and gives them to the boards that show them."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.parallel.progress import say
+from uniadapter_jax.runs.boards import Board
 from uniadapter_jax.runs.metrics_file import make_line, read_lines
 
 _NAMED = 5  # damaged lines and missing steps that a warning names
@@ -30,7 +23,8 @@ class Writer:
     Damaged lines are reported and moved to metrics.damaged.jsonl; the run goes on without them.
     """
 
-    def __init__(self, workdir: pathlib.Path, resumed_step: int):
+    def __init__(self, workdir: pathlib.Path, resumed_step: int, boards: Sequence[Board] = ()):
+        self._boards = boards
         self._on = jax.process_index() == 0
         self._path = workdir / "metrics.jsonl"
         if not self._on:
@@ -38,13 +32,8 @@ class Writer:
         self._take_up(resumed_step)
         with disk_errors(self._path):
             self._lines = self._path.open("a")
-            board = workdir / "tensorboard"
-            board.mkdir(exist_ok=True)
-            # With the process number, as two starts within a second would share a file.
-            self._events = EventsWriter(str(board / "events"), f".{os.getpid()}")
-            start = SessionLog(status=SessionLog.START)  # drops later steps of earlier files
-            self._events.write_event(Event(step=resumed_step + 1, session_log=start))
-            self._events.flush()
+        for board in self._boards:
+            board.resume(resumed_step)
 
     def _take_up(self, resumed_step: int) -> None:
         """Keeps the sound lines up to a step."""
@@ -69,27 +58,27 @@ class Writer:
         write_whole(self._path, b"".join(kept))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes a line {kind, step, ...}; numbers go to TensorBoard too, under kind/name.
+        """Writes a line {kind, step, ...}; boards get the numbers, under kind/name.
 
-        Both are in the files after the next `flush`.
+        They are in the files after the next `flush`.
         """
         if not self._on:
             return
         line = make_line({"kind": kind, "step": step, **values})
         with disk_errors(self._path, len(line)):
             self._lines.write(line)
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    summary = scalar(f"{kind}/{name}", value)
-                    event = Event(step=step, wall_time=time.time(), summary=summary)
-                    self._events.write_event(event)
+        numbers = {n: value for n, value in values.items() if isinstance(value, int | float)}
+        for board in self._boards:
+            board.write(kind, step, numbers)
 
     def flush(self) -> None:
-        """Brings the lines and the events of TensorBoard to disk."""
-        if self._on:
-            with disk_errors(self._path):
-                self._lines.flush()
-                self._events.flush()
+        """Brings the lines to disk, and what the boards have."""
+        if not self._on:
+            return
+        with disk_errors(self._path):
+            self._lines.flush()
+        for board in self._boards:
+            board.flush()
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All lines of a kind, including those from before a resume; [] on other processes."""
@@ -99,11 +88,13 @@ class Writer:
         return [line for line in lines if line is not None and line["kind"] == kind]
 
     def close(self) -> None:
-        """Flushes and closes both files."""
-        if self._on:
-            with disk_errors(self._path):
-                self._lines.close()
-                self._events.close()
+        """Flushes all, and closes the lines; the boards stay open for the result."""
+        if not self._on:
+            return
+        with disk_errors(self._path):
+            self._lines.close()
+        for board in self._boards:
+            board.flush()
 
 
 def _some(numbers: Any) -> str:
