@@ -80,6 +80,8 @@ EXTRAS = {
     "mteb": ["mteb>=2.26,<3"],
     # The documentation as a site, `make docs`.
     "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2", "ruff"],
+    # `main --wandb=PROJECT`.
+    "wandb": ["wandb>=0.22,<1"],
     # Pictures of scripts/plan_tables.py.
     "plot": ["matplotlib>=3.10,<4"],
     # The version of JAX is the one above.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import json
 import struct
+import sys
+import types
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
+from uniadapter_jax.common.errors import MachineError, UserError
 from uniadapter_jax.config import base_config
 from uniadapter_jax.runs.boards import Begun, begun, opened
 from uniadapter_jax.runs.tensorboard import TensorBoard
+from uniadapter_jax.runs.wandb_board import WandB
 from uniadapter_jax.runs.writer import Writer
 
 SETTINGS = {"method.name": "lora", "method.rank": 4, "optimizer.lr": 1e-3, "backbone": "me/clip"}
@@ -104,3 +109,66 @@ def test_boards_are_closed_and_the_first_error_stays(tmp_path):
         with opened([Recording(calls, "close"), Recording(calls)], run):
             raise ValueError("mine")
     assert calls == ["begin", "begin", "close", "close"]
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module in wandb's place, which notes what it is given and keeps summaries of runs."""
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    module.Error, module.Settings = type("Error", (Exception,), {}), dict
+    module.began, module.logged, module.ended, module.summaries = [], [], [], {}
+
+    def init(**options):
+        module.began.append(options)
+        summary = module.summaries.setdefault(options["id"], {})
+
+        def log(numbers):
+            module.logged.append(numbers)
+            summary.update(numbers)
+
+        return types.SimpleNamespace(
+            summary=summary,
+            log=log,
+            define_metric=lambda name, step_metric: None,
+            finish=lambda exit_code: module.ended.append(exit_code),
+        )
+
+    module.init = init
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_wandb_gets_numbers_config_and_result_and_goes_on_with_the_run(wandb, tmp_path):
+    run = Begun(tmp_path, "0123", "mine", SETTINGS, {"seed": 3})
+    with pytest.raises(KeyboardInterrupt), opened([WandB("project")], run) as (board,):
+        for step in (1, 2):
+            board.write("train", step, {"loss": 1.0 / step})
+        raise KeyboardInterrupt
+    with opened([WandB("project")], run) as (board,):
+        board.resume(1)
+        for step in (2, 3):
+            board.write("train", step, {"loss": 1.0 / step})
+        board.write("val", 2, {"t2v/R@1": 30.0})
+        board.finish(3, {"t2v/R@1": 40.0})
+    assert [options["id"] for options in wandb.began] == ["0123", "0123"]
+    first = wandb.began[0]
+    assert first["project"] == "project" and first["resume"] == "allow"
+    assert first["config"] == {"seed": 3} and first["dir"] == str(tmp_path)
+    assert wandb.logged == [
+        *({"train/step": step, "train/loss": 1.0 / step} for step in (1, 2, 3)),
+        {"val/step": 2, "val/t2v/R@1": 30.0},
+    ]
+    assert wandb.summaries["0123"]["final/t2v/R@1"] == 40.0 and wandb.ended == [1, 0]
+
+
+def test_wandb_that_is_missing_or_refuses_says_what_to_do(wandb, tmp_path, monkeypatch):
+    def refuse(**options):
+        raise wandb.Error("no API key")
+
+    wandb.init = refuse
+    with pytest.raises(MachineError, match=r"--wandb=mine: no API key\. Run `wandb login`"):
+        WandB("mine").begin(Begun(tmp_path, "id", "name", {}, {}))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--wandb=mine: .* pip install 'uniadapter_jax\[wandb\]'"):
+        WandB("mine")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -20,6 +21,7 @@ from uniadapter_jax.config.choices import choices
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.parallel.preemption import Preempted, end
 from uniadapter_jax.runs.run import run
+from uniadapter_jax.runs.wandb_board import WandB
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The experiment: NAME or FILE[:ARGUMENTS]."
@@ -28,6 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoints and results; defaul
 _SAVE = flags.DEFINE_string(
     "save-backbone", None, "With method=full: write the trained backbone to this directory."
 )
+_WANDB = flags.DEFINE_string("wandb", None, "Shows the run in this project of wandb, too.")
 flags.DEFINE_alias("save_backbone", "save-backbone")
 flags.adopt_module_key_flags(launch)
 
@@ -41,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     with launch.processes():
         launch.use_compile_cache()
         try:
-            run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value)
+            boards = [WandB(_WANDB.value)] if _WANDB.value and jax.process_index() == 0 else []
+            run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value, boards)
             launch.end_processes()
         except Preempted as stopped:
             return end(stopped)
