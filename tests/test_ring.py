@@ -9,6 +9,8 @@ import pytest
 
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.ring import fetch_rows
+from uniadapter_jax.planning.hlo import Module
+from uniadapter_jax.planning.traffic import collectives
 
 N, WIDE = 64, (32, 48)
 
@@ -47,6 +49,25 @@ def test_every_mesh_finds_the_rows_of_one_device(sizes):
     _, loss, ours = on(*sizes)
     assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
     np.testing.assert_allclose(ours, gradient, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_what_a_device_sends_does_not_grow(devices):
+    """Forward and backward twice its own rows each, by the compiled program."""
+    compiled, *_ = on(devices, 1, 1)
+    own = N // devices * WIDE[0] * WIDE[1] * 4
+    moved = collectives(Module(compiled.as_text()), devices)
+    sent = sum(kind.sent for kind in moved.values()) / own
+    assert moved["all-to-all"].count >= 4 and 3.0 < sent <= 4.1
+    assert "collective-permute" not in moved
+
+
+def test_a_row_that_everyone_wants_adds_up_all_gradients():
+    mesh = meshes.make_mesh({"data": 8, "fsdp": 1, "tensor": 1})
+    states = jnp.arange(float(N * 16)).reshape(N, 16)
+    index = jnp.full(N, 11, jnp.int32)
+    gradient = jax.jit(jax.grad(lambda x: fetch_rows(x, index, mesh).sum()))(states)
+    assert (gradient[11] == N).all() and gradient.sum() == 16 * N
 
 
 def test_no_device_holds_all_rows():

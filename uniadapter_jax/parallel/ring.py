@@ -1,8 +1,9 @@
-"""The ring of devices that share a batch, and blocks of one device's rows."""
+"""The ring of devices that share a batch, their rows by index, and blocks of one device's rows."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -73,37 +74,33 @@ class Ring:
 def fetch_rows(tree: _Tree, index: Int[Array, " n"], mesh: Mesh | None) -> _Tree:
     """x[index] of every array, where the leading axes of all are sharded over the mesh alike.
 
-    The devices pass their rows round the ring, and each takes those that it needs. So a device
-    holds its own rows, those it takes, and those of one other device, however many there are.
+    Every device has the same work, wherever the wanted rows are: of a row each device gets
+    one piece, takes the pieces of all wanted rows from those of all rows, and sends each device
+    those of the rows that it wants. A device holds pieces of the size of its own rows, and sends
+    them twice, however many devices there are; gradients go the same way back.
     """
     ring = Ring(mesh)
     if ring.size == 1:
         return jax.tree.map(lambda x: x[index], tree)
 
     def local(rows: _Tree, wanted: Array) -> _Tree:
-        count = len(jax.tree.leaves(rows)[0])
-
-        def take(passing: _Tree, taken: _Tree, owner: Array) -> _Tree:
-            place = wanted - owner * count
-            passes = (place >= 0) & (place < count)
-
-            def one(x: Array, y: Array) -> Array:
-                new = x[jnp.clip(place, 0, count - 1)]
-                return jnp.where(passes.reshape(-1, *[1] * (x.ndim - 1)), new, y)
-
-            return jax.tree.map(one, passing, taken)
-
-        def step(carry: tuple[_Tree, _Tree], i: Array) -> tuple[tuple[_Tree, _Tree], None]:
-            passing = ring.next(carry[0])
-            return (passing, take(passing, carry[1], (ring.here - i) % ring.size)), None
-
-        blank = jax.tree.map(jnp.zeros_like, rows)
-        first = take(rows, blank, jnp.asarray(ring.here))
-        (_, taken), _ = jax.lax.scan(step, (rows, first), jnp.arange(1, ring.size))
-        return taken
+        everyone = jax.lax.all_gather(wanted, ring.axes, tiled=True)
+        return jax.tree.map(lambda x: _taken(x, wanted, everyone, ring), rows)
 
     rows_in = jax.tree.map(lambda _: True, tree)
     return ring.map(local, (rows_in, True), rows_in)(tree, index)
+
+
+def _taken(x: Array, wanted: Array, everyone: Array, ring: Ring) -> Array:
+    """The rows of all devices that this one wants, where `everyone` is what all of them want."""
+    count, width = len(x), math.prod(x.shape[1:])
+    if width < ring.size:  # such as a mask: too narrow for pieces, and all of it is small
+        return jax.lax.all_gather(x, ring.axes, tiled=True)[wanted]
+    flat = jnp.pad(x.reshape(count, width), ((0, 0), (0, -width % ring.size)))
+    send = functools.partial(jax.lax.all_to_all, axis_name=ring.axes, tiled=True)
+    pieces = send(flat, split_axis=1, concat_axis=0)  # one of each row of all devices
+    found = send(pieces[everyone], split_axis=0, concat_axis=1)
+    return found[:, :width].reshape(len(wanted), *x.shape[1:])
 
 
 @dataclasses.dataclass(frozen=True)

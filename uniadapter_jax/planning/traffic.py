@@ -46,7 +46,7 @@ def collectives(module: Module, devices: int) -> dict[str, Collective]:
         if kind not in KINDS:
             continue
         channel = re.search(r"\bchannel_id=(\d+)", instruction.attributes)
-        if kind == "collective-permute":
+        if kind in ("collective-permute", "all-to-all"):
             channel = None
         key = f"{kind} {channel[1]}" if channel else instruction.name
         if key not in seen or times < seen[key][2]:

@@ -5,8 +5,8 @@ Loss = ITC + ITM. ITM sees for every pair i of the global batch
     text i with its own clip, text i with a hard negative clip, a hard negative text with clip i
 
 Negatives are drawn over the global batch, the same for any number of devices. Texts and clips stay
-on their devices; of other devices' clips only the vision tower's states travel, once round a ring,
-and their keys and values are made where they are used, once per layer and clip.
+on their devices; of other devices' clips only the vision tower's states travel, and only of those
+that were drawn; their keys and values are made where they are used, once per layer and clip.
 
 Momentum is an average of the trainables alone: the backbone is frozen, so a second one would hold
 the same numbers. Its features carry no dropout.
