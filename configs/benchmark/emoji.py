@@ -2,12 +2,14 @@
 
     scripts/emoji_benchmark.sh clip PICTURES CLIPS OUT
 
-makes the records and the backbones that this grid names, and runs it; `:size=mini` is a half of it.
+makes the records and the backbones that this grid names, and runs it; `:size=mini,data=pictures` is
+a quarter of it, the one whose results are in docs/benchmark/emoji.md.
 Rows and their candidates are in uniadapter_jax/benchmark/small_models.py.
 """
 
 from uniadapter_jax.benchmark.grid import base_grid, claim, row, setting
 from uniadapter_jax.benchmark.small_models import SMALL, add_methods, few_parameters
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import parse_argument
 
 COMMON = (
@@ -25,14 +27,23 @@ CLIPS = (  # 182 to train on, so an epoch has five steps
     *("data.records=data/emoji/clips/records", "data.frames=2", "data.val=40"),
     "data.cache=auto",  # what is frozen is computed once for all seeds and methods that allow it
 )
+FIELDS = {"pictures": PICTURES, "clips": CLIPS}
+
+
+def among(chosen, name, known):
+    """What a part of the argument asks for: all for `both`."""
+    if chosen[name] not in (*known, "both"):
+        raise UserError(f"{name}={chosen[name]}: choose {', '.join(known)} or both")
+    return known if chosen[name] == "both" else (chosen[name],)
 
 
 def get_config(argument=None):
-    """The grid; `size` is mini, small or both."""
-    chosen = parse_argument(argument, size="both")["size"]
+    """The grid; `size` is mini, small or both, `data` pictures, clips or both."""
+    chosen = parse_argument(argument, size="both", data="both")
     grid = base_grid("emoji")
-    for size in ("mini", "small") if chosen == "both" else (chosen,):
-        for name, fields in (("pictures", PICTURES), ("clips", CLIPS)):
+    for size in among(chosen, "size", ("mini", "small")):
+        for name in among(chosen, "data", tuple(FIELDS)):
+            fields = FIELDS[name]
             grid.settings[f"{name}-{size}"] = setting(
                 "configs/msrvtt.py",
                 *fields,
