@@ -45,9 +45,11 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, write_adapter
 from uniadapter_jax.weights.directory import Backbone, copy_tokenizer, fill_backbone, load_backbone
 from uniadapter_jax.weights.families import family_of
+from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.hub.names import hub_name, public
 from uniadapter_jax.weights.hub.push import push
 from uniadapter_jax.weights.names.peft import FURTHER_LAYOUTS
+from uniadapter_jax.weights.needed import tokenizer_of
 
 # Fields of `config.data` that an adapter keeps: how texts become ids, and pictures pixels.
 _DATA = ("words", "answer_words", "preprocess", "max_words", "resize")
@@ -223,7 +225,10 @@ def _tokenizer_directory(run: Run, base: Backbone, directory: str | None) -> str
     records = str(pathlib.Path(config["data"]["records"]) / family.records_tokenizer)
     expected = run.identity["tokenizer"]
     seen = []
-    for place in (directory,) if directory else (config["tokenizer"], base.source, records):
+    own = config["tokenizer"]
+    if own and not directory:
+        own = located(own, "config.tokenizer", tokenizer_of(family)).directory
+    for place in (directory,) if directory else (own, base.source, records):
         if not place or place.startswith("random:"):
             continue
         if not pathlib.Path(place).is_dir():

@@ -11,13 +11,19 @@ import pytest
 import tiny
 from huggingface_hub import constants, scan_cache_dir
 
+from uniadapter_jax.common import packaged
 from uniadapter_jax.common.digests import write_digests
 from uniadapter_jax.common.errors import MachineError, UserError
+from uniadapter_jax.config import base_config
+from uniadapter_jax.data.tokenizers.clip import load_tokenizer
+from uniadapter_jax.runs import tokenizer as tokenizers
+from uniadapter_jax.runs.backbone import as_begun
 from uniadapter_jax.weights.hub import fetch
 from uniadapter_jax.weights.hub.cache import root
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.hub.names import Name, parse, public
 from uniadapter_jax.weights.hub.push import push
+from uniadapter_jax.weights.layout import read_config
 from uniadapter_jax.weights.needed import ADAPTER, BACKBONE, CONFIG, SOURCE, TOKENIZER
 
 CONFIG_JSON = json.dumps(tiny.hf_config()).encode()
@@ -117,6 +123,29 @@ def test_parts_of_a_repository(hub):
     fetched(need=TOKENIZER)
     fetched(need=BACKBONE)
     assert sorted(hub.downloads()) == sorted(NEEDED)
+
+
+def test_a_tokenizer_by_name_is_pinned_and_brings_no_more(hub, offline, tmp_path):
+    tiny_clip = pathlib.Path(packaged.model("tiny_clip"))
+    files = {"tokenizer.json": (tiny_clip / "tokenizer.json").read_bytes()}
+    commit = hub.add("me/words", {**files, "model.safetensors": WEIGHTS, "README.md": b"#"})
+    config = base_config()
+    config.backbone, config.tokenizer = "tiny_clip", "me/words"
+    backbone = types.SimpleNamespace(
+        source=str(tiny_clip),
+        model=types.SimpleNamespace(config=read_config(tiny_clip / "config.json")),
+    )
+    chosen, tokenizer, folder = tokenizers.choose(config, backbone)
+    assert chosen.tokenizer == f"me/words@{commit}" and config.tokenizer == "me/words"
+    assert set(hub.downloads()) == set(files) == {f.name for f in pathlib.Path(folder).iterdir()}
+    assert tokenizer.fingerprint == load_tokenizer(tiny_clip).fingerprint
+    (tmp_path / "config.json").write_text(chosen.to_json_best_effort())
+    hub.add("me/words", {"README.md": b"moved on"})
+    assert as_begun(config, tmp_path).tokenizer == f"me/words@{commit}"
+    with pytest.raises(UserError, match=r"me/words: .* has no tokenizer of a CLIP"):
+        tokenizers.choose(config, backbone)
+    offline()
+    assert tokenizers.choose(chosen, backbone)[2] == folder
 
 
 def test_shards_and_files_that_digests_list(hub, tmp_path):

@@ -24,7 +24,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     # A directory in HuggingFace's layout, OWNER/NAME[@REVISION] of a repository on the hub, a model
     # of the package (tiny_clip, tiny_blip), or random:<config.json>.
     config.backbone = ""
-    # Directory of tokenizer files; "" takes the backbone's, else the records'.
+    # Directory of tokenizer files, or OWNER/NAME[@REVISION] of a repository on the hub with some;
+    # "" takes the backbone's, else the records'.
     config.tokenizer = ""
     # An exported adapter of the same method, to train on from: a directory, or a name on the hub.
     config.init_from = ""

@@ -141,7 +141,7 @@ def build(config: ConfigDict) -> Experiment:
         preflight.check_lengths(config, model_config)
         parameters = attach_method(backbone.model, config)
         entries = checked_entries(config, kind, method, backbone.model)
-    tokenizer, tokenizer_directory = choose(config, backbone)
+    config, tokenizer, tokenizer_directory = choose(config, backbone)
     fingerprint, initial = backbone.fingerprint, None
     if config.init_from:
         parameters.trainable, initial = begin_from(config, parameters.trainable, fingerprint)

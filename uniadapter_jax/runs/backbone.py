@@ -27,30 +27,33 @@ def load(config: ConfigDict, kind: Kind) -> tuple[ConfigDict, Backbone]:
         raise UserError(f"{FIELD} is empty: a directory, OWNER/NAME (hub) or random:<config.json>")
     family = backbone_family(config.backbone, FIELD)
     check_family(family, kind.name, kind.families, f"{FIELD}={config.backbone}")
-    config = _with_backbone(config, located(config.backbone, FIELD, BACKBONE).place)
+    config = pinned(config, "backbone", located(config.backbone, FIELD, BACKBONE).place)
     options = {name: config.compute[name] for name in family.options}
     return config, load_backbone(config.backbone, seed=config.seed, field=FIELD, **options)
 
 
 def as_begun(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The config with the commit that the run in the workdir began with, if it names none itself.
+    """The config with the commits that the run in the workdir began with, if it names none itself.
 
-    Otherwise a run could not go on once the repository has changed.
+    Otherwise a run could not go on once a repository has changed.
     """
-    name = hub_name(config.backbone)
-    if name is None or name.revision:
-        return config
-    try:
-        stored = parse(str(read_json(workdir / "config.json").get("backbone")))
-    except (FileNotFoundError, UserError):
-        return config
-    same = stored is not None and stored.commit and stored.repository == name.repository
-    return _with_backbone(config, str(stored)) if same else config
+    for field in ("backbone", "tokenizer"):
+        name = hub_name(config[field])
+        if name is None or name.revision:
+            continue
+        try:
+            stored = parse(str(read_json(workdir / "config.json").get(field)))
+        except (FileNotFoundError, UserError):
+            continue
+        if stored is not None and stored.commit and stored.repository == name.repository:
+            config = pinned(config, field, str(stored))
+    return config
 
 
-def _with_backbone(config: ConfigDict, place: str) -> ConfigDict:
-    if place == config.backbone:
+def pinned(config: ConfigDict, field: str, place: str) -> ConfigDict:
+    """The config with another place in a field; the config given stays as it is."""
+    if place == config[field]:
         return config
     config = config.copy_and_resolve_references()
-    config.backbone = place
+    config[field] = place
     return config

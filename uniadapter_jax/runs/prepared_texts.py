@@ -20,7 +20,8 @@ from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.weights.directory import backbone_family
 from uniadapter_jax.weights.families import FAMILIES, Family
 from uniadapter_jax.weights.hub.fetch import located
-from uniadapter_jax.weights.needed import TOKENIZER
+from uniadapter_jax.weights.hub.need import Need
+from uniadapter_jax.weights.needed import TOKENIZER, tokenizer_of
 
 NONE = "none"  # without a tokenizer a word counts as one token, the least that it can be
 
@@ -72,9 +73,13 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
     if "task" in config:
         backbone = config.get("backbone") or ""
         family = _family(backbone, get_task(config.task.name).families)
-        places.append(("config.tokenizer", config.get("tokenizer"), family))
+        if given := config.get("tokenizer"):
+            own = _directory(given, "config.tokenizer", tokenizer_of(family))
+            places.append(("config.tokenizer", own, family))
         if not backbone.startswith("random:"):
-            places.append(("config.backbone", _directory(backbone), family))
+            places.append(
+                ("config.backbone", _directory(backbone, "config.backbone", TOKENIZER), family)
+            )
     for family in (family for family in FAMILIES.values() if family.records_tokenizer):
         name = family.records_tokenizer
         places.append((name, os.path.join(directory, name), family))
@@ -85,10 +90,10 @@ def _tokenizers(directory: str, config: ConfigDict) -> Iterator[tuple[str, Token
         yield NONE, None
 
 
-def _directory(backbone: str) -> str:
-    """The directory of the backbone's tokenizer; "" where it cannot be had: words count then."""
+def _directory(place: str, field: str, need: Need) -> str:
+    """The directory of a field's tokenizer; "" where it cannot be had: words count then."""
     try:
-        return located(backbone, "config.backbone", TOKENIZER).directory
+        return located(place, field, need).directory
     except UserError as error:
         print(f"{error}. Texts are counted without its tokenizer")
         return ""

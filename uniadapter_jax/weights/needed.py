@@ -102,6 +102,19 @@ def _to_convert(listing: Listing) -> str:
     )
 
 
+def tokenizer_of(family: Family) -> Need:
+    """The files of a tokenizer that a family reads, of a repository with or without weights."""
+
+    def choose(listing: Listing) -> list[str]:
+        found = listing.has(family.tokenizer_files)
+        if not found:
+            names = ", ".join(family.tokenizer_files)
+            raise Lacking(f"has no tokenizer of a {family.title}: it holds none of {names}")
+        return [*found, *_listed(listing)]
+
+    return Need(f"{family.title}-tokenizer", choose, within=("tokenizer", "backbone"))
+
+
 CONFIG = Need("config", _config, within=("tokenizer", "backbone"))
 TOKENIZER = Need("tokenizer", _tokenizer, within=("backbone",))
 BACKBONE = Need("backbone", _backbone)
