@@ -12,7 +12,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering 
 	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
 	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
 
-.PHONY: demo test quick slow lint parity smoke walk docs clean
+.PHONY: demo test quick slow lint parity smoke walk docs browser clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -47,6 +47,10 @@ walk: $(VENV)/.stamp-test
 docs: $(VENV)/.stamp-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The pages in an installed Chromium; without one the tests say so and are skipped.
+browser: $(VENV)/.stamp-browser
+	$(BIN)/python -m pytest -m browser -rs $(HANGS) tests/search/test_page.py $(ARGS)
+
 clean:
 	rm -rf $(VENV) build dist site *.egg-info
 
@@ -74,4 +78,9 @@ $(VENV)/.stamp-parity: $(VENV)/.stamp-test
 $(VENV)/.stamp-docs: $(VENV)/.stamp-base
 	@echo "Installing what builds the pages."
 	$(PIP) -e '.[docs]'
+	@touch $@
+
+$(VENV)/.stamp-browser: $(VENV)/.stamp-test
+	@echo "Installing what drives a browser."
+	$(PIP) -e '.[browser]'
 	@touch $@

@@ -70,6 +70,8 @@ EXTRAS = {
         "torch==2.13.0",
         "transformers==5.23.0",
     ],
+    # Pages in an installed Chromium, and axe-core, which looks for barriers: `make browser`.
+    "browser": ["axe-playwright-python==0.1.8", "playwright>=1.55,<2"],
     # The page of an index.
     "serve": SERVE,
     # An approximate index of very many clips.
