@@ -12,7 +12,7 @@ QUICK = $(addprefix tests/test_,$(addsuffix .py,architecture adapters answering 
 	cross_modal_golden losses matching_losses methods metrics optimizers partition ring_loss \
 	scoring siglip similarity uniadapter_golden vqa_metrics)) tests/weights/test_directory.py
 
-.PHONY: demo test quick slow lint parity smoke walk docs browser clean
+.PHONY: demo test quick slow lint parity smoke walk docs notebooks browser clean
 demo: $(VENV)/.stamp-base
 	$(BIN)/python -m uniadapter_jax.demo
 
@@ -51,6 +51,10 @@ docs: $(VENV)/.stamp-docs
 browser: $(VENV)/.stamp-browser
 	$(BIN)/python -m pytest -m browser -rs $(HANGS) tests/search/test_page.py $(ARGS)
 
+# The notebooks, from the first cell to the last; an error fails.
+notebooks: $(VENV)/.stamp-notebooks
+	$(BIN)/python scripts/run_notebooks.py
+
 clean:
 	rm -rf $(VENV) build dist site *.egg-info
 
@@ -83,4 +87,9 @@ $(VENV)/.stamp-docs: $(VENV)/.stamp-base
 $(VENV)/.stamp-browser: $(VENV)/.stamp-test
 	@echo "Installing what drives a browser."
 	$(PIP) -e '.[browser]'
+	@touch $@
+
+$(VENV)/.stamp-notebooks: $(VENV)/.stamp-base
+	@echo "Installing what executes notebooks."
+	$(PIP) -e '.[notebooks]'
 	@touch $@

@@ -82,6 +82,8 @@ EXTRAS = {
     "mteb": ["mteb>=2.26,<3"],
     # The documentation as a site, `make docs`.
     "docs": ["mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1,<2", "ruff"],
+    # Executes the notebooks, `make notebooks`.
+    "notebooks": ["ipykernel>=7,<8", "nbclient>=0.10,<0.12", "nbformat>=5.10,<6"],
     # `main --wandb=PROJECT`.
     "wandb": ["wandb>=0.22,<1"],
     # Pictures of scripts/plan_tables.py.
