@@ -35,7 +35,7 @@ def opened(browser: Any, width: int = 1280, theme: str = "light") -> Iterator[An
     """An empty page; at the end nothing was on its console, and no dialog had opened."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)  # a busy machine
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
