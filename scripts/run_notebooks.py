@@ -7,6 +7,11 @@ Nothing is written back: what is committed has no outputs.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # SIGINT while the rest is imported
+    from uniadapter_jax.common import signals
+
+    signals.end_quietly_while_importing()
+
 import os
 import pathlib
 import sys

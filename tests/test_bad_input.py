@@ -163,7 +163,7 @@ def test_a_full_disk_costs_no_checkpoint(small, stopped):
     shutil.copytree(stopped, workdir)
     steps, state = small_run.checkpoint_steps(workdir), small_run.checkpoint(workdir)
     arguments = small.arguments("--workdir=full_disk")
-    for limit, every, path in ((5_000, 1000, "metrics.jsonl"), (12_000, 2, "checkpoints")):
+    for limit, every, path in ((5_000, 1000, "tensorboard"), (12_000, 2, "checkpoints")):
         flag = f"--config.train.checkpoint_every={every}"
         said = small.refused(*arguments, flag, largest_file=limit)
         found = re.search(r"error: (\S+): cannot write: file size limit reached", said)

@@ -77,7 +77,7 @@ class _Loop:
         experiment: Experiment,
         workdir: pathlib.Path,
         evaluate: Evaluator,
-        boards: Sequence[Board],
+        boards: Sequence[Board] = (),
     ):
         self.e = experiment
         self.evaluate = evaluate

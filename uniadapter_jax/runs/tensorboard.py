@@ -28,6 +28,7 @@ class TensorBoard:
 
     _folder: pathlib.Path
     _events: EventsWriter | None = None
+    _pending = 0  # bytes since the last flush
 
     def begin(self, run: Begun) -> None:
         """Makes the folder."""
@@ -48,15 +49,18 @@ class TensorBoard:
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
         """Writes numbers under kind/name."""
         assert self._events is not None
-        with disk_errors(self._folder):
-            for name, value in numbers.items():
-                self._events.write_event(_event(step, scalar(f"{kind}/{name}", value)))
+        events = [_event(step, scalar(f"{kind}/{name}", value)) for name, value in numbers.items()]
+        self._pending += sum(event.ByteSize() for event in events)
+        with disk_errors(self._folder, self._pending):
+            for event in events:
+                self._events.write_event(event)
 
     def flush(self) -> None:
         """Brings the events to disk."""
         if self._events is not None:
-            with disk_errors(self._folder):
+            with disk_errors(self._folder, self._pending):
                 self._events.flush()
+            self._pending = 0
 
     def finish(self, step: int, final: Mapping[str, float]) -> None:
         """Writes the result and the settings into a file of their own, in place of an older one."""
@@ -79,7 +83,7 @@ class TensorBoard:
     def close(self) -> None:
         """Flushes and closes the file of this process."""
         if self._events is not None:
-            with disk_errors(self._folder):
+            with disk_errors(self._folder, self._pending):
                 self._events.close()
             self._events = None
 
