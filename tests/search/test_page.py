@@ -80,6 +80,17 @@ def test_every_state_is_readable(chromium, address):
         assert browser.barriers(page) == [] and not page.evaluate(browser.WIDER)
 
 
+def test_more_is_offered_when_the_answer_is_first(chromium, address):
+    """Before it is known how many can be shown at most."""
+    with browser.opened(chromium) as page:
+        page.route("**/api/info", lambda route: (page.wait_for_timeout(500), route.continue_()))
+        page.goto(f"{address}/?q=rgb")
+        page.wait_for_selector("#grid li")
+        assert page.locator("#about").text_content() == ""
+        page.wait_for_selector("#about:not(:empty)")
+        assert page.locator("#more").is_visible()
+
+
 def test_hostile_names_are_text(chromium, address):
     with browser.opened(chromium) as page:
         names = searched(page, address).locator("#grid .name").all_text_contents()

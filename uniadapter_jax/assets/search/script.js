@@ -6,6 +6,7 @@ const STEP = 24;
 let info = { k: { most: STEP }, clips: 0, upload_bytes: Infinity, rerank: 0, ask: false };
 let query = null; // {words} or {file}
 let shown = 0; // results that were asked for
+let newest = null; // the answer that the grid shows
 let running = null; // AbortController of the search under way
 let playing = null; // the result in the player
 let opener = null; // what had the focus before the player opened
@@ -95,7 +96,8 @@ async function search(count) {
   at("grid").setAttribute("aria-busy", "true");
   tell("error", "");
   tell("note", "Searching \u2026");
-  at("more").hidden = true;
+  newest = null;
+  offerMore();
   try {
     show(await answer(await asked()));
   } catch (error) {
@@ -123,7 +125,14 @@ function show(found) {
   const again = query.again ? `, the best ${Math.min(matched(), clips)} matched again` : "";
   const how = `compared one by one${again} in ${seconds.toFixed(2)} s.`;
   tell("note", clips ? `${best} for ${what}, ${how}` : "The index has no clips.");
-  at("more").hidden = hits.length < shown || hits.length >= Math.min(clips, info.k.most);
+  newest = found;
+  offerMore();
+}
+
+// Also when the server has said how many can be shown, which may be after the first answer.
+function offerMore() {
+  const all = newest && Math.min(newest.clips, info.k.most);
+  at("more").hidden = !newest || newest.hits.length < shown || newest.hits.length >= all;
 }
 
 function label() {
@@ -172,7 +181,8 @@ function begin() {
   forgetPicture();
   document.body.classList.remove("busy");
   at("grid").replaceChildren();
-  at("more").hidden = true;
+  newest = null;
+  offerMore();
   tell("error", "");
   tell("note", "Search by words, or drop, paste or choose a picture.");
   document.title = "Search";
@@ -290,6 +300,7 @@ async function start() {
   fromAddress();
   try {
     info = await answer(await fetch("/api/info"));
+    offerMore();
     at("folder").textContent = safe(info.folder);
     at("matching").hidden = !info.rerank;
     const by = info.adapter === "none" ? info.model : `${info.model} with ${info.adapter}`;
