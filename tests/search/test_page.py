@@ -84,7 +84,7 @@ def test_more_is_offered_when_the_answer_is_first(chromium, address):
     """Before it is known how many can be shown at most."""
     with browser.opened(chromium) as page:
         held = []
-        page.route("**/api/info", held.append)
+        page.route("**/api/info", lambda route: held.append(route))
         page.goto(f"{address}/?q=rgb")
         page.wait_for_selector("#grid li")
         held[0].continue_()
