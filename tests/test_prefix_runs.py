@@ -79,7 +79,7 @@ def entries(method="lora", task="retrieval", data=(), options=(), merge=0):
     config.compute.merge = merge
     config.data.update({"cache": "prefix", **dict(data)})
     config.method.update(dict(options))
-    model = tiny.clip()
+    model = tiny.clip() if task == "retrieval" else tiny.blip()
     chosen = get_method(method)
     chosen.attach(model, ConfigDict(config.method), generator(0, "adapters"))
     return checked_entries(config, get_task(task), chosen, model)

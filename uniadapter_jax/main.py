@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     with launch.processes():
         launch.use_compile_cache()
         try:
-            boards = [WandB(_WANDB.value)] if _WANDB.value and jax.process_index() == 0 else []
+            boards = [WandB(_WANDB.value)] if _WANDB.value else []
             run(config, _WORKDIR.value or f"runs/{config.name}", _SAVE.value, boards)
             launch.end_processes()
         except Preempted as stopped:

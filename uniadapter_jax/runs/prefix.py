@@ -46,15 +46,20 @@ def checked_entries(
     """
     if config.data.cache == "none" or method.trainable is None:
         return {}
-    places = entries(method, model)
-    reason = _why_not(config, kind, places)
+    reason, places = _why_not(config, kind), {}
+    if not reason:
+        places = entries(method, model)
+        if not all(places.values()):
+            advice = "; set config.method.from_layer" if "from_layer" in config.method else ""
+            name = config.method.name
+            reason = f"{FIELD}: method {name!r} acts or trains from the first layer on{advice}"
     if reason and config.data.cache != "auto":
         raise UserError(reason)
     return {} if reason else places
 
 
-def _why_not(config: ConfigDict, kind: Kind, places: Mapping[str, int | str]) -> str:
-    """Why what enters the method cannot be kept; "" if it can."""
+def _why_not(config: ConfigDict, kind: Kind) -> str:
+    """Why the config lets nothing be kept, whatever the method is; "" if it does not."""
     if not kind.enters_prefix:
         return f"{FIELD}: task {kind.name!r} does not train from it; set it to 'none'"
     if config.compute.merge:
@@ -69,10 +74,6 @@ def _why_not(config: ConfigDict, kind: Kind, places: Mapping[str, int | str]) ->
                 f"config.data.{name}={value!r}: with {FIELD} every frame is read once for all "
                 f"epochs; set it to {still or 'evenly'!r}, or config.data.cache to 'none'"
             )
-    if not all(places.values()):
-        return f"{FIELD}: method {config.method.name!r} acts or trains from the first layer on" + (
-            "; set config.method.from_layer" if "from_layer" in config.method else ""
-        )
     return ""
 
 
