@@ -77,12 +77,14 @@ class Step:
         self.batch = meshes.put_batch(random_batch(form, part, clip_config, args), mesh, args.clips)
         step = make_step(Retrieval(config.task, mesh), part, optimizer, mesh, seed=0)
         given = *self.state, self.frozen, self.batch, np.int32(0)
-        self.compiled = step.lower(*given).compile()  # type: ignore[attr-defined]
+        self.given, self.compiled = step.given, step.trace(*given).lower().compile()
         self.temporaries = self.compiled.memory_analysis().temp_size_in_bytes
 
     def take(self, number: int) -> float:
         before = os.times().user
-        *state, metrics = self.compiled(*self.state, self.frozen, self.batch, np.int32(number))
+        *state, metrics = self.compiled(
+            *self.state, self.frozen, self.batch, np.int32(number), self.given
+        )
         self.state = tuple(state)
         assert np.isfinite(float(metrics["loss"]))
         return os.times().user - before

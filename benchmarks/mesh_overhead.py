@@ -38,7 +38,7 @@ from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import collectives
 from uniadapter_jax.tasks.retrieval.task import Retrieval
 from uniadapter_jax.training.optimizers import make_optimizer
-from uniadapter_jax.training.step import init_opt_state, make_step, pure_step
+from uniadapter_jax.training.step import Given, init_opt_state, make_step, pure_step
 
 # Small, so that what does not belong to the products shows.
 _TOWER = {
@@ -58,14 +58,22 @@ _SMALL = {
 class Side:
     """A compiled step and the state that it hands on."""
 
-    def __init__(self, step: Callable, state: tuple[PyTree, ...], frozen: PyTree, batch: PyTree):
+    def __init__(
+        self,
+        step: Callable,
+        state: tuple[PyTree, ...],
+        frozen: PyTree,
+        batch: PyTree,
+        *given: Given,
+    ):
+        self.step, self.given = step, given
         self.state, self.rest = state, (frozen, batch)
-        self.compiled = step.lower(*state, *self.rest, np.int32(0)).compile()  # type: ignore[attr-defined]
+        self.run(0)  # compiles
 
     def run(self, number: int) -> float:
         """Seconds of one step."""
         start = time.perf_counter()
-        *state, metrics = self.compiled(*self.state, *self.rest, np.int32(number))
+        *state, metrics = self.step(*self.state, *self.rest, np.int32(number), *self.given)
         jax.block_until_ready((state, metrics))
         self.state = tuple(state)
         self.loss = float(metrics["loss"])
@@ -86,10 +94,11 @@ def sides(part: Partition, config: ConfigDict, batch: dict[str, np.ndarray]) -> 
     plain_task = Retrieval(config.task, None)
     trainable, frozen = jax.device_put(jax.device_get((part.trainable, part.frozen)))
     plain = Side(
-        jax.jit(pure_step(plain_task, part, optimizer, None, 0), donate_argnums=(0, 1, 2)),
+        jax.jit(pure_step(plain_task, part, optimizer, None), donate_argnums=(0, 1, 2)),
         (trainable, jax.jit(optimizer.init)(trainable), {}),
         frozen,
         jax.device_put(batch),
+        Given.of(0),
     )
     return meshed, plain
 

@@ -78,7 +78,7 @@ def measure() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     given = [jax.tree.map(lambda x: noise(x, rng), part) for part in run.arguments(TRAIN).values()]
     placed = resident() - before
-    jax.block_until_ready(compiled(*given, np.int32(0)))
+    jax.block_until_ready(compiled(*given, np.int32(0), run.step.given))
     measured, predicted = resident(peak=True) - before, predicted * len(where.devices)
     return {
         "predicted_bytes": predicted,

@@ -109,7 +109,8 @@ def main() -> None:
     batch = meshes.put_batch(random_batch(clip_config, args), mesh, args.clips)
 
     start = time.perf_counter()
-    compiled = step.lower(trainable, opt_state, {}, part.frozen, batch, np.int32(0)).compile()
+    state = trainable, opt_state, {}
+    compiled = step.trace(*state, part.frozen, batch, np.int32(0)).lower().compile()
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     peak = None if args.no_peak else Peak(args.dtype)
@@ -120,7 +121,7 @@ def main() -> None:
         before = time.process_time()
         start = time.perf_counter()
         trainable, opt_state, _, metrics = compiled(
-            trainable, opt_state, {}, part.frozen, batch, np.int32(i)
+            trainable, opt_state, {}, part.frozen, batch, np.int32(i), step.given
         )
         loss = float(metrics["loss"])
         wall.append(time.perf_counter() - start)

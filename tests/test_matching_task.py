@@ -152,7 +152,7 @@ def run_steps(mesh, steps=4, **options):
         )
         assert not np.any(metrics["nonfinite"])
         found.append([float(metrics[name]) for name in ("loss", "itc", "itm")])
-    assert step._cache_size() == 1
+    assert step.programs() == 1
     return np.array(found), trainable, kept
 
 

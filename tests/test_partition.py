@@ -75,7 +75,7 @@ def test_twenty_steps_change_every_adapter_leaf_and_no_frozen_bit(name):
     after = flat_names(trainable)
     assert [k for k, x in before.items() if (np.asarray(after[k]) == x).all()] == []
     assert [k for k, x in flat_names(part.frozen).items() if not np.array_equal(x, frozen[k])] == []
-    assert step._cache_size() == 1  # nothing was compiled after the first step
+    assert step.programs() == 1  # nothing was compiled after the first step
 
 
 def test_the_backward_pass_makes_no_gradient_of_a_frozen_matrix():

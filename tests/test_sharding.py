@@ -195,18 +195,18 @@ def prepared(task, way):
     ]
     first = meshes.put_batch(make_batch(task, 0), mesh, N)
     step = make_step(made, part, optimizer, mesh, 0, config.train.accumulation)
-    compiled = step.lower(*state, part.frozen, first, np.int32(0)).compile()
-    return mesh, part, state, compiled
+    compiled = step.trace(*state, part.frozen, first, np.int32(0)).lower().compile()
+    return mesh, part, state, step, compiled
 
 
 @functools.cache
 def trained(task, way):
     """(losses, trainables) of the real training step."""
-    mesh, part, state, step = prepared(task, way)
+    mesh, part, state, step, compiled = prepared(task, way)
     losses = []
     for i in range(STEPS):
         batch = meshes.put_batch(make_batch(task, i), mesh, N)
-        *state, metrics = step(*state, part.frozen, batch, np.int32(i))
+        *state, metrics = compiled(*state, part.frozen, batch, np.int32(i), step.given)
         assert not np.any(metrics["nonfinite"])
         losses.append(float(metrics["loss"]))
     assert all(x.is_fully_replicated for x in jax.tree.leaves(state[0]))

@@ -88,6 +88,19 @@ def test_executed_flops_are_those_that_are_useful(planned):
         assert 0.9 < ratio < 1.2, planned["programs"]
 
 
+def test_seed_and_learning_rate_are_no_part_of_the_program(config):
+    """So the trials and seeds of a search compile once."""
+
+    def text():
+        return run_of(config, 1).lower(TRAIN).as_text()
+
+    before = text()
+    config.seed, config.optimizer.lr = 7, 3e-3
+    assert text() == before
+    config.optimizer.warmup = 0.5
+    assert text() != before
+
+
 def test_one_device_has_no_collectives(config):
     run = run_of(config, devices=1)
     program = compile_program(run, TRAIN, None)

@@ -18,7 +18,7 @@ import numpy as np
 from uniadapter_jax.common.types import Array, Bool, Float, Int
 
 
-def stream(seed: int, name: str) -> Array:
+def stream(seed: int | np.uint32, name: str) -> Array:
     """The JAX key for the use called `name`."""
     return fold_name(jax.random.key(seed), name)
 

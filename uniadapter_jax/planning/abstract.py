@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,13 +25,13 @@ from uniadapter_jax.runs.preflight import check_lengths
 from uniadapter_jax.tasks.base import Program, Setting
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.training import accumulation
-from uniadapter_jax.training.optimizers import make_optimizer
-from uniadapter_jax.training.step import make_step
+from uniadapter_jax.training.optimizers import lr_schedule, make_optimizer
+from uniadapter_jax.training.step import Step, make_step
 from uniadapter_jax.weights.families import Config, family_of
 
 TRAIN = "train step"
 OPTIMIZER, TASK = "optimizer state", "task's state"
-# Of the learning rate's schedule; a constant in the program, whatever its value.
+# Of the run and of an epoch, where the program needs a number.
 _STEPS = 1000
 
 
@@ -111,21 +112,25 @@ class AbstractRun:
         mesh = meshes.make_mesh(config.mesh, [device])
         return build(config, self.model_config, mesh, device.platform)
 
-    def trace(self, program: str, arguments: Iterable[PyTree]) -> jax.stages.Traced:
-        """The program as a jaxpr, for arguments like its own."""
-        if program != TRAIN:
-            return self.evaluation[program].function.trace(*arguments)
+    @functools.cached_property
+    def step(self) -> Step:
+        """The training step, with a schedule of any length: that is no part of the program."""
         assert self.optimizer is not None
-        step = make_step(
+        return make_step(
             self.task,
             self.partition,
             self.optimizer,
             self.mesh,
             self.config.seed,
             self.config.train.accumulation,
+            lr_schedule(self.config.optimizer, _STEPS, _STEPS),
         )
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        return step.trace(*arguments, number)  # type: ignore[attr-defined]
+
+    def trace(self, program: str, arguments: Iterable[PyTree]) -> jax.stages.Traced:
+        """The program as a jaxpr, for arguments like its own."""
+        if program != TRAIN:
+            return self.evaluation[program].function.trace(*arguments)
+        return self.step.trace(*arguments, np.int32(0))
 
     def lower(self, program: str) -> jax.stages.Lowered:
         """The program as `main` would start it."""

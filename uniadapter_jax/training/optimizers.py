@@ -7,6 +7,8 @@ dtype.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -15,12 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Float, Int, PyTree
-
-Schedule = Callable[[Any], Float[Array, ""]]
 
 TRAINABLE, FROZEN = "trainable", "frozen"
 
@@ -70,34 +71,60 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
-def lr_schedule(config: Any, total_steps: int, epoch_steps: int = 1) -> Schedule:
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["lr", "share", "epoch_steps"],
+    meta_fields=["recipe", "warmup"],
+)
+@dataclasses.dataclass(frozen=True)
+class Schedule:
     """The learning rate of step 0, 1, ..., total_steps - 1; with a warm-up the first is 0.
 
-    `epoch_steps` matters to recipes whose rate changes only after epochs.
+    What two runs of a search differ in is data, so as an argument of a compiled step it makes no
+    other program.
+
+    Attributes:
+      lr: the learning rate at the top.
+      share: of the run that a step is. A division by a known number of steps is compiled to the
+        same product.
+      epoch_steps: matters to recipes whose rate changes only after epochs.
+      recipe, warmup: fields of `config.optimizer`.
     """
-    recipe = _recipe(config.recipe)
+
+    lr: Any
+    share: Any
+    epoch_steps: Any
+    recipe: str
+    warmup: float
+
+    def __call__(self, step: Int[Array, ""] | int) -> Float[Array, ""]:
+        recipe, taken = RECIPES[self.recipe], jnp.asarray(step)
+        if recipe.per_epoch:
+            taken = taken // self.epoch_steps * self.epoch_steps
+        done = jnp.minimum(taken.astype(jnp.float32) * self.share, 1.0)
+        return jnp.asarray(self.lr, jnp.float32) * recipe.shape(done, self.warmup)
+
+
+def lr_schedule(config: Any, total_steps: int, epoch_steps: int = 1) -> Schedule:
+    """The schedule of the recipe that `config`, as `config.optimizer`, names."""
+    _recipe(config.recipe)
     if total_steps < 1:
         raise UserError(f"an optimizer needs at least one step, got total_steps={total_steps}")
-
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        step = jnp.asarray(step)
-        if recipe.per_epoch:
-            step = step // epoch_steps * epoch_steps
-        done = jnp.minimum(step.astype(jnp.float32) / total_steps, 1.0)
-        return config.lr * recipe.shape(done, config.warmup)
-
-    return schedule
+    share = np.float32(1) / np.float32(total_steps)
+    numbers = np.float32(config.lr), share, np.int32(epoch_steps)
+    return Schedule(*numbers, config.recipe, config.warmup)
 
 
 def make_optimizer(
     config: Any, total_steps: int, params: PyTree, epoch_steps: int = 1
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The recipe that `config` names, for `params` (a tree of trainables; only paths are read).
 
     `config`: recipe, lr, weight_decay, warmup (share of the run), clip_norm (0: none), and
     optionally lr_multipliers {regular expression on a path such as 'heads/text/kernel': factor}, or
     a sequence of such pairs; the first that matches counts. A pattern that matches no path raises
-    `UserError`.
+    `UserError`. The update takes another `schedule` by that name, such as one that is an argument
+    of the compiled step.
     """
     recipe = _recipe(config.recipe)
     steps = [clip_by_norm(config.clip_norm)] if config.clip_norm else []
@@ -109,7 +136,7 @@ def make_optimizer(
     if multipliers:
         _check_patterns(multipliers, params)
         steps.append(scale_by_path(multipliers))
-    steps.append(optax.scale_by_learning_rate(lr_schedule(config, total_steps, epoch_steps)))
+    steps.append(scale_by_schedule(lr_schedule(config, total_steps, epoch_steps)))
     return _in_float32(optax.chain(*steps))
 
 
@@ -181,6 +208,22 @@ def clip_by_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
+def scale_by_schedule(default: Schedule) -> optax.GradientTransformationExtraArgs:
+    """Multiplies by minus the learning rate of the step, by `default` unless one is given."""
+
+    def update(
+        updates: PyTree,
+        state: optax.OptState,
+        params: PyTree | None = None,
+        *,
+        schedule: Schedule | None = None,
+        **_: Any,
+    ) -> tuple[PyTree, optax.OptState]:
+        return optax.scale_by_learning_rate(schedule or default).update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(optax.scale_by_learning_rate(default).init, update)
+
+
 def scale_by_path(multipliers: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies each leaf's update by the factor of the first pattern found in its path."""
 
@@ -209,19 +252,23 @@ def _check_patterns(multipliers: Mapping[str, float], params: PyTree) -> None:
         )
 
 
-def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Runs `inner` in float32; updates get the dtype of the parameters they are added to."""
 
     def wide(tree: PyTree) -> PyTree:
         return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.float32), tree)
 
-    def update(gradients: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        gradients: PyTree, state: Any, params: PyTree | None = None, **given: Any
+    ) -> tuple[PyTree, Any]:
         if params is None:
             raise ValueError("weight decay needs params: call update(gradients, state, params)")
-        updates, state = inner.update(wide(gradients), state, wide(params))
+        updates, state = inner.update(wide(gradients), state, wide(params), **given)
         return jax.tree.map(lambda u, p: u.astype(p.dtype), updates, params), state
 
-    return optax.GradientTransformation(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def frozen_partition(tx: optax.GradientTransformation, labels: Any) -> optax.GradientTransformation:
