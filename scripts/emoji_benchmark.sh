@@ -24,8 +24,9 @@ case $family in
 esac
 run() { python -m "uniadapter_jax.$@"; }
 
-python scripts/split_pictures.py "$pictures" google data/emoji/pretrain twitter data/emoji/pictures
-for set in pretrain pictures; do
+python scripts/split_pictures.py "$pictures" google data/emoji/pretrain twitter \
+  data/emoji/pictures data/emoji/negatives
+for set in pretrain pictures negatives; do
   run prepare --config=configs/clip_from_scratch.py --input="data/emoji/$set" \
     --config.data.prepare.source=manifest --output="data/emoji/$set/records" \
     --train-tokenizer=1500 --train-wordpiece=1500

@@ -1,10 +1,11 @@
 """Splits pictures of Karpathy's layout into two sets by their names: to train on, and to adapt to.
 
-    python scripts/split_pictures.py PICTURES google data/emoji/pretrain twitter data/emoji/pictures
+    python scripts/split_pictures.py PICTURES google PRETRAIN twitter PICTURES_OUT NEGATIVES
 
-writes OUT/manifest.jsonl for each prefix of file names. Of the first set all pictures train but a
+writes manifest.jsonl for each prefix of file names. Of the first set all pictures train but a
 twentieth, the split `test`. Of the second half are `test`, a twentieth `val`, the others `train`,
-by a hash of the name: so the test is large enough to tell methods apart.
+by a hash of the name: so the test is large enough to tell methods apart. NEGATIVES gets the second
+set with all colours inverted, which a backbone that has learnt the first set does not know.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from PIL import Image, ImageOps
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
@@ -38,33 +41,58 @@ def split_of(name: str, shares: dict[str, float]) -> str:
     return "train"
 
 
+def negative_of(picture: Image.Image) -> Image.Image:
+    """The picture with dark for light and each colour's opposite, on black paper."""
+    paper = Image.new("RGBA", picture.size, "white")
+    paper.alpha_composite(picture.convert("RGBA"))
+    return ImageOps.invert(paper.convert("RGB"))
+
+
+def write_set(out: pathlib.Path, lines: Sequence[dict[str, object]]) -> None:
+    """Writes the manifest of a set."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "manifest.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+    print(f"{out}: {len(lines)} pictures", file=sys.stderr)
+
+
+def inverted(lines: Iterable[dict[str, object]], out: pathlib.Path) -> list[dict[str, object]]:
+    """The lines with negatives, which are written below `out`, in place of pictures."""
+    folder = out.absolute() / "media"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for line in lines:
+        path = folder / f"{line['id']}.png"
+        with Image.open(str(line["path"])) as picture:
+            negative_of(picture).save(path)
+        made.append({**line, "path": str(path)})
+    return made
+
+
 @plain_command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes both manifests."""
+    """Writes all manifests."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 5:
-        raise UserError(f"five arguments are meant, as in\n{__doc__}")
-    pictures, *pairs = arguments
+    if len(arguments) != 6:
+        raise UserError(f"six arguments are meant, as in\n{__doc__}")
+    pictures, *pairs, negatives = arguments
     source = read_source("karpathy", pictures)
     root = pathlib.Path(source.root).absolute()
+    lines: list[dict[str, object]] = []
     for (prefix, out), shares in zip(
         (pairs[:2], pairs[2:]), (PRETRAINING, ADAPTATION), strict=True
     ):
         lines = [
-            json.dumps(
-                {
-                    "id": pathlib.Path(item.path).stem,
-                    "path": str(root / item.path),
-                    "captions": list(item.captions),
-                    "split": split_of(pathlib.Path(item.path).name, shares),
-                }
-            )
+            {
+                "id": pathlib.Path(item.path).stem,
+                "path": str(root / item.path),
+                "captions": list(item.captions),
+                "split": split_of(pathlib.Path(item.path).name, shares),
+            }
             for item in source.items
             if pathlib.Path(item.path).name.startswith(prefix)
         ]
-        pathlib.Path(out).mkdir(parents=True, exist_ok=True)
-        write_whole(pathlib.Path(out) / "manifest.jsonl", "".join(f"{line}\n" for line in lines))
-        print(f"{out}: {len(lines)} pictures", file=sys.stderr)
+        write_set(pathlib.Path(out), lines)
+    write_set(pathlib.Path(negatives), inverted(lines, pathlib.Path(negatives)))
     return 0
 
 

@@ -22,12 +22,15 @@ PICTURES = (
     *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),
     *("data.val_split=val", "data.augment=crop_flip_color"),
 )
+NEGATIVES = (  # far from what the backbone knows, and the same subjects
+    *(*PICTURES, "data.records=data/emoji/negatives/records", "data.augment=crop_flip"),
+)
 CLIPS = (  # 182 to train on, so an epoch has five steps
     *(*COMMON, "train.steps=80", "train.batch_size=32"),
     *("data.records=data/emoji/clips/records", "data.frames=2", "data.val=40"),
     "data.cache=auto",  # what is frozen is computed once for all seeds and methods that allow it
 )
-FIELDS = {"pictures": PICTURES, "clips": CLIPS}
+FIELDS = {"negatives": NEGATIVES, "pictures": PICTURES, "clips": CLIPS}
 
 
 def among(chosen, name, known):

@@ -22,6 +22,9 @@ PICTURES = (
     *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),
     *("data.val_split=val", "data.augment=crop_flip_color", "data.resize=crop"),
 )
+NEGATIVES = (  # far from what the backbone knows, and the same subjects
+    *(*PICTURES, "data.records=data/emoji/negatives/records", "data.augment=crop_flip"),
+)
 CLIPS = (  # 182 to train on, so an epoch has seven steps
     *(*COMMON, "train.steps=80", "train.batch_size=24"),
     *("data.records=data/emoji/clips/records", "data.frames=4", "data.val=40"),
@@ -32,7 +35,11 @@ def get_config(argument=None):
     """The grid."""
     del argument
     grid = base_grid("emoji-blip")
-    for name, fields in (("pictures", PICTURES), ("clips", CLIPS)):
+    for name, fields in (
+        ("negatives", NEGATIVES),
+        ("pictures", PICTURES),
+        ("clips", CLIPS),
+    ):
         grid.settings[f"{name}-blip"] = setting(
             "configs/msrvtt_uniadapter.py",
             *fields,
