@@ -79,6 +79,7 @@ def test_runs_are_compared_by_method_options_and_backbone(tmp_path):
     config.name, config.backbone, config.method.rank = "mine", "/home/me/clips/clip", 8
     run = begun(tmp_path / "a", config, {"seed": 0})
     assert run.settings["method.rank"] == 8 and run.settings["backbone"] == "clip"
+    assert run.settings["eval.split"] == "test"  # which the final numbers are of
     assert {"method.name", "task.name", "seed", "optimizer.lr", "train.batch_size"} <= {
         *run.settings
     }

@@ -19,7 +19,10 @@ from uniadapter_jax.config.rules import leaves
 from uniadapter_jax.runs.identity import digest
 from uniadapter_jax.weights.hub.names import public
 
-_COMPARED = ("optimizer.lr", "train.batch_size", "train.steps", "train.epochs", "seed")
+_COMPARED = (
+    *("optimizer.lr", "train.batch_size", "train.steps", "train.epochs", "seed"),
+    "eval.split",  # what the final numbers are of: a trial of a search has them of validation data
+)
 
 
 class Begun(NamedTuple):
