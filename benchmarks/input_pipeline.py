@@ -2,6 +2,7 @@
 
     python benchmarks/input_pipeline.py                       # on records it makes itself
     python benchmarks/input_pipeline.py --shape=square        # stored as the middle that is read
+    python benchmarks/input_pipeline.py --stored=60           # of which it takes 12
     python benchmarks/input_pipeline.py --records=data/msrvtt --frames=12 --image_size=224
 
 Frames per core divides by the CPU time of this process and its workers, so other work on the
@@ -37,6 +38,7 @@ from uniadapter_jax.prepare import prepare
 _RECORDS = flags.DEFINE_string("records", None, "Prepared records; default: made in a temp dir.")
 _SPLIT = flags.DEFINE_string("split", "train", "Split of the records.")
 _FRAMES = flags.DEFINE_integer("frames", 12, "Frames per clip.", 1)
+_STORED = flags.DEFINE_integer("stored", 0, "Stored frames per clip; 0: as many as it takes.", 0)
 _SIZE = flags.DEFINE_integer("image_size", 224, "Side of the frames in the batch.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Clips per batch.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 5.0, "Measured time per line, after the first batch.", 0.1)
@@ -134,7 +136,7 @@ def main(argv: list[str]) -> None:
         if _RECORDS.value:
             records = open_records(_RECORDS.value, _SPLIT.value)
         else:
-            records = make_records(root, _CLIPS.value, _FRAMES.value, _SIZE.value)
+            records = make_records(root, _CLIPS.value, _STORED.value or _FRAMES.value, _SIZE.value)
         print(
             f"{len(records)} clips, {_FRAMES.value} frames of {_SIZE.value} px, batches of "
             f"{_BATCH.value}, {_THREADS.value} threads, {usable_cores()} cores"

@@ -58,7 +58,7 @@ def everything(root):
 def test_changed_frames_are_named(copy, monkeypatch):
     """What ArrayRecord's own check does not see, such as a file of another set."""
     records = open_records(str(copy), "train")
-    real = records.read(3)
+    real = open_records(str(copy), "train").read(3)
 
     class Source(list):
         def __getitem__(self, number):

@@ -30,7 +30,7 @@ PREPARE_COMMAND = (
 
 LINE_BYTES = 4 << 20  # most bytes of an index line; a picture's questions take some KB
 _INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
-_LISTS = ("ids", "captions", "frame_counts", "question_counts", "unanswered_counts")
+_LISTS = ("ids", "captions", "frame_counts", "question_counts", "unanswered_counts", "_hashed")
 _OPENING = threading.Lock()
 
 
@@ -116,6 +116,11 @@ class Records:
     def unanswered_counts(self) -> list[int]:
         return [line.unanswered for line in self._lines]
 
+    @functools.cached_property
+    def _hashed(self) -> bytearray:
+        """Per clip whether this object has seen that its frames are those of the index."""
+        return bytearray(len(self))
+
     @property
     def questions(self) -> Sequence[list[Question]]:
         """The questions of every clip; an entry is read from the index each time it is used."""
@@ -151,11 +156,15 @@ class Records:
         return _record(self._read(i))
 
     def read_frames(self, i: int) -> list[memoryview]:
-        """The JPEG frames of clip i, checked as `read` does, without a copy of their bytes."""
+        """The JPEG frames of clip i, checked as by `read`, without a copy of their bytes."""
         return self._read(i)["frames"]
 
     def _read(self, i: int) -> dict[str, list[memoryview]]:
-        """The features of clip i, which are what its index line says."""
+        """The features of clip i, which are what its index line says.
+
+        That a file holds the frames that the index means cannot change while it is open, so they
+        are hashed once; against damage ArrayRecord checks its own sums at every reading.
+        """
         line = self._lines[i]
         where = f"{self.root}: record {line.number} of {line.split}"
         try:
@@ -168,10 +177,11 @@ class Records:
             raise UserError(f"{where} is not {line.id!r}, {named}")
         if captions != line.captions:
             raise UserError(f"{where}, {line.id!r}, is damaged: other captions than those {named}")
-        if _frames_digest(frames) != line.frames_digest:
+        if not self._hashed[i] and _frames_digest(frames) != line.frames_digest:
             raise UserError(
                 f"{where}, {line.id!r}, is damaged: its frames lack the SHA-256 {named}"
             )
+        self._hashed[i] = True
         return features
 
     def read_questions(self, i: int) -> list[Question]:
