@@ -7,10 +7,8 @@ a quarter of it, the one whose results are in docs/benchmark/emoji.md.
 Rows and their candidates are in uniadapter_jax/benchmark/small_models.py.
 """
 
-from uniadapter_jax.benchmark.grid import base_grid, claim, row, setting
+from uniadapter_jax.benchmark.grid import base_grid, claim, parts, row, setting
 from uniadapter_jax.benchmark.small_models import SMALL, add_methods, few_parameters
-from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.config import parse_argument
 
 COMMON = (
     *("data.captions=random", "task.similarity=mean_pool", "data.words=24", "train.epochs=0"),
@@ -33,23 +31,15 @@ CLIPS = (  # 182 to train on, so an epoch has five steps
 FIELDS = {"negatives": NEGATIVES, "pictures": PICTURES, "clips": CLIPS}
 
 
-def among(chosen, name, known):
-    """What a part of the argument asks for: all for `both`."""
-    if chosen[name] not in (*known, "both"):
-        raise UserError(f"{name}={chosen[name]}: choose {', '.join(known)} or both")
-    return known if chosen[name] == "both" else (chosen[name],)
-
-
 def get_config(argument=None):
-    """The grid; `size` is mini, small or both, `data` pictures, clips or both."""
-    chosen = parse_argument(argument, size="both", data="both")
+    """The grid; `size` is mini or small, `data` negatives, pictures or clips, both all without."""
+    chosen = parts(argument, size=("mini", "small"), data=tuple(FIELDS))
     grid = base_grid("emoji")
-    for size in among(chosen, "size", ("mini", "small")):
-        for name in among(chosen, "data", tuple(FIELDS)):
-            fields = FIELDS[name]
+    for size in chosen["size"]:
+        for name in chosen["data"]:
             grid.settings[f"{name}-{size}"] = setting(
                 "configs/msrvtt.py",
-                *fields,
+                *FIELDS[name],
                 argument=f"backbone=data/emoji/clip-{size}",
                 title=f"Emoji {name}, {size} CLIP",
             )

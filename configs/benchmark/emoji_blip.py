@@ -8,7 +8,7 @@ with a down-projection for each modality (at equal parameters), without the quer
 clips, without weights of frames.
 """
 
-from uniadapter_jax.benchmark.grid import base_grid, setting
+from uniadapter_jax.benchmark.grid import base_grid, parts, setting
 from uniadapter_jax.benchmark.small_models import FOR_TWO_TOWERS, add_methods, add_uniadapter
 
 COMMON = (
@@ -29,23 +29,20 @@ CLIPS = (  # 182 to train on, so an epoch has seven steps
     *(*COMMON, "train.steps=80", "train.batch_size=24"),
     *("data.records=data/emoji/clips/records", "data.frames=4", "data.val=40"),
 )
+FIELDS = {"negatives": NEGATIVES, "pictures": PICTURES, "clips": CLIPS}
 
 
 def get_config(argument=None):
-    """The grid."""
-    del argument
+    """The grid; `data` is negatives, pictures or clips, all without."""
+    chosen = parts(argument, data=tuple(FIELDS))["data"]
     grid = base_grid("emoji-blip")
-    for name, fields in (
-        ("negatives", NEGATIVES),
-        ("pictures", PICTURES),
-        ("clips", CLIPS),
-    ):
+    for name in chosen:
         grid.settings[f"{name}-blip"] = setting(
             "configs/msrvtt_uniadapter.py",
-            *fields,
+            *FIELDS[name],
             argument="backbone=data/emoji/blip-mini",
             title=f"Emoji {name}, mini BLIP, re-ranked",
         )
     add_methods(grid, without=FOR_TWO_TOWERS)
-    add_uniadapter(grid, clips=("clips-blip",))
+    add_uniadapter(grid, clips=("clips-blip",) if "clips" in chosen else ())
     return grid

@@ -17,6 +17,7 @@ from uniadapter_jax.benchmark.grid import (
     base_grid,
     claim,
     describe,
+    parts,
     row,
     setting,
     settings_of,
@@ -158,3 +159,13 @@ def test_every_grid_of_ours_is_one(file):
             validate(unit.config(candidate, 0))
     named = {name for one in made.claims for name in (one.row, one.than)}
     assert {made.baseline, *named} <= {*made.rows}
+
+
+def test_an_argument_asks_for_parts():
+    known = {"size": ("mini", "small"), "data": ("pictures", "clips")}
+    assert parts(None, **known) == known
+    assert parts("data=clips", **known) == {**known, "data": ("clips",)}
+    with pytest.raises(UserError, match="size=big: choose mini, small or all"):
+        parts("size=big", **known)
+    with pytest.raises(UserError, match="'sizes=mini' is not one of size"):
+        parts("sizes=mini", **known)

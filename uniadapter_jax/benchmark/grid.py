@@ -22,7 +22,7 @@ from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.benchmark.fields import NAME, SCHEMA
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.packaged import packaged
-from uniadapter_jax.config import validate
+from uniadapter_jax.config import parse_argument, validate
 from uniadapter_jax.config.rules import leaves
 from uniadapter_jax.tasks.registry import get_task
 
@@ -47,6 +47,21 @@ def base_grid(name: str) -> ConfigDict:
 def setting(config: str, *fields: str, argument: str = "", title: str = "") -> ConfigDict:
     """A setting: a config file, its argument beside `method`, and assignments to its fields."""
     return ConfigDict({"config": config, "argument": argument, "fields": fields, "title": title})
+
+
+def parts(argument: str | None, **known: Sequence[str]) -> dict[str, Sequence[str]]:
+    """What the argument behind --config=FILE: asks for, as `data=clips`; of the rest everything.
+
+    known: {part: its names}.
+
+    Raises:
+      UserError: the argument names another part, or another name.
+    """
+    chosen = parse_argument(argument, **dict.fromkeys(known, "all"))
+    for part, name in chosen.items():
+        if name not in (*known[part], "all"):
+            raise UserError(f"{part}={name}: choose {', '.join(known[part])} or all")
+    return {part: known[part] if name == "all" else (name,) for part, name in chosen.items()}
 
 
 def row(method: str, *fields: str, trials: Sequence[str] = (), size: str = "") -> ConfigDict:
