@@ -15,7 +15,7 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.data.tokenizers.clip import PAD_ID
 from uniadapter_jax.runs import preflight
 from uniadapter_jax.runs.assembly import build
-from uniadapter_jax.runs.report import validation_of
+from uniadapter_jax.runs.report import few_to_choose_by, validation_of
 from uniadapter_jax.weights.families import check_tokenizer
 
 
@@ -175,3 +175,9 @@ def test_steps_are_counted_in_int32(small):
     preflight.check_steps(config, 2**31 - 1)
     with pytest.raises(UserError, match=r"config\.train\.epochs="):
         preflight.check_steps(config, 2**31)
+
+
+def test_a_validation_split_of_a_few_is_told():
+    assert few_to_choose_by(30) == []
+    (line,) = few_to_choose_by(3)
+    assert "each of its 3 clips or questions is 33.3 points" in line and "'last'" in line

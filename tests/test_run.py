@@ -87,7 +87,8 @@ def test_it_says_its_own_lines_only(finished):
     known = (
         r"[+|].*|Total: .*|full: .* parameters train .*|clips: .*|step \d+/\d+ .*|val after .*"
         r"|(train|val|test): \d+ of \d+ captions are cut .*|compiling the training step; .*"
-        r"|best on val: .*|full on 9 clips.*|  (t2v|v2t)  R@1 .*|  data wait .*|  \d+:\d\d in all"
+        r"|best on val: .*|validation: each of its .*|full on 9 clips.*"
+        r"|  (t2v|v2t)  R@1 .*|  data wait .*|  \d+:\d\d in all"
     )
     assert [line for line in finished[2].splitlines() if not re.fullmatch(known, line)] == []
 

@@ -13,8 +13,8 @@ from uniadapter_jax.benchmark.small_models import FOR_TWO_TOWERS, add_methods, a
 
 COMMON = (
     *("task.momentum=0.0", "task.queue=0", "task.rerank_k=16", "data.captions=random"),
-    *("compute.remat=none", "compute.dropout=0.0", "data.words=16", "data.prefetch_mb=64"),
-    *("train.epochs=0", "train.checkpoint_every=40", "train.log_every=40"),
+    *("compute.remat=none", "compute.dropout=0.0", "data.words=16", "data.max_words=0"),
+    *("data.prefetch_mb=64", "train.epochs=0", "train.checkpoint_every=40", "train.log_every=40"),
     *("train.validate_every=40", "optimizer.recipe=adamw_warmup_cosine", "optimizer.warmup=0.1"),
 )
 PICTURES = (

@@ -16,6 +16,7 @@ from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.families import family_of
 
 SCHEMA = 1  # version of result.json, see docs/results.md
+FEW = 30  # clips or questions of a validation split; below that each is over 3 points
 
 
 def announce(experiment: Experiment) -> None:
@@ -31,6 +32,9 @@ def announce(experiment: Experiment) -> None:
     clips = ", ".join(f"{name} {len(records)}" for name, records in data.named().items())
     mesh = dict(experiment.mesh.shape)
     say(f"clips: {clips}; {experiment.total_steps} steps; mesh {mesh}, {devices}")
+    if experiment.config.selection == "val" and (val := data.named().get("val")) is not None:
+        for line in few_to_choose_by(sum(val.question_counts) or len(val)):
+            say(line)
     if data.unused:
         say(f"splits of the records that this run does not read: {', '.join(data.unused)}")
     family, resize = family_of(experiment.model_config), experiment.config.data.resize
@@ -38,6 +42,16 @@ def announce(experiment: Experiment) -> None:
         say(f"config.data.resize={resize!r}: a {family.title} was trained with {family.resize!r}")
     if jax.process_index() == 0:
         announce_cut(experiment)
+
+
+def few_to_choose_by(items: int) -> list[str]:
+    """A line where the validation split is too small to choose a step by."""
+    if items >= FEW:
+        return []
+    return [
+        f"validation: each of its {items} clips or questions is {100 / items:.1f} points, so "
+        "chance chooses the step as much as merit; more of them help, or config.selection='last'"
+    ]
 
 
 def announce_cut(experiment: Experiment) -> None:
