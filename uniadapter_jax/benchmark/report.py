@@ -64,8 +64,9 @@ def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list
     done = sum(len(row.cells) for table in tables for row in table.rows)
     failed = sum(len(row.failed) for table in tables for row in table.rows)
     missing = sum(len(row.missing) for table in tables for row in table.rows)
+    settings = f"{len(tables)} setting" + "s" * (len(tables) != 1)
     lines = [
-        f"{len(tables)} settings, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
+        f"{settings}, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
         f"{done} runs, {failed} failed, {missing} not run yet."
     ]
     if others := len(cells) - done - failed:
