@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.resources
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +13,35 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+WAIT = 10_000  # milliseconds, of every wait
+WIDTHS, THEMES = (1280, 360), ("light", "dark")
 SERIOUS = """async () => (await axe.run()).violations
     .filter(found => ["serious", "critical"].includes(found.impact))
     .map(found => `${found.id}: ${found.nodes.map(node => node.html).join(" ")}`)"""
-WIDER = "document.documentElement.scrollWidth > innerWidth"
+# Controls that a pointer cannot hit: off the screen, or below something else.
+UNREACHABLE = """() => {
+    const within = document.querySelector("dialog[open]") ?? document.body;
+    const controls = within.querySelectorAll("a[href], button, input, video, [tabindex='0']");
+    const lost = document.documentElement.scrollWidth > innerWidth ? ["the page is too wide"] : [];
+    for (const control of controls) {
+        if (control.tabIndex < 0 || !control.checkVisibility()) continue;
+        control.scrollIntoView({ block: "center", inline: "center" });
+        const box = control.getBoundingClientRect();
+        const top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+        const hit = control.contains(top) || top?.contains(control);
+        const large = control.matches("a") || Math.min(box.width, box.height) >= 20;
+        if (!hit || !large) lost.push(`cannot be hit: ${control.outerHTML.slice(0, 200)}`);
+    }
+    scrollTo(0, 0);
+    return lost;
+}"""
+STATE = """() => ({
+    address: location.href,
+    focus: document.activeElement?.outerHTML.slice(0, 200),
+    films: [...document.querySelectorAll("video")].map((film) =>
+        [film.currentSrc, film.readyState, film.currentTime, film.error?.message]),
+    text: document.body.innerText.slice(0, 2000),
+})"""
 
 
 @contextlib.contextmanager
@@ -31,27 +58,53 @@ def started() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(browser: Any, width: int = 1280, theme: str = "light") -> Iterator[Any]:
-    """An empty page; at the end nothing was on its console, and no dialog had opened."""
-    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
+def opened(browser: Any, theme: str = "light", expected: str = "", **more: Any) -> Iterator[Any]:
+    """An empty page; at the end nothing was on its console, and no dialog had opened.
+
+    Args:
+      expected: a part of every line that may be on the console, and is.
+    """
+    context = browser.new_context(color_scheme=theme, **more)
     page = context.new_page()
-    page.set_default_timeout(60_000)  # a busy machine
+    page.set_default_timeout(WAIT)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("dialog", lambda dialog: (told.append("a dialog opened"), dialog.dismiss()))
-    yield page
-    context.close()
-    assert told == []
+    try:
+        yield page
+    except BaseException:
+        print(json.dumps({"console": told, **page.evaluate(STATE)}, indent=1))
+        raise
+    finally:
+        context.close()
+    if expected:
+        assert told and all(expected in line for line in told), told
+    else:
+        assert told == []
 
 
+@functools.cache
 def axe_script() -> str:
     """The source of axe-core, which looks for barriers."""
     files = importlib.resources.files("axe_playwright_python")
     return next(f for f in files.iterdir() if f.name == "axe.min.js").read_text("utf-8")
 
 
-def barriers(page: Any) -> list[str]:
-    """The serious and critical findings of axe-core in the present state of a page."""
-    page.evaluate(axe_script())
-    return page.evaluate(SERIOUS)
+def faults(page: Any) -> list[str]:
+    """What keeps readers from the present state of a page, on a screen and on a phone."""
+    found = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate(axe_script())
+        found += [*page.evaluate(SERIOUS), *page.evaluate(UNREACHABLE)]
+    return found
+
+
+def tab_to(page: Any, what: str, most: int = 100) -> None:
+    """Presses Tab until an element that a selector names has the focus."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        if page.evaluate("what => document.activeElement.matches(what)", what):
+            return
+    raise AssertionError(f"{most} times Tab do not lead to {what}")

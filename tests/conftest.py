@@ -11,10 +11,12 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+import browser  # noqa: E402
 from small_run import compiled, small, whole  # noqa: E402, F401 (session fixtures)
 
 # Begun first, so that the workers of pytest-xdist end together.
@@ -25,3 +27,10 @@ def pytest_collection_modifyitems(items):
     """Whole files in order of `LONGEST`; the others as they were."""
     rank = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """The browser that the tests of a module share."""
+    with browser.started() as started:
+        yield started

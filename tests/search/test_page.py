@@ -1,83 +1,78 @@
-"""The search page in a browser: no barriers in its states, hostile names stay text."""
+"""The search page in a browser: no barriers in its states, keys are enough, names stay text."""
 
 from __future__ import annotations
 
-import threading
-import time
+import re
 
 import browser
 import media
 import pytest
 import search_case
+import serve_case
 
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.search.building import build
 from uniadapter_jax.inference.search.index import Index
-from uniadapter_jax.inference.serving import server
-from uniadapter_jax.inference.serving.app import make_app
 
 pytestmark = pytest.mark.browser
 ACTS = (
     "<img src=x onerror=alert(1)>",
-    "<svg onload=alert(2)>",
-    "'\"><b onclick=alert(3)>",
-    "${alert(4)}",
+    "<script>alert(2)</script>",  # a folder and a file
+    "'\"><b onclick=alert(3)>&lt;i&gt;",
+    "<svg onload=alert(4)> ${alert(5)} {{alert(6)}}",
+    "javascript:alert(7)",
+    "a line\nand another\r\tand \x1b[2J",
+    "\u202egnp.\u2066 \u200f \u061c",
+    "odd \udcff%3Cscript%3E%00",
+    "long" * 50,
+    "  \u05e9\u05dc\u05d5\u05dd \u0301\u0301\u0301 a .. .. etc passwd",
 )
-HOSTILE = [f"{acts} {number}.png" for number in range(10) for acts in ACTS]
+HOSTILE = [f"{acts} {number}.png" for number in range(4) for acts in ACTS]
+ADDED = """() => [...document.querySelectorAll("body *")].filter((element) =>
+    ["b", "i", "svg", "script", "iframe"].includes(element.localName) ||
+    element.getAttributeNames().some((name) => name.startsWith("on"))).length"""
+
+
+def safe(text):
+    """How the page shows a text, without characters that act."""
+    return re.sub("[\x00-\x1f\u061c\u200f\u202e\u2066\ud800-\udfff]", "\ufffd", text)
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    with browser.started() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    clips = tmp_path_factory.mktemp("page") / "clips"
-    media.write_video(clips / "film.mp4", frames=75)
-    for name in ("grey.png", *HOSTILE):
-        media.write_picture(clips / name)
-    return clips
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    """Where the index of the folder is served."""
-    model, where = search_case.Colours(), folder.parent / "index"
-    build(str(folder), where, model, windows=Windows(1.0, 1.0))
-    bound = server.listen("127.0.0.1", 0)
-    serving = server.server_of(make_app(Index.open(where, model=model), None))
-    thread = threading.Thread(target=serving.run, args=([bound],), daemon=True)
-    thread.start()
-    while not serving.started:
-        time.sleep(0.01)
-    yield "http://{}:{}".format(*bound.getsockname())
-    serving.should_exit = True
-    thread.join(10)
+def address(tmp_path_factory):
+    """Where the index of a folder with hostile names is served."""
+    folder, model = tmp_path_factory.mktemp("page") / ACTS[0], search_case.Colours()
+    media.write_video(folder / "film.mp4", frames=15)
+    for name in HOSTILE:
+        media.write_picture(folder / name)
+    build(str(folder), folder.parent / "index", model, windows=Windows(1.0, 1.0))
+    with serve_case.served(Index.open(folder.parent / "index", model=model)) as address:
+        yield address
 
 
 def searched(page, address):
-    page.goto(f"{address}/?q=rgb")
+    page.goto(f"{address}?q=rgb")
     page.wait_for_selector("#grid li")
     page.click("#more")
     page.wait_for_selector("#grid li:nth-child(40)")
     return page
 
 
-def test_every_state_is_readable(chromium, address):
-    with browser.opened(chromium) as page:
+@pytest.mark.parametrize("theme", browser.THEMES)
+def test_every_state_is_readable(chromium, address, theme):
+    with browser.opened(chromium, theme) as page:
         page.goto(address)
         page.wait_for_selector("#about:not(:empty)")
-        assert browser.barriers(page) == [] and not page.evaluate(browser.WIDER)
+        assert browser.faults(page) == []
         page.click("#form .main")
         page.wait_for_selector("#error:visible")
-        assert browser.barriers(page) == [] and not page.evaluate(browser.WIDER)
+        assert "Say in words" in page.text_content("#error")
+        assert browser.faults(page) == []
         searched(page, address)
-        assert browser.barriers(page) == [] and not page.evaluate(browser.WIDER)
-        page.click("#grid li:first-child button")
-        page.wait_for_selector("#player[open]")
-        assert browser.barriers(page) == [] and not page.evaluate(browser.WIDER)
+        assert browser.faults(page) == []
+        page.locator("#grid button", has_text="film.mp4").first.click()
+        page.wait_for_selector("#player[open] video")
+        assert browser.faults(page) == []
 
 
 def test_more_is_offered_when_the_answer_is_first(chromium, address):
@@ -85,7 +80,7 @@ def test_more_is_offered_when_the_answer_is_first(chromium, address):
     with browser.opened(chromium) as page:
         held = []
         page.route("**/api/info", lambda route: held.append(route))
-        page.goto(f"{address}/?q=rgb")
+        page.goto(f"{address}?q=rgb")
         page.wait_for_selector("#grid li")
         held[0].continue_()
         page.wait_for_selector("#about:not(:empty)")
@@ -94,6 +89,60 @@ def test_more_is_offered_when_the_answer_is_first(chromium, address):
 
 def test_hostile_names_are_text(chromium, address):
     with browser.opened(chromium) as page:
-        names = searched(page, address).locator("#grid .name").all_text_contents()
-        assert set(HOSTILE) <= set(names)
-        assert page.locator("#grid svg, #grid b, #grid [onerror]").count() == 0
+        names = searched(page, address).locator("#grid .name")
+        assert set(map(safe, HOSTILE)) <= set(names.all_text_contents())
+        assert page.text_content("#folder") == ACTS[0]
+        for name in map(safe, HOSTILE[: len(ACTS)]):
+            names.get_by_text(name, exact=True).click()
+            page.wait_for_selector("#stage img")
+            assert page.text_content("#title") == name
+            page.keyboard.press("Escape")
+            page.wait_for_selector("#player", state="hidden")
+        assert page.evaluate(ADDED) == 0
+
+
+@pytest.mark.parametrize("words", ACTS[:6])
+def test_hostile_queries_and_answers_are_text(chromium, address, words):
+    """The model repeats a question in its answer."""
+    with browser.opened(chromium) as page:
+        page.goto(address)
+        page.fill("#words", words)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#grid li")
+        typed = page.input_value("#words")  # on one line
+        assert f"for \u201c{safe(typed)}\u201d" in page.text_content("#note")
+        assert page.title() == f"{' '.join(safe(typed).split())} \u2013 Search"
+        page.click("#grid li:first-child button")
+        page.fill("#question", words)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#answer:not(:empty):not(:has-text('Looking'))")
+        assert page.text_content("#answer").startswith(safe(typed))
+        assert page.evaluate(ADDED) == 0
+
+
+def test_keys_are_enough(chromium, address):
+    """The page begins in the query; Enter plays, and Escape leads back to where one was."""
+    with browser.opened(chromium) as page:
+        page.on("filechooser", lambda chooser: None)  # so that none opens before it is waited for
+        page.goto(address)
+        page.wait_for_selector("#about:not(:empty)")
+        browser.tab_to(page, "#choose", 3)
+        with page.expect_file_chooser():
+            page.keyboard.press("Enter")
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Shift+Tab")
+        assert page.evaluate("document.activeElement.id") == "words"
+        page.keyboard.type("rgb")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#grid li")
+        browser.tab_to(page, "#grid button", 5)
+        page.keyboard.press("Tab")
+        chosen = page.evaluate("document.activeElement.textContent")
+        assert chosen == page.text_content("#grid li:nth-child(2) button")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#player[open]")
+        assert page.evaluate("document.activeElement.closest('#player') !== null")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#player", state="hidden")
+        assert page.evaluate("document.activeElement.textContent") == chosen
+        assert page.locator("#stage > *").count() == 0

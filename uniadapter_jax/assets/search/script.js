@@ -12,7 +12,7 @@ let playing = null; // the result in the player
 let opener = null; // what had the focus before the player opened
 
 // Characters that act instead of showing: controls, marks of direction, halves of pairs.
-const ACTING = /[\u0000-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|\p{Surrogate}/gu;
+const ACTING = /[\u0000-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]|\p{Surrogate}/gu;
 
 function safe(text) {
   return String(text).replace(ACTING, "\ufffd");
@@ -204,6 +204,9 @@ function play(hit, button) {
   if (film) {
     made.controls = made.autoplay = made.playsInline = true;
     made.setAttribute("aria-label", "The clip");
+    made.addEventListener("loadedmetadata", () => {
+      if (!made.videoWidth) tell("trouble", "This browser cannot show the pictures of this film, only play its sound.");
+    });
     made.src = `${source}#t=${hit.start}`;
   } else {
     made.alt = safe(hit.name);

@@ -40,7 +40,7 @@ from uniadapter_jax.inference.search.index import Hit, Index, Item
 from uniadapter_jax.inference.serving.answers import Problem, as_json
 from uniadapter_jax.inference.serving.files import open_indexed
 from uniadapter_jax.inference.serving.guard import Guard
-from uniadapter_jax.inference.serving.media import Thumbnails, media
+from uniadapter_jax.inference.serving.media import Thumbnails, media, media_type
 from uniadapter_jax.weights.hub.names import hub_name
 
 ASSETS = pathlib.Path(__file__).parents[2] / "assets" / "search"
@@ -191,9 +191,10 @@ def _model(place: str) -> str:
 
 def _shown(hit: Hit) -> dict[str, Any]:
     """A hit for clients, who learn names below the folder, not where the folder is."""
+    picture = hit.start is None or media_type(hit.name).startswith("image/")  # animations, too
     return {
         **{"id": hit.id, "name": hit.name, "start": hit.start, "end": hit.end},
-        **{"whole": hit.whole, "kind": "picture" if hit.start is None else "video"},
+        **{"whole": hit.whole, "kind": "picture" if picture else "video"},
         "score": hit.score if math.isfinite(hit.score) else None,
     }
 

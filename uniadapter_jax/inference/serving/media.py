@@ -38,6 +38,11 @@ _TYPES = {
 _RANGE = re.compile(r"bytes=\s*(\d{0,99})\s*-\s*(\d{0,99})\s*", re.ASCII | re.IGNORECASE)
 
 
+def media_type(name: str) -> str:
+    """What browsers are told of a file, by its name."""
+    return _TYPES.get(os.path.splitext(name)[1].lower(), "application/octet-stream")
+
+
 def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
     """(first, behind the last) of a Range header; None is all: there is no range, or several.
 
@@ -76,9 +81,7 @@ async def media(index: Index, item: Item, headers: Headers) -> Response:
     }
     if part:
         told["content-range"] = f"bytes {begin}-{end - 1}/{status.st_size}"
-    suffix = os.path.splitext(item.name)[1].lower()
-    kind = _TYPES.get(suffix, "application/octet-stream")
-    return _Bytes(file, begin, end, 206 if part else 200, told, kind)
+    return _Bytes(file, begin, end, 206 if part else 200, told, media_type(item.name))
 
 
 class _Bytes(StreamingResponse):
