@@ -49,7 +49,7 @@ docs: $(VENV)/.stamp-docs
 
 # The pages in an installed Chromium; without one the tests say so and are skipped.
 browser: $(VENV)/.stamp-browser
-	$(BIN)/python -m pytest -m browser -rs $(HANGS) tests/search/test_page.py $(ARGS)
+	$(BIN)/python -m pytest -m browser -rs $(HANGS) tests/search tests/benchmark $(ARGS)
 
 # The notebooks, from the first cell to the last; an error fails.
 notebooks: $(VENV)/.stamp-notebooks

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.browser
 GIVE = """([event, name, type, bytes]) => {
     const data = new DataTransfer();
     data.items.add(new File([new Uint8Array(bytes)], name, { type }));
-    const how = { bubbles: true, cancelable: true };
-    document.dispatchEvent(event === "paste" ? new ClipboardEvent(event, { ...how, clipboardData: data })
-        : new DragEvent(event, { ...how, dataTransfer: data }));
+    const how = { bubbles: true, cancelable: true, clipboardData: data, dataTransfer: data };
+    const kind = event === "paste" ? ClipboardEvent : DragEvent;
+    document.dispatchEvent(new kind(event, how));
 }"""
 
 

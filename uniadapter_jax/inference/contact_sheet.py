@@ -21,8 +21,17 @@ _LINE = 18  # pixels from a line of text to the next
 _LONGEST = 160  # characters of a line in the picture
 _TALLEST = 60_000  # pixels; a PNG viewer gives up somewhere
 _STYLE = (
-    "body{font:14px sans-serif;color:#1e1e1e;margin:1em}img{display:block}"
-    "li{white-space:pre-wrap}section{margin:1em 0}small{color:#666}"
+    ":root{color-scheme:light dark;--ink:#1e1e1e;--muted:#5f5f5f;--paper:#fff}"
+    "@media(prefers-color-scheme:dark){:root{--ink:#e9e9e9;--muted:#a8a8a8;--paper:#16181a}}"
+    "body{font:14px sans-serif;color:var(--ink);background:var(--paper);margin:1em;"
+    "overflow-wrap:anywhere}h1{font-size:1.6em}h2{font-size:1.2em}img{display:block}"
+    "div{overflow-x:auto}li{white-space:pre-wrap}section{margin:1em 0}small{color:var(--muted)}"
+)
+_HEAD = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta http-equiv="Content-Security-Policy" content="'
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
 )
 
 
@@ -66,20 +75,21 @@ def draw_sheet(title: str, records: Sequence[Record]) -> Image.Image:
 
 def html_sheet(title: str, records: Iterable[Record]) -> str:
     """The same as a page; every text of the records is escaped."""
-    parts = [
-        f'<!doctype html><html><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
-    ]
+    title = html.escape(title)
+    parts = [f"{_HEAD}<title>{title}</title><style>{_STYLE}</style></head><body><main>"]
+    parts.append(f"<h1>{title}</h1>")
     for record in records:
         buffer = io.BytesIO()
         _strip(record).save(buffer, "PNG")
         data = base64.b64encode(buffer.getvalue()).decode()
-        texts = "".join(f"<li>{html.escape(text)}</li>" for text in _texts(record))
+        texts = "".join(f'<li dir="auto">{html.escape(text)}</li>' for text in _texts(record))
         parts.append(
-            f"<section><h3>{html.escape(record.id)}</h3><small>{html.escape(_times(record))}"
-            f'</small><img alt="" src="data:image/png;base64,{data}"><ul>{texts}</ul></section>'
+            f'<section><h2 dir="auto">{html.escape(record.id)}</h2>'
+            f"<small>{html.escape(_times(record))}</small>"
+            '<div tabindex="0" role="group" aria-label="Frames">'
+            f'<img alt="" src="data:image/png;base64,{data}"></div><ul>{texts}</ul></section>'
         )
-    return "\n".join([*parts, "</body></html>\n"])
+    return "\n".join([*parts, "</main></body></html>\n"])
 
 
 def _strip(record: Record) -> Image.Image:
