@@ -58,6 +58,13 @@ def searched(page, address):
     return page
 
 
+def leave(page):
+    """Closes the player, and waits until the page has taken leave of it, too."""
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#player", state="hidden")
+    page.wait_for_selector("#stage > *", state="detached")
+
+
 @pytest.mark.parametrize("theme", browser.THEMES)
 def test_every_state_is_readable(chromium, address, theme):
     with browser.opened(chromium, theme) as page:
@@ -96,8 +103,7 @@ def test_hostile_names_are_text(chromium, address):
             names.get_by_text(name, exact=True).click()
             page.wait_for_selector("#stage img")
             assert page.text_content("#title") == name
-            page.keyboard.press("Escape")
-            page.wait_for_selector("#player", state="hidden")
+            leave(page)
         assert page.evaluate(ADDED) == 0
 
 
@@ -117,7 +123,7 @@ def test_hostile_queries_and_answers_are_text(chromium, address):
             page.keyboard.press("Enter")
             page.wait_for_selector("#answer:not(:empty):not(:has-text('Looking'))")
             assert page.text_content("#answer").startswith(typed)
-            page.keyboard.press("Escape")
+            leave(page)
         assert page.evaluate(ADDED) == 0
 
 
@@ -143,7 +149,5 @@ def test_keys_are_enough(chromium, address):
         page.keyboard.press("Enter")
         page.wait_for_selector("#player[open]")
         assert page.evaluate("document.activeElement.closest('#player') !== null")
-        page.keyboard.press("Escape")
-        page.wait_for_selector("#player", state="hidden")
+        leave(page)
         assert page.evaluate("document.activeElement.textContent") == chosen
-        assert page.locator("#stage > *").count() == 0
