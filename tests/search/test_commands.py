@@ -15,6 +15,7 @@ import test_architecture
 import uniadapter_jax
 from uniadapter_jax import index, search
 from uniadapter_jax.inference.search import index as finished
+from uniadapter_jax.inference.search import parts
 from uniadapter_jax.inference.search.index import Hit
 from uniadapter_jax.runs.workdir import holding
 
@@ -155,3 +156,20 @@ def test_the_package_shows_what_there_is():
     names = {name for name in dir(uniadapter_jax) if not name.startswith("__")}
     assert names == {"AdaptedBLIP", "AdaptedModel", "Index", "load_model", "config", "testing"}
     assert all(getattr(uniadapter_jax, name).__doc__ for name in names)
+
+
+def test_an_unfinished_index_says_so(clips, capsys, tmp_path, monkeypatch):
+    def die(*_):
+        raise OSError("killed")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(parts.Store, "write", die)
+        with pytest.raises(OSError):
+            index.main([IN, OUT, BACKBONE])
+    assert search.main(["i", "rgb"]) == 0
+    assert "i is unfinished" in capsys.readouterr().err
+    said(capsys, index, IN, OUT)
+    assert search.main(["i", "rgb"]) == 0 and not capsys.readouterr().err
+    (tmp_path / "clips").rename(tmp_path / "moved")
+    assert search.main(["i", "rgb"]) == 0
+    assert "clips, the folder that was indexed, is not there" in capsys.readouterr().err

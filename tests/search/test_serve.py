@@ -42,6 +42,7 @@ def test_search_is_that_of_the_index(client, index):
     assert index.root not in json.dumps(found)
     info = client.get("/api/info").json()
     assert (info["folder"], info["files"], info["window"]) == ("clips", 5, [1.0, 0.5])
+    assert info["unfinished"] is False
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "201", "1.5", "x", "", "9" * 50, "\u0663"])

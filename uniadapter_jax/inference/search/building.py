@@ -161,6 +161,12 @@ def _described(
     return now
 
 
+def unfinished(index: pathlib.Path) -> bool:
+    """Whether a command that makes the index, or updates it, is at work or was killed."""
+    crashed = crashes.left(index) or shares.left(index)
+    return crashed or not (index / REPORT).exists()
+
+
 def _settled(index: pathlib.Path, description: Description) -> Store:
     """The parts that count; those of a generation that was never finished, or left, are removed."""
     store = Store(index, description.generation)

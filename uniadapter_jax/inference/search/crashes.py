@@ -1,6 +1,6 @@
 """Files that end the process when they are decoded: found once, then listed, not tried again.
 
-While files are read, their names are in INDEX/reading.json. What a run that died left there is
+Until files that are read are stored, their names are in INDEX/reading.json. What a run that died left there is
 suspected, and tried in a process of its own first.
 """
 
@@ -38,7 +38,7 @@ class Reading:
         self.path.write_text(json.dumps([*paths, *sorted(self.suspects - set(paths))]))
 
     def end(self) -> None:
-        """Nothing is being read any more."""
+        """All that was read is stored."""
         self.path.unlink(missing_ok=True)
 
 
@@ -52,6 +52,11 @@ def keep_suspects(index: pathlib.Path, folders: Sequence[pathlib.Path]) -> None:
     """Notes in the index what processes that died have left in folders of their own."""
     if suspects := frozenset().union(*(_noted(folder / NAME) for folder in folders)):
         (index / NAME).write_text(json.dumps(sorted(suspects | _noted(index / NAME))))
+
+
+def left(index: pathlib.Path) -> bool:
+    """Whether files are being read, or were when the process died."""
+    return (index / NAME).exists()
 
 
 def forget_suspects(index: pathlib.Path) -> None:

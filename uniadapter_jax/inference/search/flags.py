@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
 
 from uniadapter_jax.inference.search.index import Index
 
@@ -16,10 +19,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_index(arguments: argparse.Namespace) -> Index:
-    """The index that the arguments name."""
-    return Index.open(
+    """The index that the arguments name; what its user should know goes to stderr."""
+    index = Index.open(
         arguments.index,
         backbone=arguments.backbone,
         adapter=arguments.adapter,
         approximate=arguments.approximate,
     )
+    for line in notes(index):
+        print(line, file=sys.stderr, flush=True)
+    return index
+
+
+def notes(index: Index) -> Iterator[str]:
+    """What makes answers of an index less than they should be, a line each."""
+    if index.unfinished:
+        yield (
+            f"{index.path} is unfinished: `index` was stopped, or is at work, so that clips are "
+            "missing; run the `index` command again"
+        )
+    if not os.path.isdir(index.root):
+        yield (
+            f"{index.root}, the folder that was indexed, is not there, so paths lead nowhere; if "
+            f"it has moved, run `index` with --input=FOLDER --output={index.path}"
+        )

@@ -91,7 +91,10 @@ class Reader:
     reading: Reading
 
     def files(self, paths: Sequence[str], known: Container[str] = ()) -> Iterator[File]:
-        """The files in their order; as many are read ahead as there are threads, and one more."""
+        """The files in their order; as many are read ahead as there are threads, and one more.
+
+        The note of what is read stays, as the clips are not yet stored; see `Reading.end`.
+        """
         with concurrent.futures.ThreadPoolExecutor(self.threads, "decode") as pool:
             ahead: collections.deque[concurrent.futures.Future[File]] = collections.deque()
             for place, path in enumerate(paths):
@@ -101,7 +104,6 @@ class Reader:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        self.reading.end()
 
     def read(self, path: str, first: int = 0, known: Container[str] = ()) -> File:
         """The clips of a file from the number `first` on, unless its SHA-256 is known."""

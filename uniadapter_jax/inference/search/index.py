@@ -17,7 +17,7 @@ from uniadapter_jax.inference import arguments
 from uniadapter_jax.inference.adapted import AdaptedBackbone
 from uniadapter_jax.inference.clip_files import FileClip, read_range, told
 from uniadapter_jax.inference.load import load_model
-from uniadapter_jax.inference.search import ranking
+from uniadapter_jax.inference.search import building, ranking
 from uniadapter_jax.inference.search.approximate import Approximate, make
 from uniadapter_jax.inference.search.description import Description, of_model, read_description
 from uniadapter_jax.inference.search.parts import Clip, Stamp, Store, Table, clips_of
@@ -69,11 +69,12 @@ class Index:
       path: directory of the index.
       description: what made it.
       root: the folder that was indexed.
+      unfinished: whether `index` was at work, or had been killed, when it was opened.
     """
 
     def __init__(self, path: pathlib.Path, description: Description, table: Table):
         self.path, self.description = path, description
-        self.root = description.root
+        self.root, self.unfinished = description.root, False
         self._table = table
         self._blocks = [ranking.Block.of(part) for part in table.parts]
         self._places = (description.backbone, description.adapter)
@@ -101,9 +102,10 @@ class Index:
         Raises:
           UserError: it is no index, damaged, or of another model; both sides are named.
         """
-        description = read_description(path)
+        description, unfinished = read_description(path), building.unfinished(pathlib.Path(path))
         store = Store(pathlib.Path(path), description.generation)
         index = cls(pathlib.Path(path), description, store.read(description.width))
+        index.unfinished = unfinished
         if backbone is not None:
             index._places = os.fspath(backbone), index._places[1]
         if adapter is not None:

@@ -47,6 +47,7 @@ def write_changes(
         progress.advance(1)
     if part.lines or part.waiting:
         store.write(number, *part.finished())
+    reader.reading.end()
     if progress.done:
         progress.show()
 

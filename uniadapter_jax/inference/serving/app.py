@@ -106,6 +106,7 @@ class _Served:
                 "model": _model(index.description.backbone),
                 "adapter": str(made.get("adapter", "none")).split()[0],
                 "window": made.get("window"),
+                "unfinished": index.unfinished,
                 "k": {"default": DEFAULT, "most": MOST},
                 "upload_bytes": UPLOAD_BYTES,
                 "rerank": RERANKED if index.model.matches else 0,
