@@ -32,7 +32,9 @@ class Colours:
         stored = PrepareSettings("manifest", "fps", 2.0, 4, 16, 95, 0.0)
         self.clips = ClipOptions(stored, frames, "evenly")
         self.config = SimpleNamespace(image_size=SIDE, embed=WIDTH)
-        self.tokenizer = SimpleNamespace(fingerprint="letters")
+        self.tokenizer = SimpleNamespace(
+            fingerprint="letters", lengths=lambda texts: [len(text.split()) for text in texts]
+        )
         self.partition = SimpleNamespace(trainable={})
         self.task = {"words": 5, "resize": "crop", **task}
         self.keeps_frames = keeps_frames

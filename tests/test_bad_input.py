@@ -80,7 +80,7 @@ def test_flags(small, arguments, report):
         (["config.data.val=26"], "config.data.val=26: cannot carve"),
         (["config.data.records=nowhere"], "no records in .*nowhere .*uniadapter_jax.prepare"),
         (["config.data.test_split=exam"], "has no split 'exam'; it has .*test"),
-        (["config.backbone=nowhere"], "backbone 'nowhere' is not a directory"),
+        (["config.backbone=nowhere"], "config.backbone=nowhere: there is no such directory"),
         (["config.backbone=random:nowhere.json"], "nowhere.json: there is no such file"),
         (["config.tokenizer=nowhere"], "no tokenizer files in nowhere; .*--train-tokenizer"),
         (["config.data.words=40"], "texts of 40 tokens, but this backbone has 16 positions"),

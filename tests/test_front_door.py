@@ -137,7 +137,7 @@ def test_an_index_takes_a_run(small, whole, tmp_path):
     arguments = (f"--input={tmp_path / 'clips'}", f"--output={tmp_path / 'index'}")
     for _ in range(2):
         job = small.fork(*arguments, f"--adapter={whole}", module="uniadapter_jax.index")
-        assert "1 clips of 1 files" in job.end(0)
+        assert "1 clip of 1 file" in job.end(0)
     assert (whole / f"adapter-{small_run.STEPS}" / "adapter_config.json").exists()
     small.fork(*arguments, module="uniadapter_jax.index").end(0)
 

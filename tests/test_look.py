@@ -29,7 +29,8 @@ def root(tmp_path_factory):
 
 
 def test_a_page_holds_all_and_escapes_it(root, tmp_path):
-    assert ": test of " in look(root, "", [], 20, str(tmp_path / "sheet.html"))  # the first
+    said = look(root, "", [], 20, str(tmp_path / "new" / "sheet.html"))
+    assert ": test,train of " in said and "4 of 4 clips" in said
     said = look(root, "train", [], 20, str(tmp_path / "sheet.html"))
     page = (tmp_path / "sheet.html").read_text()
     assert "3 of 3 clips; its splits: test, train" in said
@@ -56,7 +57,8 @@ def test_frames_are_spread_over_the_clip():
     [
         ("train", [], "sheet.pdf", "ends with .png or .html"),
         ("val", [], "sheet.png", "no split 'val'"),
-        ("test", ["p0"], "sheet.png", "no such clip in 'test'"),
+        ("test", ["p0"], "sheet.png", "no such clip in 'test'; it is in train"),
+        ("", [], "/proc/x/sheet.png", "/proc/x cannot be made"),
     ],
 )
 def test_what_is_not_there_is_told(root, tmp_path, split, ids, output, message):

@@ -225,7 +225,7 @@ def test_an_error_of_one_is_told_by_both(small):
     jobs = fork_all(small, 2, *small.arguments("--workdir=quarrel"), last=last)
     for job in jobs:
         said = job.end(2, seconds=60)
-        assert re.search(r"error: process 1: backbone 'nowhere' is not a directory", said), said
+        assert re.search(r"error: process 1: config.backbone=nowhere: there is no such", said), said
 
 
 def test_one_that_fails_alone_takes_the_other_along(small):

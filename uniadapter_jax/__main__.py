@@ -13,6 +13,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
+import uniadapter_jax
+
 COMMANDS = (
     *("demo", "prepare", "look", "main", "compare", "export", "convert", "index", "search"),
     *("serve", "benchmark", "plan"),
@@ -23,7 +25,14 @@ HELP = ("-h", "--help", "help")
 def overview() -> str:
     """A line for each command: what its module says of itself first."""
     lines = [f"  {name:<10} {_what(name)}" for name in COMMANDS]
-    return "\n".join([str(__doc__), *lines, "", "uniadapter COMMAND --help says more."])
+    return "\n".join(
+        [
+            str(__doc__),
+            *lines,
+            "",
+            "uniadapter COMMAND --help says more.",
+        ]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments or arguments[0] in HELP:
         print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(uniadapter_jax.__version__)
         return 0
     name, *rest = arguments
     if name not in COMMANDS:

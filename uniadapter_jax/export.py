@@ -120,6 +120,21 @@ def export(
         (folder / "README.md").write_text(card)
 
 
+def adapter_place(run: Run) -> pathlib.Path:
+    """Where in its workdir `exported` puts the adapter of a finished run."""
+    if run.result is None:
+        raise UserError(f"--adapter={run.workdir}: this run has no result yet; finish it")
+    return run.workdir / f"adapter-{run.result['step']}"
+
+
+def exported(run: Run) -> str:
+    """The adapter of a finished run, exported into its workdir unless it is there already."""
+    to = adapter_place(run)
+    if not to.exists():
+        export(run.workdir, to)
+    return str(to)
+
+
 def _check_method(run: Run, merge: bool) -> Method:
     method = get_method(run.config["method"]["name"])
     version = run.identity["method.version"]

@@ -3,8 +3,9 @@
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX --backbone=DIR [--adapter=DIR]
     python -m uniadapter_jax.index --input=FOLDER --output=INDEX
 
-DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub; --adapter also
-takes the workdir of a finished run, which is exported to WORKDIR/adapter-STEP.
+DIR is a directory, or OWNER/NAME[@REVISION] of a repository on the HuggingFace hub; --backbone also
+takes tiny_clip and tiny_blip, which come with the package to try things and know only coloured
+shapes, and --adapter the workdir of a finished run, which is exported to WORKDIR/adapter-STEP.
 Every video and picture below FOLDER is encoded as the adapter was trained: which frames, how they
 are scaled, how they are compared. --window=10 --stride=5 adds windows of 10 seconds that begin
 every 5 to each video. The same command brings an index up to date: only new, changed and removed
@@ -25,10 +26,13 @@ import jax
 
 from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, plain_command
+from uniadapter_jax.common.packaged import models_hint
 from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import on_terminal
 from uniadapter_jax.common.shares import Share
+from uniadapter_jax.common.terminal import count_of, visible
 from uniadapter_jax.inference.clip_files import Windows
+from uniadapter_jax.inference.clip_options import ClipOptions
 from uniadapter_jax.inference.load import load_model
 from uniadapter_jax.inference.search.approximate import is_there
 from uniadapter_jax.inference.search.building import REPORT, Team, build
@@ -38,8 +42,11 @@ from uniadapter_jax.inference.search.index import Index
 from uniadapter_jax.parallel import launch
 from uniadapter_jax.runs.files import Run, read_run
 from uniadapter_jax.runs.workdir import holding
+from uniadapter_jax.weights.directory import check_place
 from uniadapter_jax.weights.hub.fetch import located
 from uniadapter_jax.weights.needed import ADAPTER, BACKBONE
+
+SHOWN = 5  # bad files that are named; report.json has all
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -56,14 +63,15 @@ def index(arguments: argparse.Namespace) -> None:
         backbone = arguments.backbone or str(run.config["backbone"])
         adapter = _exported(run)
     if not backbone:
-        raise UserError("--backbone=DIR is missing: a new index needs a model")
-    backbone = located(backbone, "--backbone", BACKBONE).place
+        raise UserError(f"--backbone=DIR is missing: a new index needs a model. {models_hint('')}")
+    backbone, directory = located(backbone, "--backbone", BACKBONE)
+    check_place(directory, "--backbone")
     adapter = located(adapter, "--adapter", ADAPTER).place
     merge = there.made.get("clips.merge") if there and arguments.merge is None else arguments.merge
     model = load_model(backbone, adapter or None, batch_size=arguments.batch_size, merge=merge)
     options = model.clips
-    if (assumed := options.assumed) and not jax.process_index():
-        print(f"by default, as no adapter says: {', '.join(assumed)}", file=sys.stderr)
+    if options.assumed and there is None and not jax.process_index():
+        print(_assumed(options), file=sys.stderr)
     model.devices = jax.local_devices()
     first = not jax.process_index()
     team = Team(Share(jax.process_index(), jax.process_count()), lambda: launch.exchange(None))
@@ -85,20 +93,33 @@ def index(arguments: argparse.Namespace) -> None:
         return
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print(f"{output}: {report['clips']} clips of {report['files']} files")
+    clips = count_of(report["clips"], "clip")
+    print(f"{output}: {clips} of {count_of(report['files'], 'file')}")
     if bad := report["bad_files"]:
-        print(f"{bad} files cannot be used; {output / REPORT} says why")
+        rest = f"; {output / REPORT} lists them all" if bad > SHOWN else f" ({output / REPORT})"
+        print(f"{count_of(bad, 'file')} cannot be used{rest}:")
+        for line in report["bad"][:SHOWN]:
+            print(f"  {visible(line['path'])}: {line['reason']}: {visible(line['detail'])}")
+
+
+def _assumed(options: ClipOptions) -> str:
+    """What a new index takes by default, in a sentence."""
+    if "frames" not in options.assumed:  # an adapter of an earlier version
+        return f"The adapter does not say {', '.join(options.assumed)}: the usual values count."
+    return (
+        f"Frames are taken as usual, as no adapter says how: {options.frames} of each film "
+        f"({options.sampling}), {options.stored.short_side} pixels."
+    )
 
 
 def _exported(run: Run) -> str:
     """The adapter of a finished run, exported into its workdir by the first process, once."""
-    from uniadapter_jax.export import export  # behind JAX, which it would keep on the CPU
+    # Behind JAX, which it would keep on the CPU.
+    from uniadapter_jax.export import adapter_place, exported
 
-    if run.result is None:
-        raise UserError(f"--adapter={run.workdir}: this run has no result yet; finish it")
-    to = run.workdir / f"adapter-{run.result['step']}"
-    if not jax.process_index() and not to.exists():
-        export(run.workdir, to)
+    to = adapter_place(run)
+    if not jax.process_index():
+        exported(run)
     launch.exchange(None)
     return str(to)
 
@@ -132,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--input", required=True, metavar="FOLDER", help="folder of videos and pictures")
     add("--output", required=True, metavar="INDEX", help="directory of the index")
-    add("--backbone", metavar="DIR", help="or OWNER/NAME on the hub; default: that of the index")
+    add("--backbone", metavar="DIR", help="or OWNER/NAME, or tiny_clip; default: of the index")
     add(
         "--adapter", metavar="DIR", help="what `export` wrote, or a run; default: that of the index"
     )

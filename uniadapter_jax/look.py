@@ -35,16 +35,18 @@ def look(root: str, split: str, ids: Sequence[str], count: int, output: str) -> 
     if kind not in (".png", ".html"):
         raise UserError(f"--output={output}: a name that ends with .png or .html is meant")
     names = splits_of(root)
-    records = open_records(root, split or ",".join(names[:1]))
+    if not names:
+        raise UserError(f"{root} holds no records of `prepare`, and no run of `main`")
+    records = open_records(root, split or ",".join(names))
     chosen = _chosen(records, ids, count)
     title = f"{records.split} of {os.path.abspath(root)}: {len(chosen)} of {len(records)} clips"
     clips = [records.read(i) for i in chosen]
     if kind == ".html":
-        write_whole(output, html_sheet(title, clips).encode("utf-8", "replace"))
+        _write(output, html_sheet(title, clips).encode("utf-8", "replace"))
     else:
         picture = io.BytesIO()
         draw_sheet(title, clips).save(picture, "PNG")
-        write_whole(output, picture.getvalue())
+        _write(output, picture.getvalue())
     return f"wrote {output}: {title}; its splits: {', '.join(names)}"
 
 
@@ -54,8 +56,31 @@ def _chosen(records: Records, ids: Sequence[str], count: int) -> list[int]:
     places = {name: i for i, name in enumerate(records.ids)}
     for name in ids:
         if name not in places:
-            raise UserError(f"--id={name}: {records.root} has no such clip in {records.split!r}")
+            raise UserError(
+                f"--id={name}: {records.root} has no such clip in {records.split!r}"
+                f"{_elsewhere(records, name)}"
+            )
     return [places[name] for name in ids]
+
+
+def _elsewhere(records: Records, id: str) -> str:
+    """The splits that do have a clip, as the end of a message."""
+    root, shown = records.root, records.split.split(",")
+    others = [name for name in splits_of(root) if name not in shown]
+    found = [name for name in others if id in open_records(root, name).ids]
+    return f"; it is in {', '.join(found)}" if found else ""
+
+
+def _write(output: str, data: bytes) -> None:
+    """Writes a sheet; its directory is made if need be."""
+    folder = pathlib.Path(output).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output={output}: {folder} cannot be made: {error.strerror}; name another"
+        ) from error
+    write_whole(output, data)
 
 
 def look_at_run(workdir: str, beside: str | None, count: int, output: str) -> str:
@@ -71,7 +96,7 @@ def look_at_run(workdir: str, beside: str | None, count: int, output: str) -> st
     other = None if beside is None else pathlib.Path(beside)
     picture = io.BytesIO()
     draw_best_and_worst(pathlib.Path(workdir), max(1, count // 2), other).save(picture, "PNG")
-    write_whole(output, picture.getvalue())
+    _write(output, picture.getvalue())
     return f"wrote {output}"
 
 
@@ -81,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser("look", __doc__)
     add = parser.add_argument
     add("place", metavar="RECORDS|WORKDIR", help="what `prepare`, or what `main` wrote")
-    add("--split", default="", help="split to show; default: the first")
+    add("--split", default="", help="split to show; default: all")
     add("--id", action="append", default=[], metavar="NAME", help="clip to show; may be repeated")
     add("--count", type=int, default=20, metavar="N", help="clips, or texts of a run (20)")
     add("--beside", metavar="WORKDIR", help="another run on the same test")

@@ -10,8 +10,11 @@ docs/search.md.
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,10 +22,11 @@ from typing import Any
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.parsers import command_parser
 from uniadapter_jax.common.progress import duration
-from uniadapter_jax.inference.search.flags import add_flags, open_index
+from uniadapter_jax.common.terminal import visible
+from uniadapter_jax.inference.search.flags import add_flags, is_run, open_index
 from uniadapter_jax.inference.search.index import Hit
 from uniadapter_jax.parallel import launch
-from uniadapter_jax.weights.errors import printable
+from uniadapter_jax.runs.files import read_run
 
 
 def table(hits: Sequence[Hit]) -> str:
@@ -30,9 +34,9 @@ def table(hits: Sequence[Hit]) -> str:
     lines = []
     for place, hit in enumerate(hits, 1):
         score = f"{hit.score:8.4f}" if math.isfinite(hit.score) else f"{'-':>8}"
-        line = f"{place:4d} {score}  {seconds(hit):>15}  {printable(hit.path, 4096)}"
-        line += f"  [{printable(hit.answer)}]" if hit.answer else ""
-        lines.append(line + (f"  ({printable(hit.reason)})" if hit.reason else ""))
+        line = f"{place:4d} {score}  {seconds(hit):>15}  {visible(hit.path, 4096)}"
+        line += f"  [{visible(hit.answer)}]" if hit.answer else ""
+        lines.append(line + (f"  ({visible(hit.reason)})" if hit.reason else ""))
     return "\n".join(lines)
 
 
@@ -48,7 +52,18 @@ def as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     return [{**vars(hit), "score": hit.score if math.isfinite(hit.score) else None} for hit in hits]
 
 
-@plain_command
+def _unknown(arguments: argparse.Namespace, rest: Sequence[str]) -> str:
+    """What to do about arguments that are neither a flag nor the one text."""
+    if any(word.startswith("-") for word in rest):
+        return (
+            f"unknown: {' '.join(rest)}; see --help. Words that begin with a dash stand behind --: "
+            f"{shlex.join(['search', arguments.index, '--', ' '.join(rest)])}"
+        )
+    text = " ".join(filter(None, [arguments.text, *rest]))
+    return f"put the words in quotes: {shlex.join(['search', arguments.index, text])}"
+
+
+@functools.partial(plain_command, stopped="stopped")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = command_parser("search", __doc__)
@@ -61,12 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--ask", default="", metavar="QUESTION", help="about each clip (BLIP with a decoder)")
     add("--json", action="store_true", help='print {"hits": [...]} instead')
     add_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:
+        raise UserError(_unknown(arguments, rest))
     if arguments.k < 1:
         raise UserError(f"-k {arguments.k}: at least 1")
     if arguments.text is not None and not arguments.text.strip():
         raise UserError("the query is empty: say in words what to look for, or pass --image=FILE")
     launch.use_compile_cache()
+    if is_run(arguments.adapter):
+        from uniadapter_jax.export import exported  # behind JAX, which it would keep on the CPU
+
+        arguments.adapter = exported(read_run(arguments.adapter))
     index = open_index(arguments)
     hits = index.search(
         arguments.text,
@@ -75,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rerank=arguments.rerank,
         ask=arguments.ask,
     )
+    if arguments.text and (note := index.cut(arguments.text)):
+        print(note, file=sys.stderr)
     print(json.dumps({"hits": as_json(hits)}, indent=2) if arguments.json else table(hits))
     return 0
 

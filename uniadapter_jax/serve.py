@@ -9,13 +9,15 @@ second. Only files of the index are served. See docs/search.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.parsers import command_parser
-from uniadapter_jax.inference.search.flags import add_flags, open_index
+from uniadapter_jax.inference.search.flags import add_flags, is_run, open_index
 from uniadapter_jax.parallel import launch
+from uniadapter_jax.runs.files import read_run
 
 EVERYWHERE = ("0.0.0.0", "::")
 
@@ -28,6 +30,10 @@ def serve(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"`serve` needs {error.name}: pip install 'uniadapter_jax[serve]'"
         ) from error
+    if is_run(arguments.adapter):
+        from uniadapter_jax.export import exported  # behind JAX, which it would keep on the CPU
+
+        arguments.adapter = exported(read_run(arguments.adapter))
     index = open_index(arguments)
     host = arguments.host
     with server.listen(host, arguments.port) as bound:
@@ -37,7 +43,7 @@ def serve(arguments: argparse.Namespace) -> None:
         server.server_of(app.make_app(index, hosts)).run([bound])
 
 
-@plain_command
+@functools.partial(plain_command, stopped="stopped")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     parser = command_parser("serve", __doc__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -13,7 +15,8 @@ import search_case
 import test_architecture
 
 import uniadapter_jax
-from uniadapter_jax import index, search
+from uniadapter_jax import export, index, search
+from uniadapter_jax.inference.clip_options import clip_options
 from uniadapter_jax.inference.search import index as finished
 from uniadapter_jax.inference.search import parts
 from uniadapter_jax.inference.search.index import Hit
@@ -26,6 +29,7 @@ def clips(tmp_path, monkeypatch):
     search_case.make_folder(tmp_path / "clips", pictures=3)
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
+    (tmp_path / "b").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
     loaded = []
@@ -53,7 +57,8 @@ IN, OUT, BACKBONE = "--input=clips", "--output=i", "--backbone=b"
 def test_from_a_folder_to_an_answer(clips, capsys):
     told = said(capsys, index, IN, OUT, BACKBONE, "--adapter=a")
     assert told.startswith("i: 5 clips of 4 files") is False and "i: 5 clips of 5 files" in told
-    assert "1 files cannot be used; i/report.json says why" in told
+    assert "1 file cannot be used (i/report.json):\n  broken.mp4: unreadable: " in told
+    assert "5 clips of 5 files" in told
     said(capsys, index, IN, OUT)  # the model of the index
     assert clips == [("b", "a"), ("b", "a")]
     hits = json.loads(said(capsys, search, "i", "rgbxyz", "-k", "2", "--json"))["hits"]
@@ -72,13 +77,18 @@ def test_from_a_folder_to_an_answer(clips, capsys):
         (index, ["--input=full", OUT, BACKBONE], "--input=full holds no video and no picture"),
         (index, ["--input=gone", OUT, BACKBONE], "--input=gone is not a directory"),
         (index, [IN, "--output=full", BACKBONE], "--output=full exists and is no index"),
-        (index, [IN, OUT], "--backbone=DIR is missing"),
+        (index, [IN, OUT], "--backbone=DIR is missing: a new index needs a model. To try"),
+        (index, [IN, OUT, "--backbone=tiny_clp"], "--backbone=tiny_clp: there is no such dir"),
+        (index, [IN, OUT, "--backbone=tiny_clp"], "did you mean tiny_clip?"),
+        (index, [IN, "--output=/proc/x", BACKBONE], "/proc/x cannot be made there; choose another"),
         (index, [IN, OUT, BACKBONE, "--stride=2"], "pass --window=SECONDS"),
         (index, [IN, OUT, BACKBONE, "--window=0"], "--window=0 --stride=0"),
         (index, [IN, OUT, BACKBONE, "--window=2", "--stride=3"], "--stride=3"),
         (index, [IN, OUT, BACKBONE, "--window=nan"], "--window=nan"),
         (index, [IN, OUT, BACKBONE, "--threads=0"], "--threads=0"),
         (search, ["full", "text"], "full holds no index.json, so it is no index; make one"),
+        (search, ["full", "a", "red car"], """in quotes: search full 'a red car'"""),
+        (search, ["full", "-dash"], "stand behind --: search full -- -dash"),
         (search, ["full", " "], "the query is empty"),
         (search, ["full", "text", "-k", "0"], "-k 0: at least 1"),
     ],
@@ -113,6 +123,9 @@ def test_names_are_safe_to_show():
     hostile = Hit("i", "/a/\x1b[2J\n.png", "x", None, None, True, float("-inf"), 0.1, "gone\x07")
     (line,) = search.table([hostile]).splitlines()
     assert line.isprintable() and "\\x1b" in line
+    name = "/äöü 😀 \u0646\u202e\udcff\u2067.png"
+    (line,) = search.table([dataclasses.replace(hostile, path=name)]).splitlines()
+    assert line.endswith("/äöü 😀 \u0646\\u202e\\udcff\\u2067.png  (gone\\x07)")
     assert search.as_json([hostile])[0]["score"] is None
 
 
@@ -173,3 +186,39 @@ def test_an_unfinished_index_says_so(clips, capsys, tmp_path, monkeypatch):
     (tmp_path / "clips").rename(tmp_path / "moved")
     assert search.main(["i", "rgb"]) == 0
     assert "clips, the folder that was indexed, is not there" in capsys.readouterr().err
+
+
+def test_a_long_text_is_said_to_be_cut(clips, capsys):
+    said(capsys, index, IN, OUT, BACKBONE)
+    assert search.main(["i", "a b c d e f"]) == 0
+    note = "the query has 6 tokens, of which the model reads the first 5 only\n"
+    assert capsys.readouterr().err == note
+
+
+def test_models_that_have_moved_are_named(tmp_path, monkeypatch, clips, capsys):
+    (tmp_path / "a").mkdir()
+    said(capsys, index, IN, OUT, BACKBONE, "--adapter=a")
+    (tmp_path / "a").rename(tmp_path / "there")
+    problem = said(capsys, search, "i", "r", status=2)
+    assert "the adapter of i was in" in problem and "pass --adapter=DIR" in problem
+    for flag in ("--adapter=gone", "--backbone=gone"):
+        assert f"{flag}: there is no such dir" in said(capsys, search, "i", "r", flag, status=2)
+    (tmp_path / "there" / "identity.json").touch()
+    monkeypatch.setattr(search, "read_run", lambda place: place)
+    monkeypatch.setattr(export, "exported", lambda run: f"{tmp_path}/b")
+    said(capsys, search, "i", "r", "--adapter=there")
+    assert clips[-1] == (f"{tmp_path}/b", f"{tmp_path}/b")
+
+
+def test_the_usual_way_is_said_in_a_sentence():
+    told = index._assumed(clip_options({}, "a", 64))
+    assert told == (
+        "Frames are taken as usual, as no adapter says how: 12 of each film (evenly), 224 pixels."
+    )
+
+
+@pytest.mark.parametrize("name", ["index", "search", "serve"])
+def test_the_version_is_told(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"uniadapter_jax.{name}").main(["--version"])
+    assert not end.value.code and capsys.readouterr().out == f"{uniadapter_jax.__version__}\n"

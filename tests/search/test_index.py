@@ -254,15 +254,16 @@ def test_what_was_made_otherwise_is_refused_with_both_sides(clips, tmp_path):
     for act in (lambda: build(str(clips), where, other), lambda: Index.open(where, model=other)):
         with pytest.raises(UserError) as caught:
             act()
-        assert "backbone: there colours, here other" in str(caught.value)
-        assert "task.words: there 5, here 7" in str(caught.value)
+        assert "i was made with the backbone colours, not other. " in str(caught.value)
+    with pytest.raises(UserError, match=r"made with task[.]words=5, not 7[.] Pass"):
+        build(str(clips), where, Colours(words=7))
     for changes, words in (
-        ({"windows": Windows(2, 1)}, r"window: there None, here \[2, 1\]"),
-        ({"dtype": "float16"}, "dtype: there float32, here float16"),
+        ({"windows": Windows(2, 1)}, r"window=none, not \[2, 1\]"),
+        ({"dtype": "float16"}, "dtype=float32, not float16"),
     ):
         with pytest.raises(UserError, match=words):
             build(str(clips), where, model, **changes)
-    with pytest.raises(UserError, match=r"clips[.]frames: there 3, here 4"):
+    with pytest.raises(UserError, match=r"clips[.]frames=3, not 4"):
         build(str(clips), where, Colours(frames=4))
     make_folder(tmp_path / "elsewhere", pictures=1)
     with pytest.raises(UserError, match=r"which is there, not of --input=.*elsewhere"):
@@ -312,8 +313,8 @@ def test_wrong_queries_are_refused(clips, tmp_path):
     index = Index.open(tmp_path / "i", model=model)
     for arguments, words in (
         ({"text": " "}, "empty"),
-        ({}, "one query"),
-        ({"text": "r", "image": "x.png"}, "one query"),
+        ({}, "give one: a text"),
+        ({"text": "r", "image": "x.png"}, "give one: a text"),
         ({"text": "r", "k": 0}, "k"),
         ({"text": "r", "k": 10, "rerank": 5}, "less than k=10"),
         ({"image": str(clips / "none.png")}, "--image=.*missing"),
@@ -322,7 +323,7 @@ def test_wrong_queries_are_refused(clips, tmp_path):
         with pytest.raises(UserError, match=words):
             index.search(**arguments)
     model.matches = model.answers = False
-    for arguments in ({"rerank": 20}, {"ask": "what?"}):
+    for arguments in ({"rerank": 5}, {"rerank": 20}, {"ask": "what?"}):
         with pytest.raises(UserError, match="needs a"):
             index.search("r", **arguments)
     with pytest.raises(UserError, match="has no clip of the id"):

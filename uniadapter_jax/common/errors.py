@@ -85,13 +85,18 @@ def reporting(command: Callable[..., int | None]) -> Callable[..., int | None]:
     return guarded
 
 
-def plain_command(main: Callable[..., int | None]) -> Callable[..., int | None]:
-    """Wraps a command without absl so that it ends on a `UserError` or a signal as in `run_app`."""
+def plain_command(
+    main: Callable[..., int | None], stopped: str = signals.STOPPED
+) -> Callable[..., int | None]:
+    """Wraps a command without absl so that it ends on a `UserError` or a signal as in `run_app`.
+
+    `stopped` is the line that it prints when a signal has ended it.
+    """
 
     @functools.wraps(main)
     def guarded(*args: Any) -> int | None:
         with ending_with_the_reader():
-            return signals.run(lambda: reporting(main)(*args))
+            return signals.run(lambda: reporting(main)(*args), stopped)
 
     return guarded
 

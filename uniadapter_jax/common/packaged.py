@@ -49,6 +49,13 @@ def did_you_mean(path: str) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def models_hint(place: str) -> str:
+    """The tiny models, as the end of a message that tells what a backbone may be."""
+    close = difflib.get_close_matches(pathlib.PurePath(place).name, MODELS, 1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{meant}To try things there are {' and '.join(MODELS)}, which know only coloured shapes"
+
+
 def with_packaged(argv: Sequence[str]) -> list[str]:
     """A command line whose --config names a file: `--config=msrvtt:method=lora`, too."""
     return [

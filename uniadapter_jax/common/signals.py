@@ -56,10 +56,14 @@ def unsaved(nothing: Callable[[], bool]) -> Iterator[None]:
         _nothing_unsaved = before
 
 
-def run(command: Callable[[], int | None]) -> int | None:
+STOPPED = "stopped; no file is half-written. Run the same command to go on."
+
+
+def run(command: Callable[[], int | None], stopped: str = STOPPED) -> int | None:
     """Runs a command in the main thread: the first signal raises KeyboardInterrupt in it.
 
-    If the command does not catch it, it ends with one line and status 128 + the signal's number.
+    If the command does not catch it, it ends with the line `stopped` and status 128 + the signal's
+    number.
     """
     if threading.current_thread() is not threading.main_thread():
         return command()
@@ -69,7 +73,7 @@ def run(command: Callable[[], int | None]) -> int | None:
             return command()
     except KeyboardInterrupt:
         number = _received[-1] if _received else signal.SIGINT
-        leave(128 + number, "stopped; no file is half-written. Run the same command to go on.")
+        leave(128 + number, stopped)
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
         if signal.getsignal(signal.SIGTERM) is _interrupt:  # with several processes it is JAX's

@@ -124,7 +124,12 @@ def _acquire(path: pathlib.Path, me: Holder) -> int:
     """Opens the lock file and makes it this process' own."""
     while True:
         with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # below /proc, say
+                raise UserError(
+                    f"{path.parent} cannot be made there; choose another directory"
+                ) from error
             try:
                 descriptor = _open(path)
             except FileNotFoundError:  # the directory was removed just now

@@ -167,6 +167,8 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
     try:
         config = read_json(file, limit=_CONFIG_BYTES)
     except FileNotFoundError:
+        if not directory.is_dir():
+            raise UserError(f"adapter={directory}: there is no such directory") from None
         raise UserError(
             f"{directory} holds no {CONFIG_FILE}, so it is no adapter of this package"
         ) from None

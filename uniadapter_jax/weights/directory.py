@@ -19,7 +19,7 @@ from uniadapter_jax.common.digests import DIGESTS_FILE, MOST_BYTES, check_digest
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import FileError, read_bytes, read_json, write_json
 from uniadapter_jax.common.new_directory import new_directory
-from uniadapter_jax.common.packaged import packaged
+from uniadapter_jax.common.packaged import models_hint, packaged
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.families import Config, Family, Model, family_of
@@ -67,7 +67,7 @@ def load_backbone(
         directory.
     """
     source = located(source, field, BACKBONE).directory
-    config = _config_of(source)
+    config = _config_of(source, field)
     family = family_of(config)
     if source.startswith("random:"):
         _check_memory(config, source)
@@ -91,20 +91,24 @@ def load_backbone(
 def backbone_family(source: str, field: str = "backbone") -> Family:
     """The family of the backbone at `source`; only its config is read."""
     source = located(source, field, CONFIG).directory
-    return family_of(_config_of(source))
+    return family_of(_config_of(source, field))
 
 
-def _config_of(source: str) -> Config:
+def _config_of(source: str, field: str) -> Config:
     if source.startswith("random:"):
         return read_config(pathlib.Path(packaged(source.removeprefix("random:"))))
-    directory = pathlib.Path(source)
-    if not directory.is_dir():
+    check_place(source, field)
+    return read_config(pathlib.Path(source) / CONFIG_FILE)
+
+
+def check_place(source: str, field: str) -> None:
+    """Raises `UserError` unless `source`, which `located` found, is a directory or random."""
+    if not source.startswith("random:") and not pathlib.Path(source).is_dir():
         raise UserError(
-            f"backbone {source!r} is not a directory; pass --config.backbone=DIR with "
-            "config.json and model.safetensors (HuggingFace layout), OWNER/NAME of a repository on "
-            "the hub, or random:<config.json>"
+            f"{field}={source}: there is no such directory. A directory with config.json and "
+            "model.safetensors (HuggingFace layout) is meant, OWNER/NAME of a repository on the "
+            f"hub, or random:<config.json>; {models_hint(source)}"
         )
-    return read_config(directory / CONFIG_FILE)
 
 
 def _check_memory(config: Config, source: str) -> None:

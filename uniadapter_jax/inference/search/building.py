@@ -148,7 +148,7 @@ def _described(
         new.write(index)
         return new
     old = described.read_description(index)
-    old.check(index, made, ADVICE)
+    old.check(index, made, ADVICE, given)
     if old.root != root and os.path.isdir(old.root):
         raise UserError(
             f"{index} is of the folder {old.root}, which is there, not of --input={root}; name "

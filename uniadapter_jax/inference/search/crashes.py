@@ -1,7 +1,7 @@
 """Files that end the process when they are decoded: found once, then listed, not tried again.
 
-Until files that are read are stored, their names are in INDEX/reading.json. What a run that died left there is
-suspected, and tried in a process of its own first.
+Until files that are read are stored, their names are in INDEX/reading.json. What a run that
+died left there is suspected, and tried in a process of its own first.
 """
 
 from __future__ import annotations

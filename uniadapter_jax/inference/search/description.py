@@ -23,6 +23,7 @@ from uniadapter_jax.weights.adapter_directory import tensors_digest
 NAME = "index.json"
 FORMAT = "uniadapter_jax index/1"
 CODE = 1  # raise it when the same file and model give other rows
+MODELS = ("backbone", "adapter")  # of `made`, on which its other fields depend
 DTYPES = ("float32", "float16")
 _FIELDS = {
     **{"format": str, "root": str, "generation": int, "width": int, "keeps_frames": bool},
@@ -59,14 +60,43 @@ class Description:
             index.mkdir(parents=True, exist_ok=True)
         write_json(index / NAME, sealed(content))
 
-    def check(self, index: object, wanted: Mapping[str, Any], advice: str) -> None:
-        """Raises `UserError` with both sides of all that differs from what made the rows."""
+    def check(
+        self,
+        index: object,
+        wanted: Mapping[str, Any],
+        advice: str,
+        places: tuple[str, str] = ("", ""),
+    ) -> None:
+        """Raises `UserError` with both sides of what differs from what made the rows.
+
+        `places` are those of the backbone and the adapter here. Where these differ, what follows
+        from them, such as a tokenizer, is not named.
+        """
         pairs = {name: (self.made.get(name), wanted.get(name)) for name in {**self.made, **wanted}}
-        sides = "; ".join(
-            f"{name}: there {a}, here {b}" for name, (a, b) in pairs.items() if a != b
-        )
-        if sides:
-            raise UserError(f"{index} was made otherwise ({sides}). {advice}")
+        differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        if not differing:
+            return
+        sides = []
+        for name, there, here in zip(MODELS, (self.backbone, self.adapter), places, strict=True):
+            if name in differing:
+                sides.append(f"the {name} {_sides(there, here, *differing[name])}")
+        if not sides:
+            sides = [f"{name}={_said(a)}, not {_said(b)}" for name, (a, b) in differing.items()]
+        raise UserError(f"{index} was made with {'; '.join(sides)}. {advice}")
+
+
+def _sides(there: str, here: str, made: Any, wanted: Any) -> str:
+    """Two models by their places, or by their digests where these tell nothing."""
+    if there and here and there != absolute(here):
+        return f"{there}, not {here}"
+    if bool(there) != bool(here):
+        return f"{there or made}, not {here or wanted}"
+    where = f"{there} when it was " if there else ""
+    return f"{where}{made}, not {wanted}"
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def of_model(model: AdaptedBackbone) -> dict[str, Any]:

@@ -154,6 +154,12 @@ class Index:
     def model(self) -> AdaptedBackbone:
         """The model that made it; loaded when it is first asked for."""
         if self._model is None:
+            for name, place in zip(("backbone", "adapter"), self._places, strict=True):
+                if os.path.isabs(place) and not os.path.exists(place):
+                    raise UserError(
+                        f"the {name} of {self.path} was in {place}, which does not exist; if it "
+                        f"has moved, pass --{name}=DIR"
+                    )
             backbone, adapter = self._places
             merge = self.description.made.get("clips.merge")
             self._use(load_model(backbone, adapter or None, merge=merge))
@@ -163,9 +169,9 @@ class Index:
     def _use(self, model: AdaptedBackbone) -> None:
         made, wanted = self.description.made, of_model(model)
         there = {name: made[name] for name in made if name in wanted or name.startswith("task.")}
-        this = Description("", "", "", there, 0, False, {})
+        this = dataclasses.replace(self.description, made=there)
         advice = "pass --backbone and --adapter of the index, or index the folder again"
-        this.check(self.path, wanted, advice)
+        this.check(self.path, wanted, advice, self._places)
         self._model = model
 
     @functools.cached_property
@@ -214,17 +220,17 @@ class Index:
           UserError: not one query, or an empty one; k below 1; the model cannot match or answer.
         """
         k, rerank = arguments.whole(k, "k", 1), arguments.whole(rerank, "rerank", 0)
-        if 0 < rerank < k:
-            raise UserError(f"rerank={rerank} is less than k={k}: match at least as many again")
         if rerank and not (text and self.model.matches):
             raise UserError(
                 f"rerank={rerank} needs a text and a BLIP with a matching head; leave it out"
             )
+        if 0 < rerank < k:
+            raise UserError(f"rerank={rerank} is less than k={k}: match at least as many again")
         if ask and not self.model.answers:
             raise UserError(CANNOT_ASK)
         row = self.query(text, image) if vector is None else self._row(vector)
         if vector is not None and (text is not None or image is not None):
-            raise UserError("one query: a text, a picture or a vector")
+            raise UserError("give one: a text, a picture or a vector")
         found = self._found(row, max(k, rerank))
         hits = [Hit(**vars(self._item(clip)), score=score, cosine=score) for clip, score in found]
         if rerank:
@@ -244,7 +250,7 @@ class Index:
     ) -> np.ndarray:
         """The row of a text, or of a picture's file, which clips' rows are compared with."""
         if (text is None) == (image is None):
-            raise UserError("one query: a text, or --image=FILE with a picture")
+            raise UserError("give one: a text, or --image=FILE with a picture")
         if text is not None:
             if not isinstance(text, str) or not text.strip():
                 raise UserError("the query is empty: say in words what to look for")
@@ -252,6 +258,14 @@ class Index:
         picture = self.model.pixels_of([self._picture(os.fspath(image or ""))])
         features = self.model.media_features(*picture)[0]
         return self.model.query_rows(features.reshape(1, -1))[0]
+
+    def cut(self, text: str) -> str:
+        """What of a long text the model does not read, for people; "" of one that it reads."""
+        words = self.model.task["words"]
+        count = int(self.model.tokenizer.lengths([text])[0])
+        if count <= words:
+            return ""
+        return f"the query has {count:,} tokens, of which the model reads the first {words} only"
 
     def _picture(self, path: str) -> FileClip:
         """A picture's file; of a video its first frame."""

@@ -29,8 +29,14 @@ CHUNK = 1 << 18  # bytes that are read at once
 THUMB_SIDE, THUMB_QUALITY = 480, 80
 THUMB_BYTES = 64 << 20  # of thumbnails that are kept
 _TYPES = {
-    **dict.fromkeys((".mp4", ".m4v", ".mov"), "video/mp4"),
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".f4v"), "video/mp4"),
     **{".webm": "video/webm", ".mkv": "video/x-matroska", ".ogv": "video/ogg"},
+    **dict.fromkeys((".ts", ".mts", ".m2ts"), "video/mp2t"),
+    **dict.fromkeys((".mpg", ".mpeg", ".vob"), "video/mpeg"),
+    **dict.fromkeys((".wmv", ".asf"), "video/x-ms-wmv"),
+    **{".avi": "video/x-msvideo", ".flv": "video/x-flv", ".3gp": "video/3gpp"},
+    **{".mxf": "application/mxf", ".tif": "image/tiff", ".tiff": "image/tiff"},
+    **{".heic": "image/heic", ".heif": "image/heif"},
     **dict.fromkeys((".jpg", ".jpeg", ".jfif"), "image/jpeg"),
     **{".png": "image/png", ".apng": "image/png", ".gif": "image/gif", ".webp": "image/webp"},
     **{".avif": "image/avif", ".bmp": "image/bmp"},

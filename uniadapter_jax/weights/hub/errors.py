@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import MachineError, UserError
+from uniadapter_jax.common.packaged import models_hint
 from uniadapter_jax.weights.errors import printable
 from uniadapter_jax.weights.hub.cache import root
 from uniadapter_jax.weights.hub.names import Name
@@ -83,10 +84,18 @@ def _log_in() -> str:
     return "log in with `hf auth login`, or set HF_TOKEN"
 
 
+def also(what: str) -> str:
+    """The tiny models of the package, where a backbone is needed."""
+    return f". {models_hint('')}" if what in ("backbone", "config") else ""
+
+
 def cannot_reach(field: str, name: Name, what: str, reason: object) -> MachineError:
     """The error where neither hub nor cache has what is needed."""
+    from huggingface_hub import constants
+
+    without = ", without HF_HUB_OFFLINE," if constants.HF_HUB_OFFLINE else ""
     return MachineError(
         f"{field}={name}: there is no such directory, {endpoint()} cannot be reached ({reason}), "
-        f"and the cache {root()} has no complete copy of that {what}. Connect, "
-        f"without HF_HUB_OFFLINE, and run the same command again, {OR_A_PATH}"
+        f"and the cache {root()} has no complete copy of that {what}. "
+        f"Connect{without} and run the same command again, {OR_A_PATH}{also(what)}"
     )
