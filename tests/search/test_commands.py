@@ -54,13 +54,13 @@ def said(capsys, command, *arguments, status=0):
 IN, OUT, BACKBONE = "--input=clips", "--output=i", "--backbone=b"
 
 
-def test_from_a_folder_to_an_answer(clips, capsys):
+def test_from_a_folder_to_an_answer(clips, capsys, tmp_path):
     told = said(capsys, index, IN, OUT, BACKBONE, "--adapter=a")
     assert told.startswith("i: 5 clips of 4 files") is False and "i: 5 clips of 5 files" in told
     assert "1 file cannot be used (i/report.json):\n  broken.mp4: unreadable: " in told
     assert "5 clips of 5 files" in told
     said(capsys, index, IN, OUT)  # the model of the index
-    assert clips == [("b", "a"), ("b", "a")]
+    assert clips == [("b", "a"), (f"{tmp_path}/b", "a")]
     hits = json.loads(said(capsys, search, "i", "rgbxyz", "-k", "2", "--json"))["hits"]
     assert len(hits) == 2 and set(hits[0]) >= {"id", "path", "start", "end", "score"}
     lines = said(capsys, search, "i", "rgbxyz", "--ask=how many?").splitlines()

@@ -230,7 +230,7 @@ def test_offline_from_the_cache(hub, offline, capsys):
 def test_without_a_network_the_run_may_be_tried_again(hub):
     hub.server_close()
     hub.shutdown()
-    with pytest.raises(MachineError, match="cannot be reached.* Connect and .*tiny_clip"):
+    with pytest.raises(MachineError, match=r"cannot be reached.* Connect and .*tiny_clip"):
         located("me/clip", FIELD, BACKBONE)
 
 
