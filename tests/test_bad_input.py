@@ -137,7 +137,7 @@ def test_a_workdir_of_another_run_is_left_alone(small, backbone, stopped):
     assert "halfway belongs to another run" in said
     for field in ("backbone", "batch_size", "seed", "method.name", "method.rank", "steps"):
         assert (f"\n  {field}: there " in said) == (field not in ("backbone", "steps"))
-    assert "batch_size: there 8, in this run 4" in said
+    assert "batch_size: there 8, in this run 4" in said and "(backbone: " not in said
     assert small_run.tree_hash(stopped) == before
 
     config = json.loads(small.backbone.read_text()) | {"projection_dim": 16}
@@ -146,7 +146,8 @@ def test_a_workdir_of_another_run_is_left_alone(small, backbone, stopped):
     flags = ("--config.backbone=random:narrow.json", "--config.data.records=renamed")
     said = small.refused(*small.arguments("--workdir=halfway", *flags))
     for field in ("backbone", "data.records"):
-        assert re.search(rf"\n  {field}: there '\w+', in this run '\w+'", said)
+        assert re.search(rf"changed \({field}: there \w{{12}}, in this run \w{{12}}\)\n", said)
+    assert "Train into another --workdir, or bring back the files" in said
     assert small_run.tree_hash(stopped) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config, validate
 from uniadapter_jax.config.rules import MULTIPLIERS, choices_of, leaves, ranges_of
 from uniadapter_jax.runs import identity
+from uniadapter_jax.runs.claims import claim
 from uniadapter_jax.runs.identity import FREE, check_identity, differences
 from uniadapter_jax.runs.results import OTHERS
 from uniadapter_jax.tasks.registry import TASKS
@@ -153,6 +155,28 @@ def test_an_identity_of_the_first_version_is_the_same_run(selection):
     assert differences(saved, both(config)[0], there) == {}
     assert differences(saved, both(config)[0]) == {"compute.dropout": (0.1, 0.3)}
     assert differences({**saved, "seed": 7}, both(config)[0], there) == {"seed": (7, 0)}
+
+
+def test_records_that_changed_are_told_in_words(tmp_path):
+    one = both(flipped("lora", "retrieval", "seed", "val")[0])[0]
+    with pytest.raises(UserError) as caught:
+        check_identity(tmp_path, one, {**one, "data.records": "f" * 64})
+    said = str(caught.value)
+    assert "\n  the records changed (data.records: there " in said and f" {'f' * 12})\n" in said
+    assert said.endswith("Train into another --workdir, or bring back the files it was trained on")
+
+
+def test_a_refused_run_leaves_no_empty_directory(tmp_path):
+    (tmp_path / "there").mkdir()
+    for place in ("new/run", "there/run", "there"):
+        with pytest.raises(UserError, match="refused"), contextlib.ExitStack() as stack:
+            claim(tmp_path / place, stack)
+            raise UserError("refused")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    with contextlib.ExitStack() as stack:
+        claim(tmp_path / "new/run", stack)
+        (tmp_path / "new/run/config.json").touch()
+    assert (tmp_path / "new/run/config.json").exists()
 
 
 def test_what_chose_the_checkpoint_is_named(tmp_path):

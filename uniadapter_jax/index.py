@@ -99,7 +99,8 @@ def index(arguments: argparse.Namespace) -> None:
         rest = f"; {output / REPORT} lists them all" if bad > SHOWN else f" ({output / REPORT})"
         print(f"{count_of(bad, 'file')} cannot be used{rest}:")
         for line in report["bad"][:SHOWN]:
-            print(f"  {visible(line['path'])}: {line['reason']}: {visible(line['detail'])}")
+            why = ": ".join(filter(None, (line["reason"], line["detail"])))
+            print(f"  {visible(line['path'], 4096)}: {visible(why)}")
 
 
 def _assumed(options: ClipOptions) -> str:

@@ -258,7 +258,7 @@ def test_what_was_made_otherwise_is_refused_with_both_sides(clips, tmp_path):
     with pytest.raises(UserError, match=r"made with task[.]words=5, not 7[.] Pass"):
         build(str(clips), where, Colours(words=7))
     for changes, words in (
-        ({"windows": Windows(2, 1)}, r"window=none, not \[2, 1\]"),
+        ({"windows": Windows(2, 1)}, "window=none, not 2 s every 1 s"),
         ({"dtype": "float16"}, "dtype=float32, not float16"),
     ):
         with pytest.raises(UserError, match=words):

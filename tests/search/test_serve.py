@@ -10,11 +10,12 @@ import pytest
 from serve_case import client_of, id_of, index_of, refused
 
 from uniadapter_jax import serve
+from uniadapter_jax.data.preparation.folder import MEDIA
 from uniadapter_jax.inference.clip_files import Windows
 from uniadapter_jax.inference.serving import server
 from uniadapter_jax.inference.serving.answers import Problem
 from uniadapter_jax.inference.serving.app import warm
-from uniadapter_jax.inference.serving.media import byte_range
+from uniadapter_jax.inference.serving.media import _TYPES, byte_range
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,10 @@ def test_search_is_that_of_the_index(client, index):
     info = client.get("/api/info").json()
     assert (info["folder"], info["files"], info["window"]) == ("clips", 5, [1.0, 0.5])
     assert info["unfinished"] is False
+
+
+def test_every_kind_of_media_has_a_type():
+    assert MEDIA <= set(_TYPES) and _TYPES[".avi"] == "video/x-msvideo"
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "201", "1.5", "x", "", "9" * 50, "\u0663"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+import uniadapter_jax
 from uniadapter_jax.common import signals
 from uniadapter_jax.common.packaged import did_you_mean, with_packaged
 from uniadapter_jax.common.pipes import ending_with_the_reader
@@ -113,6 +114,9 @@ _HELP = {"help", "?", "helpshort", "helpfull", "helpxml"}
 def _parse_flags(argv: list[str]) -> list[str]:
     """The arguments that are not flags; a wrong flag ends the command."""
     argv = with_packaged(argv)
+    if "--version" in argv[1:]:
+        print(uniadapter_jax.__version__)
+        sys.exit(0)
     try:
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:

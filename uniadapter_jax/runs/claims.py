@@ -19,9 +19,13 @@ from uniadapter_jax.runs.workdir import holding
 
 
 def claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-    """Makes the workdir, checks that it can be written, and locks it, before hours of work."""
+    """Makes the workdir, checks that it can be written, and locks it, before hours of work.
+
+    A command that is refused later leaves no empty directory.
+    """
     if jax.process_index() != 0:
         return
+    stack.callback(_remove_empty, _missing(workdir))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -31,6 +35,17 @@ def claim(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
             f"--workdir={workdir}: cannot write there: {error.strerror}; choose another"
         ) from error
     stack.enter_context(holding(workdir, "a run"))
+
+
+def _missing(place: pathlib.Path) -> list[pathlib.Path]:
+    """The directories that making `place` makes, the deepest first."""
+    return [path for path in (place, *place.parents) if not path.exists()]
+
+
+def _remove_empty(made: list[pathlib.Path]) -> None:
+    for path in made:
+        with contextlib.suppress(OSError):  # one that holds something stays
+            path.rmdir()
 
 
 def check_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -71,6 +71,15 @@ FREE: Mapping[str, str] = {
 }
 # Values that are not in the config: fingerprints of its files, and values that follow from it.
 _TRAINING_FACTS = ("backbone", "tokenizer", "method.version", "data.records", "steps")
+# What people call the files behind a digest.
+_FILES = {
+    "backbone": "the backbone's weights",
+    "tokenizer": "the tokenizer",
+    "initial": "the adapter to begin with",
+    "data.records": "the records",
+    "data.validation": "the records that choose the checkpoint",
+    "data.test": "the records that are tested on",
+}
 _EVALUATION_FACTS = ("data.test", "answers")
 # Fields of any task that only evaluation reads, and that choose no checkpoint, with their defaults.
 _MEASURED = {"eval.also": "", "eval.split": "test"}
@@ -182,7 +191,7 @@ def check_identity(
     differing = differences(saved, mine, config)
     if not differing:
         return
-    lines = [f"\n  {name}: there {a!r}, in this run {b!r}" for name, (a, b) in differing.items()]
+    lines = [f"\n  {_difference(name, a, b)}" for name, (a, b) in differing.items()]
     why = ""
     if set(differing) <= {*_EVALUATION_FACTS, *_measured_by(mine)}:
         why = (
@@ -191,8 +200,22 @@ def check_identity(
         )
     raise UserError(
         f"{where} belongs to another run:{''.join(lines)}{why}\n"
-        "Nothing was changed. Choose another --workdir, or restore these settings"
+        f"Nothing was changed. {_advice(differing)}"
     )
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """One difference in a line; of files in words, with the beginnings of their digests."""
+    if name in _FILES:
+        sides = f"there {str(there)[:12]}, in this run {str(here)[:12]}"
+        return f"{_FILES[name]} changed ({name}: {sides})"
+    return f"{name}: there {there!r}, in this run {here!r}"
+
+
+def _advice(differing: Collection[str]) -> str:
+    if set(differing) <= set(_FILES):
+        return "Train into another --workdir, or bring back the files it was trained on"
+    return "Choose another --workdir, or restore these settings"
 
 
 def digest(*parts: Mapping[str, Any]) -> str:

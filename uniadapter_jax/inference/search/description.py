@@ -96,6 +96,8 @@ def _sides(there: str, here: str, made: Any, wanted: Any) -> str:
 
 
 def _said(value: Any) -> str:
+    if isinstance(value, list):  # of seconds
+        return " every ".join(f"{seconds:g} s" for seconds in value)
     return "none" if value is None else str(value)
 
 
