@@ -1,12 +1,13 @@
-"""Turns annotations and media files into records. Run once per data set.
+"""Turns annotations and media files into records; run again, it takes up what has changed.
 
     python -m uniadapter_jax.prepare --config=configs/msrvtt.py --input=RAW_DIR --output=RECORDS_DIR
 
     python -m uniadapter_jax.prepare --from-folder=MY_CLIPS
     python -m uniadapter_jax.prepare --from-folder=MY_CLIPS --config=configs/own.py
 
-The second writes MY_CLIPS/manifest.jsonl, to be looked through and then given as --input. The third
-does both: it takes the manifest that is there, or writes one, and makes the records.
+The second writes MY_CLIPS/manifest.jsonl, to be looked through and edited. The third does so, too,
+and makes the records. When clips or captions have come, gone or changed, the same command brings
+both up to date. A manifest that was edited stays; --overwrite reads the folder again all the same.
 
 `config.data.prepare` says what is read (source: msrvtt, msrvtt_7k, msrvtt_full, didemo,
 activitynet, msvd, vatex, vatex_clip2video, lsmdc, karpathy, msrvtt_qa, vqav2, vqa_blip, easy_vqa,
@@ -16,16 +17,19 @@ middle) and how (short_side, quality); flags can set each of them, as in
 "start", "end", "captions": [], "qa": [], "split"} in each line. config.data.prepare.window=10 and
 .stride=5 cut files into clips of 10 s that begin every 5 s.
 
-Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; above
-config.data.prepare.max_bad_share the command stops. After a kill or a stop, the same command
-resumes: finished work is kept in RECORDS_DIR.work, which is removed at the end. When the input has
-changed, the same command decodes what is new. --share=I/N decodes a part of it.
+Files that cannot be used are skipped and listed in RECORDS_DIR/report.jsonl; if they are more than
+one in twenty, the command stops (--config.data.prepare.max_bad_share=.3 allows three in ten). After
+a kill or a stop, the same command resumes: finished work is kept in RECORDS_DIR.work, which is
+removed at the end. When the input has changed, the same command decodes what is new. --share=I/N
+decodes a part of it.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +40,10 @@ from uniadapter_jax.common.cores import usable_cores
 from uniadapter_jax.common.errors import UserError, run_app
 from uniadapter_jax.common.shares import Share
 from uniadapter_jax.data.preparation.clips import PrepareSettings
-from uniadapter_jax.data.preparation.folder import write_manifest
+from uniadapter_jax.data.preparation.folder_manifest import update_manifest
 from uniadapter_jax.data.preparation.making import Job, Making
 from uniadapter_jax.data.preparation.shares import decode_share
+from uniadapter_jax.data.preparation.split_advice import missing_splits
 from uniadapter_jax.data.preparation.survey import survey
 from uniadapter_jax.data.preparation.windows import read_items
 from uniadapter_jax.data.sources.manifest import NAMES
@@ -90,7 +95,11 @@ def prepare(
     if share is not None:
         decode_share(making, share)
         return {}
-    return making.run()
+    content = making.run()
+    if config is not None:
+        found = {split for split, counts in content["coverage"].items() if counts["found"]}
+        _say(missing_splits(config, found, own=making.source.own))
+    return content
 
 
 def _count_cut(config: ConfigDict | None, records: str, *alone: Any) -> None:
@@ -101,16 +110,14 @@ def _count_cut(config: ConfigDict | None, records: str, *alone: Any) -> None:
 
 
 def _say(lines: Sequence[str]) -> None:
-    print("\n".join(lines), flush=True)
+    if lines:
+        print("\n".join(lines), flush=True)
 
 
-def _manifest_of(folder: str) -> str:
-    """The manifest of a folder: the one that is there, which may have been edited, or a new one."""
-    manifest = os.path.join(folder, NAMES[0])
-    if os.path.exists(manifest):
-        _say([f"{manifest} is there, and taken as it is"])
-    else:
-        _say(write_manifest(folder, manifest))
+def _manifest_of(folder: str, manifest: str, overwrite: bool) -> str:
+    """The manifest of a folder, brought up to date where it was not edited."""
+    command = ["python", "-m", "uniadapter_jax.prepare", *sys.argv[1:], "--overwrite"]
+    _say(update_manifest(folder, manifest, overwrite=overwrite, again=shlex.join(command)))
     return manifest
 
 
@@ -143,7 +150,10 @@ def define_flags() -> dict[str, Any]:
             0,
         ),
         "overwrite": flags.DEFINE_bool(
-            "overwrite", False, "Replace records of another input or with other settings."
+            "overwrite",
+            False,
+            "Replace records of another input or with other settings; with --from-folder also a "
+            "manifest that was edited by hand.",
         ),
         "keep": flags.DEFINE_bool(
             "keep",
@@ -167,8 +177,8 @@ def define_flags() -> dict[str, Any]:
             "from-folder",
             None,
             "Write a manifest of the videos and pictures of this folder, with captions from files "
-            "beside them (.txt, .srt, .vtt, .csv), to --output or FOLDER/manifest.jsonl; with "
-            "--config also make the records.",
+            "beside them (.txt, .srt, .vtt, .csv), to --output or FOLDER/manifest.jsonl, or bring "
+            "it up to date unless it was edited; with --config also make the records.",
         ),
     }
 
@@ -183,13 +193,13 @@ def main() -> None:
         config = values["config"].value
         source = values["input"].value
         if folder := values["from-folder"].value:
-            if config is None:
-                manifest = values["output"].value or os.path.join(folder, NAMES[0])
-                _say(write_manifest(folder, manifest, overwrite=values["overwrite"].value))
-                return
             if source is not None:
                 raise UserError("--from-folder and --input both say what is read; give one")
-            source = _manifest_of(folder)
+            named = values["output"].value if config is None else None
+            manifest = named or os.path.join(folder, NAMES[0])
+            source = _manifest_of(folder, manifest, values["overwrite"].value)
+            if config is None:
+                return
         if config is None:
             raise UserError("--config is missing; for example --config=configs/msrvtt.py")
         if source is None:

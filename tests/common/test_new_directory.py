@@ -171,3 +171,12 @@ def test_killed_exports(whole, tmp_path, kills):
     made = tmp_path / "out" / "made"
     pathlib.Path(made.parent).mkdir()
     Killing("uniadapter_jax.export", [f"--workdir={whole}", "--to"], made).campaign(kills)
+
+
+def test_an_error_names_what_was_asked_for(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"/a: Permission denied$"), new_directory(tmp_path / "a"):
+        pass

@@ -117,7 +117,7 @@ def test_times_beyond_the_file_and_empty_texts_are_listed(tmp_path):
     report = map(json.loads, (tmp_path / "out" / "report.jsonl").read_text().splitlines())
     assert {line["id"]: (line["reason"], line["detail"]) for line in report} == {
         "beyond": ("no_frames", "begins at 9 s, and the file ends at 3.00"),
-        "silent": ("no_caption", "no caption with a word in it"),
+        "silent": ("no_caption", "no caption with a word in it; the file was not looked at"),
     }
     protocol = read_items(media.settings(window=1.0), str(tmp_path)).protocol
     assert "(1 annotated moments begin after the end of their file)" in protocol

@@ -1,7 +1,8 @@
-"""A manifest from a folder: captions beside files, moments, splits, ids; and a dry run."""
+"""A folder of one's own: captions beside files, moments, splits, ids; and a dry run."""
 
 import json
 import os
+import unicodedata
 
 import media
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data.preparation.clips import PrepareSettings
-from uniadapter_jax.data.preparation.folder import write_manifest
+from uniadapter_jax.data.preparation.folder_manifest import update_manifest
 from uniadapter_jax.data.preparation.survey import survey
 from uniadapter_jax.data.sources import read_source
+from uniadapter_jax.inference.search.folder import media_of
 
 VTT = (
     "WEBVTT\n\n1\n00:01.500 --> 00:03.000\n<b>a dog</b>\nruns\n\n"
@@ -30,7 +32,7 @@ def folder(root, **beside):
 
 
 def read(root):
-    write_manifest(str(root), str(root / "manifest.jsonl"), overwrite=True)
+    update_manifest(str(root), str(root / "manifest.jsonl"), overwrite=True)
     return {item.id: item for item in read_source("manifest", str(root)).items}
 
 
@@ -61,7 +63,6 @@ def test_names_that_are_odd(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="would have one id"):
         read(tmp_path)
-    (tmp_path / "x.mp4").unlink()
     (tmp_path / os.fsdecode(b"\xff.mp4")).touch()
     with pytest.raises(UserError, match=r"xff\.mp4|udcff.*not UTF-8"):
         read(tmp_path)
@@ -94,15 +95,39 @@ def test_defects_name_the_file(tmp_path, beside, message):
     assert "a." in str(error.value)
 
 
-def test_an_edited_manifest_is_not_replaced(tmp_path):
-    folder(tmp_path)
-    path = str(tmp_path / "new" / "manifest.jsonl")
-    write_manifest(str(tmp_path), path)
-    with pytest.raises(UserError, match="--overwrite"):
-        write_manifest(str(tmp_path), path)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no video and no picture"):
-        write_manifest(str(tmp_path / "empty"), str(tmp_path / "x"))
+def test_all_defects_are_told_at_once(tmp_path):
+    folder(tmp_path, a__txt="x", a__srt=SRT, twice__csv="caption;start\nx;1\n")
+    (tmp_path / "deep" / "b.txt").write_bytes("hello".encode("utf-16"))
+    (tmp_path / os.fsdecode(b"\xff.mp4")).touch()
+    with pytest.raises(UserError, match=r"4 things in .* are wrong:") as error:
+        read(tmp_path)
+    for words in ("about one file", "no column 'caption'", "b.txt: not readable", "is not UTF-8"):
+        assert str(error.value).count(words) == 1
+    for wrong, words in (("empty", "no video and no picture"), ("no", "--from-folder=.*no is not")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=words):
+            update_manifest(str(tmp_path / wrong), str(tmp_path / "x"))
+
+
+def test_captions_match_by_suffix_in_any_case_and_form_of_unicode(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "bär") for form in ("NFC", "NFD"))
+    for name in ("bird.mp4", f"{apart}.mp4", "V10.MP4", "v6.mp4", "v12.mp4", "void.mp4"):
+        (tmp_path / name).write_bytes(b"x" * (name != "void.mp4"))
+    others = ("v10.txt", "v6.mp4.txt", "v12.en.srt", "nobody.txt")
+    for name in ("bird.TXT", f"{composed}.txt", *others):
+        (tmp_path / name).write_text("a caption")
+    said = "\n".join(update_manifest(str(tmp_path), str(tmp_path / "manifest.jsonl")))
+    captions = {i.id: i.captions for i in read_source("manifest", str(tmp_path)).items}
+    assert captions["bird"] == captions[apart] == ("a caption",)
+    assert "4 caption files belong to no clip" in said and all(name in said for name in others)
+    assert "1 file is empty (0 bytes): void.mp4" in said
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    for name in ("a.mp4", ".hidden.mp4", "._a.mp4", ".thumbs/x.mp4", "deep/.y/z.jpg", ".b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert set(read(tmp_path)) == {"a"} and media_of(str(tmp_path)) == ["a.mp4"]
 
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path):

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 
 from uniadapter_jax.common.errors import UserError
 
-_REASONS = {
+_FULL = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "quota exceeded",
     errno.EFBIG: "file size limit reached",
+}
+_REFUSED = {
     errno.EROFS: "read-only file system",
     errno.EACCES: "no permission",
     errno.EPERM: "not permitted",
@@ -22,8 +24,9 @@ _REASONS = {
     errno.EEXIST: "a file is in the way",
     errno.EISDIR: "a directory is in the way",
 }
+_REASONS = _FULL | _REFUSED
 # tensorstore and ArrayRecord report the system's message, not its number.
-_MESSAGES = {os.strerror(number): reason for number, reason in _REASONS.items()}
+_MESSAGES = {os.strerror(number): number for number in _REASONS}
 
 
 @contextlib.contextmanager
@@ -34,23 +37,34 @@ def disk_errors(path: str | os.PathLike[str], needed: int = 0) -> Iterator[None]
     except UserError:  # already says more
         raise
     except Exception as error:  # orbax wraps the system's error in several types of its own
-        reason = _reason(error)
-        if reason is None:
+        number = _number(error)
+        if number is None:
             raise
-        wanted = f"needed {needed:,} bytes or more, " if needed else ""
         raise UserError(
-            f"{os.fspath(path)}: cannot write: {reason} ({wanted}free {free_bytes(path):,}). What "
-            "was complete before is untouched; make room and run the same command again"
+            f"{os.fspath(path)}: cannot write: {_told(number, path, needed)}"
         ) from error
 
 
-def _reason(error: BaseException | None) -> str | None:
+def _told(number: int, path: str | os.PathLike[str], needed: int) -> str:
+    """What is wrong and what to do; a refusal has nothing to do with the free bytes."""
+    untouched = "What was complete before is untouched"
+    if number in _REFUSED:
+        return f"{_REFUSED[number]}. {untouched}; choose another place, or mend this one"
+    wanted = f"needed {needed:,} bytes or more, " if needed else ""
+    return (
+        f"{_FULL[number]} ({wanted}free {free_bytes(path):,}). {untouched}; make room and run the "
+        "same command again"
+    )
+
+
+def _number(error: BaseException | None) -> int | None:
+    """The number of the system's error that lies behind an error; None where none does."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _REASONS:
-            return _REASONS[error.errno]
-        for message, reason in _MESSAGES.items():
+            return error.errno
+        for message, number in _MESSAGES.items():
             if message in str(error):
-                return reason
+                return number
         error = error.__cause__ or error.__context__
     return None
 

@@ -48,8 +48,13 @@ def new_directory(directory: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             finally:
                 _remove(filled)
     except OSError as error:
-        where = directory if error.filename is None else error.filename
-        raise UserError(f"{where}: {error.strerror or error}") from error
+        raise UserError(f"{_named(error, directory, target)}: {error.strerror or error}") from error
+
+
+def _named(error: OSError, directory: str | os.PathLike[str], target: pathlib.Path) -> str:
+    """The file that an error is about; the target for what lies beside it, which nobody typed."""
+    path = directory if error.filename is None else error.filename
+    return os.fspath(directory if pathlib.Path(path).parent == target.parent else path)
 
 
 @contextlib.contextmanager

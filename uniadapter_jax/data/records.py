@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
@@ -27,6 +28,7 @@ from uniadapter_jax.data.sources.question import Question, has_answer, read_ques
 PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
+OWN_COMMAND = "python -m uniadapter_jax.prepare --config=own --from-folder=MY_CLIPS --output="
 
 LINE_BYTES = 4 << 20  # most bytes of an index line; a picture's questions take some KB
 _INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
@@ -252,8 +254,10 @@ def open_records(root: str, split: str) -> Records:
     root = os.path.abspath(root)
     prepared = read_prepared(root)
     if prepared is None:
+        quoted = shlex.quote(root)
         raise UserError(
-            f"no records in {root} (config.data.records); make them with {PREPARE_COMMAND}{root}"
+            f"no records in {root}; make them with {PREPARE_COMMAND}{quoted}, or, of a folder of "
+            f"your own clips, with {OWN_COMMAND}{quoted}"
         )
     for name in DESCRIPTIONS:
         check_file(root, prepared, name)

@@ -94,8 +94,8 @@ def _directory(place: str, field: str, need: Need) -> str:
     """The directory of a field's tokenizer; "" where it cannot be had: words count then."""
     try:
         return located(place, field, need).directory
-    except UserError as error:
-        print(f"{error}. Texts are counted without its tokenizer")
+    except UserError:  # nothing is wrong with the records; a run says what it lacks
+        print(f"texts are counted without the tokenizer of {field}={place}, which is not at hand")
         return ""
 
 

@@ -123,13 +123,8 @@ def check_free(directory: str | os.PathLike[str]) -> None:
 def _acquire(path: pathlib.Path, me: Holder) -> int:
     """Opens the lock file and makes it this process' own."""
     while True:
-        with disk_errors(path):
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as error:  # below /proc, say
-                raise UserError(
-                    f"{path.parent} cannot be made there; choose another directory"
-                ) from error
+        with disk_errors(path.parent):
+            _make(path.parent)
             try:
                 descriptor = _open(path)
             except FileNotFoundError:  # the directory was removed just now
@@ -141,6 +136,13 @@ def _acquire(path: pathlib.Path, me: Holder) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)
+
+
+def _make(directory: pathlib.Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # below /proc, or below a link to nowhere
+        raise UserError(f"{directory} cannot be made there; choose another directory") from error
 
 
 def _open(path: pathlib.Path) -> int:
@@ -166,7 +168,7 @@ def _claim(path: pathlib.Path, descriptor: int, me: Holder) -> bool:
         return False
     if taken is False or _lives_elsewhere(path, holder, taken):
         raise _held(path, holder)
-    with disk_errors(path):
+    with disk_errors(path.parent):
         _write(descriptor, me)
     if holder is not None and holder.boot != me.boot:
         time.sleep(min(1.0, BEAT))  # two hosts may have found the same dead holder

@@ -18,6 +18,7 @@ from uniadapter_jax.data.preparation.shards import Outcome, read_shard
 from uniadapter_jax.data.sources.item import Item
 
 ReadClip = Callable[[int], Clip]
+SILENT = "no_caption"  # the reason of items that have no text
 
 
 class FrameFile(Hashable, Protocol):
@@ -125,6 +126,11 @@ class Contents:
         return self.expected - sum(split["found"] for split in self.coverage.values())
 
     @property
+    def silent(self) -> int:
+        """The items that are left out since they have no text."""
+        return sum(split["reasons"].get(SILENT, 0) for split in self.coverage.values())
+
+    @property
     def reasons(self) -> str:
         counts: collections.Counter[str] = collections.Counter()
         for split in self.coverage.values():
@@ -182,7 +188,8 @@ def collect(plan: Plan) -> Contents:
 def _heads(plan: Plan) -> dict[int, tuple[FrameFile, int, Found]]:
     """(File, position there, what there is) of every item."""
     nowhere = ShardFile("")
-    mute = Found(reason="no_caption", detail="no caption with a word in it")
+    detail = "no caption with a word in it; the file was not looked at"
+    mute = Found(reason=SILENT, detail=detail)
     heads: dict[int, tuple[FrameFile, int, Found]] = dict.fromkeys(plan.mute, (nowhere, 0, mute))
     for index, found in plan.kept.items():
         heads[index] = RecordFile(plan.records, found.split), found.number, found

@@ -1,12 +1,8 @@
-"""A manifest of a folder of one's own videos and pictures, which people can read and edit.
+"""Reads a folder of one's own videos and pictures as lines of a manifest.
 
 Every video and picture below the folder becomes a line of `data.sources.manifest`; its id is its
-path without suffix. Captions come from files beside it that have its name:
-
-    NAME.txt            a caption a line
-    NAME.srt, NAME.vtt  subtitles: each is a clip of its own, with start and end
-    NAME.csv, NAME.tsv  a table with a header: caption, and start and end in seconds if there are
-                        moments
+path without suffix. Captions come from files beside it that have its name (see `captions`). Names
+that begin with a dot are hidden, those of folders too: what they hold is passed over.
 
 A folder `train`, `val` or `test` at the top names the split of what it holds. Elsewhere the hash
 of the path decides: 8 of 10 files train, one validates, one tests. Moments of a file stay together.
@@ -16,16 +12,12 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import json
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.files import FileError, write_whole
-from uniadapter_jax.data.sources import text_files
+from uniadapter_jax.data.preparation.captions import CaptionFiles, Moment
 from uniadapter_jax.data.sources.files import VIDEO_EXTENSIONS, Tree
 from uniadapter_jax.data.sources.item import clean_text
 
@@ -35,70 +27,120 @@ PICTURE_EXTENSIONS = (
 )
 MEDIA = frozenset((*VIDEO_EXTENSIONS, *PICTURE_EXTENSIONS)) - {""}
 SPLITS = ("train", "val", "test")
+SHOWN = 5  # names in a line
+SHOWN_ERRORS = 20
 _OF_TEN = ("test", "val", *["train"] * 8)  # by the hash of the path
-_CUE = re.compile(
-    r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{3})\s*-->\s*(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{3})"
-)
-_TAG = re.compile(r"<[^>]*>|\{\\[^}]*\}")  # of WebVTT and SubRip
+
+Record = dict[str, Any]  # a line of a manifest
 
 
-class Moment(NamedTuple):
-    """Captions of a file, or of a part of it in seconds."""
+class FolderContent(NamedTuple):
+    """The lines of a folder's manifest, and what people should know about the folder."""
 
-    captions: tuple[str, ...]
-    start: float | None = None
-    end: float | None = None
+    records: list[Record]
+    notes: list[str]
 
 
-def write_manifest(folder: str, path: str, *, overwrite: bool = False) -> list[str]:
-    """Writes the manifest of `folder` to `path`; returns what it holds, in lines for people.
+def shown_paths(tree: Tree) -> list[str]:
+    """The files of a tree that are not hidden, in the order of their paths."""
+    return sorted(path for path in tree.paths if not f"{os.sep}{path}".count(f"{os.sep}."))
+
+
+def media_paths(tree: Tree) -> list[str]:
+    """The videos and pictures of a tree that are not hidden, by suffix."""
+    return [path for path in shown_paths(tree) if os.path.splitext(path)[1].lower() in MEDIA]
+
+
+def read_folder(folder: str, base: str, known: Mapping[str, str]) -> FolderContent:
+    """Reads a folder for a manifest in the directory `base`.
+
+    Args:
+      known: ids that files had before, by their path from `base`; they keep them.
 
     Raises:
-      UserError: there is no video or picture, two have one id, a caption file cannot be read, or
-        the manifest exists and may not be replaced.
+      UserError: there is no video or picture; or all that is wrong with names and caption files.
     """
-    if os.path.exists(path) and not overwrite:
-        raise UserError(f"{path} exists, and may have been edited; --overwrite replaces it")
+    if not os.path.isdir(folder):
+        raise UserError(f"--from-folder={folder} is not a directory")
     tree = Tree(folder)
-    lines: list[str] = []
-    counts = {split: [0, 0] for split in SPLITS}  # clips, captions
-    base = os.path.dirname(os.path.abspath(path))
-    for media, identity in _media(tree).items():
-        split = _split(media)
-        where = os.path.relpath(os.path.join(os.path.abspath(folder), media), base)
-        moments = _moments(tree, media)
-        for moment in moments:
-            record: dict[str, Any] = {"id": _named(identity, moment), "path": where, "split": split}
-            if moment.start is not None:
-                record |= {"start": moment.start, "end": moment.end}
-            record["captions"] = list(moment.captions)
-            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-            counts[split][0] += 1
-            counts[split][1] += len(moment.captions)
-    with disk_errors(path, sum(map(len, lines))):
-        os.makedirs(base, exist_ok=True)
-    write_whole(path, "".join(lines))
-    told = [f"{split}: {n} clips, {c} captions" for split, (n, c) in counts.items() if n]
-    return [*told, f"wrote {path}; look through it, and edit it where it is wrong"]
+    media, captions = media_paths(tree), CaptionFiles(folder, shown_paths(tree))
+    if not media:
+        raise UserError(f"{folder} holds no video and no picture (by suffix: .mp4, .jpg, ...)")
+    errors = [
+        f"{os.path.join(folder, path)!a}: rename it: its name is not UTF-8"
+        for path in media
+        if not _is_utf8(path)
+    ]
+    readable = [path for path in media if _is_utf8(path)]
+    wheres = {p: os.path.relpath(os.path.join(os.path.abspath(folder), p), base) for p in readable}
+    before = {path: known[where] for path, where in wheres.items() if where in known}
+    records: list[Record] = []
+    for path, identity in _identities(readable, before, errors):
+        try:
+            moments = captions.moments(path)
+        except UserError as error:
+            if str(error) not in errors:  # two media may have one name
+                errors.append(str(error))
+            continue
+        records += [_record(identity, wheres[path], _split(path), moment) for moment in moments]
+    if errors:
+        raise _all_of(errors, folder)
+    empty = [path for path in media if _is_empty(os.path.join(folder, path))]
+    alone = captions.without_medium(media)
+    notes = [
+        *_note(empty, "1 file is empty (0 bytes)", "{} files are empty (0 bytes)"),
+        *_note(
+            alone,
+            "1 caption file belongs to no clip, since none has its name",
+            "{} caption files belong to no clip, since none has their name",
+        ),
+    ]
+    return FolderContent(records, notes)
 
 
-def _media(tree: Tree) -> dict[str, str]:
-    """{path: id} of all videos and pictures, in the order of their paths."""
-    paths = sorted(p for p in tree.paths if os.path.splitext(p)[1].lower() in MEDIA)
-    if not paths:
-        raise UserError(f"{tree.root} holds no video and no picture (by suffix: .mp4, .jpg, ...)")
-    for path in paths:
-        if path.encode("utf-8", "replace").decode() != path:
-            raise UserError(f"{os.path.join(tree.root, path)!a}: rename it: its name is not UTF-8")
+def _is_utf8(path: str) -> bool:
+    return path.encode("utf-8", "replace").decode() == path
+
+
+def _is_empty(path: str) -> bool:
+    try:
+        return os.path.getsize(path) == 0
+    except OSError:
+        return False
+
+
+def _all_of(errors: Sequence[str], folder: str) -> UserError:
+    if len(errors) == 1:
+        return UserError(errors[0])
+    tail = [f"and {len(errors) - SHOWN_ERRORS} more"] if len(errors) > SHOWN_ERRORS else []
+    lines = [f"{len(errors)} things in {folder} are wrong:", *errors[:SHOWN_ERRORS], *tail]
+    return UserError("\n  ".join(lines))
+
+
+def _note(paths: Sequence[str], one: str, several: str) -> Iterator[str]:
+    if paths:
+        names = ", ".join(path if _is_utf8(path) else ascii(path) for path in paths[:SHOWN])
+        more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        told = one if len(paths) == 1 else several.format(len(paths))
+        yield f"{told}: {names}{more}"
+
+
+def _identities(
+    paths: Sequence[str], known: Mapping[str, str], errors: list[str]
+) -> Iterator[tuple[str, str]]:
+    """(path, id) of media; those that are known keep their ids. Two with one id are an error."""
     names = {path: clean_text(os.path.splitext(path)[0]) for path in paths}
     counts = collections.Counter(names.values())
-    chosen: dict[str, str] = {}  # by id
+    chosen = {identity: path for path, identity in known.items()}
     for path, name in names.items():
-        identity = name if counts[name] == 1 else clean_text(path)
-        if identity in chosen:
-            raise UserError(f"{chosen[identity]!r} and {path!r} would have one id; rename one")
-        chosen[identity] = path
-    return {path: identity for identity, path in chosen.items()}
+        identity = known.get(path)
+        if identity is None:
+            alone = counts[name] == 1 and name not in chosen
+            identity = name if alone else clean_text(path)
+        if chosen.setdefault(identity, path) != path:
+            errors.append(f"{chosen[identity]!r} and {path!r} would have one id; rename one")
+            continue
+        yield path, identity
 
 
 def _split(media: str) -> str:
@@ -109,67 +151,21 @@ def _split(media: str) -> str:
     return _OF_TEN[int.from_bytes(place[:8], "big") % len(_OF_TEN)]
 
 
-def _named(identity: str, moment: Moment) -> str:
-    if moment.start is None:
-        return identity
-    return f"{identity}@{moment.start:g}-{moment.end:g}"
+def _record(identity: str, where: str, split: str, moment: Moment) -> Record:
+    record: Record = {"id": identity, "path": where, "split": split}
+    if moment.start is not None and moment.end is not None:
+        record["id"] += _range(moment.start, moment.end)
+        record |= {"start": moment.start, "end": moment.end}
+    return record | {"captions": list(moment.captions)}
 
 
-def _moments(tree: Tree, media: str) -> list[Moment]:
-    """What the files beside a medium say of it; one moment without captions if there are none."""
-    stem = os.path.join(tree.root, os.path.splitext(media)[0])
-    readers = {".txt": _lines, ".srt": _cues, ".vtt": _cues, ".csv": _table, ".tsv": _table}
-    beside = [stem + suffix for suffix in readers if os.path.isfile(stem + suffix)]
-    if len(beside) > 1:
-        raise UserError(f"{' and '.join(beside)} are about one file: keep one of them")
-    if not beside:
-        return [Moment(())]
-    return list(readers[os.path.splitext(beside[0])[1]](beside[0]))
+def _range(start: float, end: float) -> str:
+    return f"@{start:g}-{end:g}"
 
 
-def _lines(path: str) -> Iterator[Moment]:
-    yield Moment(tuple(text for text in map(clean_text, text_files.read_names(path)) if text))
-
-
-def _cues(path: str) -> Iterator[Moment]:
-    """The subtitles of a file, as moments with one caption."""
-    found = False
-    for block in re.split(r"\r?\n\r?\n", text_files.read_text(path)):
-        times = _CUE.search(block)
-        text = clean_text(" ".join(_TAG.sub("", block[times.end() :]).split()) if times else "")
-        if times and text:
-            found = True
-            yield Moment((text,), _seconds(times.groups()[:4]), _seconds(times.groups()[4:]))
-    if not found:
-        raise FileError(path, "no subtitle with times and text is in it")
-
-
-def _seconds(clock: tuple[str | None, ...]) -> float:
-    hours, minutes, seconds, thousandths = (int(part or 0) for part in clock)
-    return hours * 3600 + minutes * 60 + seconds + thousandths / 1000
-
-
-def _table(path: str) -> Iterator[Moment]:
-    """A table's captions: those without times together, the others as moments."""
-    delimiter = "\t" if path.endswith(".tsv") else ","
-    header = text_files.read_text(path).partition("\n")[0]
-    timed = "start" in header and "end" in header
-    columns = ("caption", "start", "end") if timed else ("caption",)
-    plain: list[str] = []
-    moments: list[Moment] = []
-    for row, (caption, *times) in enumerate(
-        text_files.read_columns(path, *columns, delimiter=delimiter), 1
-    ):
-        if not any(times):
-            plain.append(clean_text(caption))
-            continue
-        try:
-            start, end = map(float, times)
-        except ValueError as error:
-            raise FileError(path, f"record {row}: start and end are seconds: {times}") from error
-        if not 0 <= start < end:
-            raise FileError(path, f"record {row}: {start:g} to {end:g} is no moment")
-        moments.append(Moment((clean_text(caption),), start, end))
-    if plain or not moments:
-        yield Moment(tuple(filter(None, plain)))
-    yield from moments
+def identity_of(record: Mapping[str, Any]) -> str:
+    """The id of the file that a line is of: the line's own, without the range of a moment."""
+    start, end = record.get("start"), record.get("end")
+    if isinstance(start, int | float) and isinstance(end, int | float):
+        return record["id"].removesuffix(_range(start, end))
+    return record["id"]

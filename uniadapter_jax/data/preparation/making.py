@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -147,16 +148,26 @@ class Making:
         from uniadapter_jax.data.preparation import builder
 
         share = self.job.settings.max_bad_share
-        if there.bad <= share * there.expected and there.bad < there.expected:
+        silent = there.silent if self.source.own else 0
+        bad, expected = there.bad - silent, there.expected - silent
+        if bad <= share * expected and there.bad < there.expected:
             return
         report = os.path.join(work, "report.jsonl")
         builder.write_report(report, there)
         raise UserError(
-            f"{there.bad} of {there.expected} items ({there.bad / there.expected:.1%}) gave no "
+            f"{bad} of {expected} items ({bad / expected:.1%}) gave no "
             f"clip, more than config.data.prepare.max_bad_share={share:.1%}: "
             f"{there.reasons}; listed in {report}. What was decoded is kept: mend the "
-            "input or raise the share and run the same command again"
+            f"input and run the same command again{_raising(bad, expected)}"
         )
+
+
+def _raising(bad: int, expected: int) -> str:
+    """How to go on without the bad items; "" where there are no others."""
+    if bad == expected:
+        return ""
+    enough = math.ceil(100 * bad / expected) / 100
+    return f", or leave them out with --config.data.prepare.max_bad_share={enough:g}"
 
 
 def decode(shards: Sequence[Shard], root: str, job: Job, *, kept: int = 0) -> None:

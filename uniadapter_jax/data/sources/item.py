@@ -45,9 +45,14 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The annotations of a data set; relative paths start at `root`."""
+    """The annotations of a data set; relative paths start at `root`.
+
+    Attributes:
+      own: whether they are a user's own, who may not have captions for all clips.
+    """
 
     protocol: str  # which of the set's splits and captions were taken, in words
     root: str
     items: tuple[Item, ...]
     left_out: tuple[dict[str, Any], ...] = ()  # questions, as lines of `report.jsonl`
+    own: bool = False

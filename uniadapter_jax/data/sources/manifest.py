@@ -60,7 +60,7 @@ def read(path: str) -> Source:
     if not items:
         raise UserError(f"{path}: no records")
     root = os.path.dirname(os.path.abspath(path))
-    return Source(f"manifest: {os.path.basename(path)}", root, tuple(items))
+    return Source(f"manifest: {os.path.basename(path)}", root, tuple(items), own=True)
 
 
 def json_lines(path: str, errors: list[str] | None = None) -> Iterator[tuple[int, Any]]:

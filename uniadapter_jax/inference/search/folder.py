@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.data.media.kinds import DecodeError
-from uniadapter_jax.data.preparation.folder import MEDIA
+from uniadapter_jax.data.preparation.folder import media_paths
 from uniadapter_jax.data.sources.files import Tree
 from uniadapter_jax.inference.clip_files import FileClip, Windows, read_clips
 from uniadapter_jax.inference.clip_options import ClipOptions
@@ -23,12 +23,12 @@ from uniadapter_jax.inference.search.parts import Bad, Stamp
 
 
 def media_of(root: str) -> list[str]:
-    """The videos and pictures below a folder, by suffix, in the order of their paths.
+    """The videos and pictures below a folder that are not hidden, in the order of their paths.
 
     Raises:
       UserError: it is no folder, or holds none.
     """
-    paths = sorted(path for path in Tree(root).paths if os.path.splitext(path)[1].lower() in MEDIA)
+    paths = media_paths(Tree(root))
     if not paths:
         raise UserError(
             f"--input={root} holds no video and no picture (by suffix: .mp4, .jpg, ...)"
