@@ -14,6 +14,7 @@ from absl import flags
 from PIL import Image
 from test_architecture import COMMANDS as MODULES
 
+import uniadapter_jax
 from uniadapter_jax import __main__ as door
 from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.benchmark.grid import base_grid, row, setting, units_of
@@ -121,6 +122,11 @@ def test_one_command_from_a_folder_to_records(small, tmp_path):
         (folder / "manifest.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     both = small.fork(f"--input={folder}", *arguments, module="uniadapter_jax.prepare").end(2)
     assert "--from-folder and --input both say" in both
+
+
+def test_the_version_is_told(capsys):
+    assert door.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{uniadapter_jax.__version__}\n"
 
 
 def test_a_model_of_the_package_is_found_by_name(tmp_path, monkeypatch):

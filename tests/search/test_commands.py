@@ -16,11 +16,13 @@ import test_architecture
 
 import uniadapter_jax
 from uniadapter_jax import export, index, search
+from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.inference.clip_options import clip_options
 from uniadapter_jax.inference.search import index as finished
 from uniadapter_jax.inference.search import parts
 from uniadapter_jax.inference.search.index import Hit
 from uniadapter_jax.runs.workdir import holding
+from uniadapter_jax.weights.adapter_directory import read_adapter
 
 
 @pytest.fixture
@@ -222,3 +224,14 @@ def test_the_version_is_told(name, capsys):
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"uniadapter_jax.{name}").main(["--version"])
     assert not end.value.code and capsys.readouterr().out == f"{uniadapter_jax.__version__}\n"
+
+
+def test_what_is_no_adapter_is_told_apart(tmp_path):
+    with pytest.raises(UserError, match="gone: there is no such directory"):
+        read_adapter(tmp_path / "gone")
+    (run := tmp_path / "a run").mkdir()
+    with pytest.raises(UserError, match="is no adapter of this package"):
+        read_adapter(run)
+    (run / "identity.json").touch()
+    with pytest.raises(UserError, match="export --workdir='.*a run' --to=DIR"):
+        read_adapter(run)

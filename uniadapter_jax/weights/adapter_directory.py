@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -169,6 +170,11 @@ def read_adapter(directory: pathlib.Path) -> AdapterFiles:
     except FileNotFoundError:
         if not directory.is_dir():
             raise UserError(f"adapter={directory}: there is no such directory") from None
+        if (directory / "identity.json").exists():
+            raise UserError(
+                f"adapter={directory} is the workdir of a run; export its adapter: python -m "
+                f"uniadapter_jax.export --workdir={quote(str(directory))} --to=DIR"
+            ) from None
         raise UserError(
             f"{directory} holds no {CONFIG_FILE}, so it is no adapter of this package"
         ) from None

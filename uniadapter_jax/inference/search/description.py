@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,7 @@ def read_description(index: str | os.PathLike[str]) -> Description:
     except FileNotFoundError:
         raise UserError(
             f"{os.fspath(index)} holds no {NAME}, so it is no index; make one: python -m "
-            f"uniadapter_jax.index --input=FOLDER --output={os.fspath(index)} --backbone=DIR"
+            f"uniadapter_jax.index --input=FOLDER --output={quote(os.fspath(index))} --backbone=DIR"
         ) from None
     if content.get("format") != FORMAT:
         raise FileError(

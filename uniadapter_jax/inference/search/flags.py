@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from shlex import quote
 
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.inference.search.index import Index
@@ -56,5 +57,5 @@ def notes(index: Index) -> Iterator[str]:
     if not os.path.isdir(index.root):
         yield (
             f"{index.root}, the folder that was indexed, is not there, so paths lead nowhere; if "
-            f"it has moved, run `index` with --input=FOLDER --output={index.path}"
+            f"it has moved, run `index` with --input=FOLDER --output={quote(str(index.path))}"
         )
