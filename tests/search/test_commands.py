@@ -233,5 +233,5 @@ def test_what_is_no_adapter_is_told_apart(tmp_path):
     with pytest.raises(UserError, match="is no adapter of this package"):
         read_adapter(run)
     (run / "identity.json").touch()
-    with pytest.raises(UserError, match="export --workdir='.*a run' --to=DIR"):
+    with pytest.raises(UserError, match=r"export --workdir='.*a run' --to=DIR"):
         read_adapter(run)

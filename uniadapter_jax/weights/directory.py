@@ -104,8 +104,9 @@ def _config_of(source: str, field: str) -> Config:
 def check_place(source: str, field: str) -> None:
     """Raises `UserError` unless `source`, which `located` found, is a directory or random."""
     if not source.startswith("random:") and not pathlib.Path(source).is_dir():
+        what = "a file, not a directory" if os.path.exists(source) else "there is no such directory"
         raise UserError(
-            f"{field}={source}: there is no such directory. A directory with config.json and "
+            f"{field}={source}: {what}. A directory with config.json and "
             "model.safetensors (HuggingFace layout) is meant, OWNER/NAME of a repository on the "
             f"hub, or random:<config.json>; {models_hint(source)}"
         )
