@@ -98,7 +98,7 @@ def prepare(
     content = making.run()
     if config is not None:
         found = {split for split, counts in content["coverage"].items() if counts["found"]}
-        _say(missing_splits(config, found, own=making.source.own))
+        _say(list(missing_splits(config, making.source, found)))
     return content
 
 

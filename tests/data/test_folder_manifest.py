@@ -73,7 +73,7 @@ def test_an_edited_manifest_stays_and_says_what_it_lacks(clips):
     assert "edited by hand, and stays as it is" in said and "AGAIN" not in said
     clips.write("5.mp4")
     clips.write("3.txt", "three")
-    assert "1 new file, other captions for 1; to read all again: AGAIN" in clips.update()
+    assert "it: 1 new file, other captions for 1. To read that again: AGAIN" in clips.update()
     assert clips.manifest.read_bytes() == edited
     mended = [*clips.lines(), {"id": "5", "path": "5.mp4"}]  # taken up by hand
     clips.edit([{**x, "captions": ["three"]} if x["id"] == "3" else x for x in mended])

@@ -10,6 +10,7 @@ from uniadapter_jax.config import base_config
 from uniadapter_jax.data.preparation.folder_manifest import update_manifest
 from uniadapter_jax.data.preparation.split_advice import missing_splits
 from uniadapter_jax.data.records import open_records
+from uniadapter_jax.data.sources.item import Item, Source
 from uniadapter_jax.prepare import prepare
 
 
@@ -62,8 +63,12 @@ def test_splits_that_lack_are_told(own, capsys):
     assert '"split": "test"' in said and "'train'" not in said
     config = base_config()
     config.data.train_split, config.data.val_split = "train,vg", "val"
-    assert len(missing_splits(config, {"train"}, own=False)) == 3
-    assert not missing_splits(config, {"train", "vg", "val", "test"}, own=True)
+    splits = ("train", "vg", "val", "test")
+    items = [Item(split, split, split, ("a text",) * (split != "val")) for split in splits]
+    source = Source("", "", tuple(items))
+    assert len(list(missing_splits(config, source, ["train"]))) == 3
+    (silent,) = missing_splits(config, source, splits)
+    assert "no clip in 'val' has a caption" in silent
 
 
 def test_a_tokenizer_that_is_not_at_hand_is_one_short_line(own, capsys, monkeypatch):

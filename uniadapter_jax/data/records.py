@@ -256,8 +256,8 @@ def open_records(root: str, split: str) -> Records:
     if prepared is None:
         quoted = shlex.quote(root)
         raise UserError(
-            f"no records in {root}; make them with {PREPARE_COMMAND}{quoted}, or, of a folder of "
-            f"your own clips, with {OWN_COMMAND}{quoted}"
+            f"no records in {root} (config.data.records); make them with {PREPARE_COMMAND}{quoted}"
+            f", or, of a folder of your own clips, with {OWN_COMMAND}{quoted}"
         )
     for name in DESCRIPTIONS:
         check_file(root, prepared, name)

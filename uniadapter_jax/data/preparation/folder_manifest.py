@@ -83,7 +83,7 @@ def update_manifest(
     if there != written:
         told = f"{path} was written or edited by hand, and stays as it is"
         if str(changes):
-            told += f". What {folder} has beside it: {changes}; to read all again: {again}"
+            told += f"; {folder} differs from it: {changes}. To read that again: {again}"
         return [told, *content.notes]
     if not changes.same + changes.captions:
         raise UserError(f"{path} has none of the files in {folder}; to replace it: {again}")
