@@ -113,9 +113,11 @@ def test_one_command_from_a_folder_to_records(small, tmp_path):
         Image.new("RGB", (40, 30), (80 * i, 0, 0)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"number {i}\n")
     arguments = (f"--from-folder={folder}", "--config=own", f"--output={records}", "--workers=0")
-    for said_first in ("wrote", "was written or edited by hand, and stays as it is"):
-        said = small.fork(*arguments, module="uniadapter_jax.prepare").end(0)
-        assert said_first in said and f"{records}" in said
+    stays = "was written or edited by hand, and stays as it is"
+    for said_first, more in (("wrote", ()), (stays, ()), ("wrote", ("--overwrite",))):
+        said = small.fork(*arguments, *more, module="uniadapter_jax.prepare").end(0)
+        assert f"manifest.jsonl {said_first}" in said or f"{said_first} {folder}" in said
+        assert f"{records}" in said
         lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
         assert sum(len(open_records(str(records), split)) for split in splits_of(str(records))) == 3
         lines[0]["captions"] = ["mended by hand"]

@@ -92,6 +92,19 @@ def test_a_manifest_of_an_earlier_version_is_taken_over(clips):
     assert "stays as it is" in clips.update() and not clips.captions()["3"]
 
 
+def test_a_folder_that_cannot_be_written_may_have_its_manifest(clips, monkeypatch):
+    def refuse(path, text):
+        raise UserError(f"{path}: cannot write")
+
+    monkeypatch.setattr(folder_manifest, "write_whole", refuse)
+    (clips.root / ".manifest.jsonl.written").unlink()
+    assert "is up to date" in clips.update()
+    clips.write("5.mp4")
+    assert "stays as it is" in clips.update()
+    with pytest.raises(UserError, match="cannot write"):
+        clips.update(overwrite=True)
+
+
 def test_one_written_by_hand_stays_however_odd(clips):
     for text in ("{", "[]", '{"id": 3, "path": "0.mp4"}', '{"id": "a", "path": "b", "start": "x"}'):
         clips.manifest.write_text(text)

@@ -8,6 +8,7 @@ their ids. One that differs stays as it is.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +79,8 @@ def update_manifest(
     changes = Changes.since(old, content.records, _records(path))
     if there == text:
         if written != text:
-            _write(path, text)
+            with contextlib.suppress(UserError):  # a folder may be read-only; nothing changes in it
+                write_whole(_copy_of(path), text)
         return [f"{path} is up to date", *content.notes]
     if there != written:
         told = f"{path} was written or edited by hand, and stays as it is"
