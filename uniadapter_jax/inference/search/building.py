@@ -97,7 +97,6 @@ def build(
         team.meet()
         _encode_share(index, root, model, windows, threads, description, table, team, say)
         shares.merge(index, store, table, width, dtype, todo.gone)
-        crashes.forget_suspects(index)
         table = store.read(width)
     elif todo.fresh or todo.gone:
         reader = Reader(root, model.clips, windows, threads, crashes.Reading(index))
@@ -107,6 +106,7 @@ def build(
         table = _gathered(index, description, store, table)
     report = _report(table)
     write_json(index / REPORT, report)
+    crashes.forget_suspects(index)  # of a run that was killed when all was stored, too
     return report
 
 
