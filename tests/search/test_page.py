@@ -94,6 +94,19 @@ def test_more_is_offered_when_the_answer_is_first(chromium, address):
         assert page.locator("#more").is_visible()
 
 
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_an_unfinished_index_is_told(chromium, address, unfinished):
+    def tell(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"unfinished": unfinished})
+
+    with browser.opened(chromium) as page:
+        page.route("**/api/info", tell)
+        page.goto(address)
+        page.wait_for_selector("#about:not(:empty)")
+        assert ("The index is unfinished" in page.text_content("#about")) is unfinished
+
+
 def test_hostile_names_are_text(chromium, address):
     with browser.opened(chromium) as page:
         names = searched(page, address).locator("#grid .name")

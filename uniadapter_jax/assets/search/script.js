@@ -308,7 +308,9 @@ async function start() {
     at("matching").hidden = !info.rerank;
     const by = info.adapter === "none" ? info.model : `${info.model} with ${info.adapter}`;
     const windows = info.window ? `, also in windows of ${info.window[0]} s` : "";
-    tell("about", safe(`${info.clips} clips of ${info.files} files${windows}; found by ${by}.`));
+    const missing = info.unfinished ? " The index is unfinished, so clips are missing." : "";
+    const told = `${info.clips} clips of ${info.files} files${windows}; found by ${by}.${missing}`;
+    tell("about", safe(told));
   } catch {
     tell("error", "The server does not answer; it may have been stopped.");
   }
