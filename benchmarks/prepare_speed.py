@@ -45,6 +45,7 @@ from uniadapter_jax.data.sources.item import Item
 SETTINGS = PrepareSettings("manifest", "fps", 1.0, 12, 224, 95, 0.0)
 RATE = 25
 KEY_FRAMES = {"every 10 s": 10 * RATE, "every second": RATE}
+SHARDS = 4  # of the work for several workers: a minute or more, so that their start counts little
 WIDTH, HEIGHT = 1280, 720
 
 
@@ -142,13 +143,13 @@ def windows(path: str, seconds: int) -> tuple[Took, Took]:
 
 
 def by_workers(path: str, root: str, workers: int) -> tuple[Took, int]:
-    """What two shards of links to a file take, and the most MB of one worker."""
+    """What `SHARDS` shards of links to a file take, and the most MB of one worker."""
     folder, shards = os.path.join(root, "links"), os.path.join(root, "shards")
     for directory in (folder, shards):
         shutil.rmtree(directory, ignore_errors=True)
         os.makedirs(directory)
     items = []
-    for i in range(2 * ITEMS_PER_SHARD):
+    for i in range(SHARDS * ITEMS_PER_SHARD):
         os.symlink(path, os.path.join(folder, f"{i}.mp4"))
         items.append(Item(str(i), f"{i}.mp4", "train", ("a clip",)))
     planned, done = plan_shards(items, folder, SETTINGS, shards), threading.Event()
