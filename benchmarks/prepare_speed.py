@@ -6,7 +6,8 @@
 Clips are 720p H.264 at 25 frames per second, of a moving scene with grain, with a key frame every
 10 s and every second. Both sides take a frame per second at a short side of 224 and write JPEGs, in
 one thread. Ratios above 1 are in favour of `prepare`. Processor time is what other work on the
-machine disturbs least: of two workers it says how much more they use together than one does.
+machine disturbs least: of two workers it says how much more they use together than one does. One
+worker and two take turns, too.
 """
 
 from __future__ import annotations
@@ -204,11 +205,16 @@ def main() -> None:
                 f"processor time together, {1e3 * alone.cpu:.0f} one by one",
                 flush=True,
             )
-        one, _ = by_workers(paths["every second"], root, 1)
-        two, peak = by_workers(paths["every second"], root, 2)
+        turns = [by_workers(paths["every second"], root, n) for _ in range(rounds) for n in (1, 2)]
+        one, two = ([took for took, _ in turns[start::2]] for start in (0, 1))
+        wall, cpu = (
+            statistics.median(getattr(took, clock) for took in one)
+            / statistics.median(getattr(took, clock) for took in two)
+            for clock in ("wall", "cpu")
+        )
         print(
-            f"2 workers: {one.wall / two.wall:.2f} x one by wall time, with "
-            f"{two.cpu / one.cpu:.2f} x its processor time; a worker's peak {peak} MB"
+            f"2 workers: {wall:.2f} x one by wall time, with {1 / cpu:.2f} x its processor time; "
+            f"a worker's peak {max(peak for _, peak in turns)} MB"
         )
 
 
