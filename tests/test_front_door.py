@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import runpy
+import shutil
 import subprocess
 import sys
 
@@ -140,13 +141,14 @@ def test_a_model_of_the_package_is_found_by_name(tmp_path, monkeypatch):
 
 
 def test_an_index_takes_a_run(small, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")  # it gets an adapter, and other tests compare
     (tmp_path / "clips").mkdir()
     Image.new("RGB", (40, 30), (200, 0, 0)).save(tmp_path / "clips" / "red.png")
     arguments = (f"--input={tmp_path / 'clips'}", f"--output={tmp_path / 'index'}")
     for _ in range(2):
-        job = small.fork(*arguments, f"--adapter={whole}", module="uniadapter_jax.index")
+        job = small.fork(*arguments, f"--adapter={run}", module="uniadapter_jax.index")
         assert "1 clip of 1 file" in job.end(0)
-    assert (whole / f"adapter-{small_run.STEPS}" / "adapter_config.json").exists()
+    assert (run / f"adapter-{small_run.STEPS}" / "adapter_config.json").exists()
     small.fork(*arguments, module="uniadapter_jax.index").end(0)
 
 
