@@ -51,7 +51,7 @@ def refuse(cases):
             call(**arguments)
         except UserError:
             continue
-        except Exception as error:
+        except Exception as error:  # any other error is a fault, too
             accepted.append(f"{name}: {type(error).__name__}: {error}")
         else:
             accepted.append(f"{name}: accepted")

@@ -25,14 +25,7 @@ HELP = ("-h", "--help", "help")
 def overview() -> str:
     """A line for each command: what its module says of itself first."""
     lines = [f"  {name:<10} {_what(name)}" for name in COMMANDS]
-    return "\n".join(
-        [
-            str(__doc__),
-            *lines,
-            "",
-            "uniadapter COMMAND --help says more.",
-        ]
-    )
+    return "\n".join([str(__doc__), *lines, "", "uniadapter COMMAND --help says more."])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

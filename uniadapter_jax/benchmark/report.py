@@ -16,6 +16,7 @@ from uniadapter_jax.benchmark.statistics import Table, tables_of
 from uniadapter_jax.benchmark.tables import csv_files, markdown_of
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.common.terminal import count_of
 
 
 def write_report(out: pathlib.Path, baseline: str | None = None) -> pathlib.Path:
@@ -64,9 +65,8 @@ def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list
     done = sum(len(row.cells) for table in tables for row in table.rows)
     failed = sum(len(row.failed) for table in tables for row in table.rows)
     missing = sum(len(row.missing) for table in tables for row in table.rows)
-    settings = f"{len(tables)} setting" + "s" * (len(tables) != 1)
     lines = [
-        f"{settings}, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
+        f"{count_of(len(tables), 'setting')}, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
         f"{done} runs, {failed} failed, {missing} not run yet."
     ]
     if others := len(cells) - done - failed:

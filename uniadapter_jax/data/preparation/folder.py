@@ -105,7 +105,7 @@ def _is_utf8(path: str) -> bool:
 def _is_empty(path: str) -> bool:
     try:
         return os.path.getsize(path) == 0
-    except OSError:
+    except OSError:  # decoding says what is wrong with it
         return False
 
 

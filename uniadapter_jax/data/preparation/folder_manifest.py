@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.files import write_whole
+from uniadapter_jax.common.terminal import count_of
 from uniadapter_jax.data.preparation.folder import (
     SPLITS,
     FolderContent,
@@ -49,7 +50,7 @@ class Changes(NamedTuple):
 
     def __str__(self) -> str:
         """The numbers that are not 0, in words; "" where nothing has changed."""
-        new = f"{self.new} new file{'s' if self.new > 1 else ''}"
+        new = count_of(self.new, "new file")
         told = {new: self.new, f"{self.gone} gone": self.gone}
         told[f"other captions for {self.captions}"] = self.captions
         return ", ".join(words for words, number in told.items() if number)
