@@ -65,8 +65,9 @@ def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list
     done = sum(len(row.cells) for table in tables for row in table.rows)
     failed = sum(len(row.failed) for table in tables for row in table.rows)
     missing = sum(len(row.missing) for table in tables for row in table.rows)
+    seeds = ", ".join(map(str, grid.seeds))
     lines = [
-        f"{count_of(len(tables), 'setting')}, {len(grid.rows)} rows, seeds {', '.join(map(str, grid.seeds))}: "
+        f"{count_of(len(tables), 'setting')}, {len(grid.rows)} rows, seeds {seeds}: "
         f"{done} runs, {failed} failed, {missing} not run yet."
     ]
     if others := len(cells) - done - failed:
