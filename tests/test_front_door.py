@@ -22,7 +22,8 @@ from uniadapter_jax.benchmark.grid import base_grid, row, setting, units_of
 from uniadapter_jax.common import packaged
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config.choices import choices
-from uniadapter_jax.data.records import open_records, splits_of
+from uniadapter_jax.data.prepared import splits_of
+from uniadapter_jax.data.records import open_records
 from uniadapter_jax.weights.directory import load_backbone
 
 ROOT = pathlib.Path(door.__file__).parent.parent

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.common.parsers import command_parser
-from uniadapter_jax.data.records import Records, open_records, splits_of
+from uniadapter_jax.data.prepared import splits_of
+from uniadapter_jax.data.records import Records, open_records
 from uniadapter_jax.inference.contact_sheet import draw_sheet, html_sheet
 
 

@@ -49,6 +49,10 @@ def everything(root):
         records.ids,
         records.captions,
         [(clip.frames, clip.pts.tolist(), clip.captions, clip.qa) for clip in clips],
+        [
+            [bytes(frame) for frame in records.read_frames(i, range(count))]
+            for i, count in enumerate(records.frame_counts)
+        ],
         list(records.questions),
         records.coverage,
         records.prepared["settings"],

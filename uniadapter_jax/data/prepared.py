@@ -58,6 +58,13 @@ def read_prepared(directory: str) -> dict[str, Any] | None:
     return content
 
 
+def splits_of(root: str) -> tuple[str, ...]:
+    """The splits of a records directory that hold anything, in the order of `prepare.json`."""
+    prepared = read_prepared(os.path.abspath(root))
+    coverage = {} if prepared is None else prepared["coverage"]
+    return tuple(name for name, counts in coverage.items() if counts["found"])
+
+
 def check_file(directory: str, prepared: Mapping[str, Any], name: str) -> None:
     """Raises `FileError` unless a small file has the digest that prepare.json names, if any."""
     path = os.path.join(directory, name)

@@ -20,18 +20,30 @@ from typing import Any, overload
 import numpy as np
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.files import open_regular, parse_line, read_lines
+from uniadapter_jax.common.files import (
+    FileError,
+    open_regular,
+    parse_line,
+    read_json,
+)
 from uniadapter_jax.data.examples import floats, read_example
-from uniadapter_jax.data.prepared import DESCRIPTIONS, check_digest, check_file, read_prepared
-from uniadapter_jax.data.sources.question import Question, has_answer, read_questions
+from uniadapter_jax.data.frame_places import FramePlaces, places_name
+from uniadapter_jax.data.index_lines import Line, index_path, line_digest, read_index
+from uniadapter_jax.data.prepared import (
+    DESCRIPTIONS,
+    check_digest,
+    check_file,
+    file_digest,
+    read_prepared,
+)
+from uniadapter_jax.data.sources.question import Question, read_questions
 
 PREPARE_COMMAND = (
     "python -m uniadapter_jax.prepare --config=configs/NAME.py --input=RAW_DIR --output="
 )
 OWN_COMMAND = "python -m uniadapter_jax.prepare --config=own --from-folder=MY_CLIPS --output="
 
-LINE_BYTES = 4 << 20  # most bytes of an index line; a picture's questions take some KB
-_INDEX_FIELDS = {"id": str, "captions": list, "frames": int, "qa": list, "sha256": str}
+_INFO_BYTES = 16 << 20  # most bytes of dataset_info.json; a record file takes some 10
 _LISTS = ("ids", "captions", "frame_counts", "question_counts", "unanswered_counts", "_hashed")
 _OPENING = threading.Lock()
 
@@ -45,26 +57,6 @@ class Record:
     pts: np.ndarray
     captions: list[str]
     qa: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Line:
-    """The index entry of a record, and its place in the index file.
-
-    The questions of a large set would fill gigabytes, so only their number is kept.
-    """
-
-    id: str
-    captions: list[str]
-    frames: int
-    frames_digest: bytes  # SHA-256 of the frames, one after the other
-    questions: int
-    unanswered: int  # questions without an answer
-    digest: bytes  # SHA-256 of the index line
-    split: str
-    number: int  # position of the record within the split
-    start: int  # bytes into the index file
-    size: int
 
 
 class Records:
@@ -82,12 +74,20 @@ class Records:
         frames; equal only if texts, order and pixels are the same to the byte.
     """
 
-    def __init__(self, root: str, split: str, prepared: dict[str, Any], lines: Sequence[Line]):
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        prepared: dict[str, Any],
+        lines: Sequence[Line],
+        places: Mapping[str, FramePlaces],
+    ):
         self.root = root
         self.split = split
         self.prepared = prepared
         self.coverage: dict[str, Any] = _coverage(prepared, split)
         self._lines = list(lines)
+        self._places = places
         self._several = "," in split
         self._sources: dict[str, Any] = {}
 
@@ -145,7 +145,7 @@ class Records:
 
     def index_path(self, i: int) -> str:
         """The index file that names clip i."""
-        return _index_path(self.root, self._lines[i].split)
+        return index_path(self.root, self._lines[i].split)
 
     def subset(self, indices: Iterable[int]) -> Records:
         """These clips of this object, in this order."""
@@ -157,9 +157,19 @@ class Records:
         """Reads clip i. Raises UserError where the files do not match their index."""
         return _record(self._read(i))
 
-    def read_frames(self, i: int) -> list[memoryview]:
-        """The JPEG frames of clip i, checked as by `read`, without a copy of their bytes."""
-        return self._read(i)["frames"]
+    def read_frames(self, i: int, chosen: Sequence[int]) -> list[memoryview]:
+        """The JPEG frames of clip i with these numbers, of which nothing is copied.
+
+        No others are read, unless the records were made by a version that compressed them.
+        """
+        line = self._lines[i]
+        if line.split not in self._places:
+            frames = self._read(i)["frames"]
+            return [frames[j] for j in chosen]
+        try:
+            return self._places[line.split].read(line.frames_before, chosen)
+        except FileError as error:
+            raise self._damaged(line, error) from error
 
     def _read(self, i: int) -> dict[str, list[memoryview]]:
         """The features of clip i, which are what its index line says.
@@ -168,23 +178,29 @@ class Records:
         are hashed once; against damage ArrayRecord checks its own sums at every reading.
         """
         line = self._lines[i]
-        where = f"{self.root}: record {line.number} of {line.split}"
+        where = self._where(line)
         try:
             features = read_example(self._open(line.split)[line.number])
             name, captions, frames = *_texts(features), features["frames"]
         except Exception as error:  # ArrayRecord and protobuf have no error type of their own
-            raise UserError(f"{where} is damaged: {error}; prepare the records again") from error
+            raise self._damaged(line, error) from error
         named = f"which index-{line.split}.jsonl names; prepare the records again"
         if name != line.id:
             raise UserError(f"{where} is not {line.id!r}, {named}")
         if captions != line.captions:
             raise UserError(f"{where}, {line.id!r}, is damaged: other captions than those {named}")
-        if not self._hashed[i] and _frames_digest(frames) != line.frames_digest:
+        if not self._hashed[i] and frames_digest(frames) != line.frames_digest:
             raise UserError(
                 f"{where}, {line.id!r}, is damaged: its frames lack the SHA-256 {named}"
             )
         self._hashed[i] = True
         return features
+
+    def _where(self, line: Line) -> str:
+        return f"{self.root}: record {line.number} of {line.split}"
+
+    def _damaged(self, line: Line, error: Exception) -> UserError:
+        return UserError(f"{self._where(line)} is damaged: {error}; prepare the records again")
 
     def read_questions(self, i: int) -> list[Question]:
         """The questions about clip i. Raises UserError for a malformed one."""
@@ -194,7 +210,7 @@ class Records:
         with open_regular(self.index_path(i)) as file:
             file.seek(line.start)
             text = file.read(line.size)
-        if _digest(text) != line.digest:
+        if line_digest(text) != line.digest:
             raise UserError(f"{self.index_path(i)} has changed since it was opened")
         return read_questions(parse_line(text)["qa"], self._name(line))
 
@@ -264,62 +280,27 @@ def open_records(root: str, split: str) -> Records:
     names = [name.strip() for name in split.split(",")]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"the splits {split!r} name {twice[0]!r} twice")
-    lines = [line for name in names for line in _read_index(root, name, prepared)]
-    return Records(root, ",".join(names), prepared, lines)
+    lines = [line for name in names for line in read_index(root, name, prepared)]
+    places = {name: _places(root, name, prepared) for name in names}
+    known = {name: of_split for name, of_split in places.items() if of_split is not None}
+    return Records(root, ",".join(names), prepared, lines, known)
 
 
-def splits_of(root: str) -> tuple[str, ...]:
-    """The splits of a records directory that hold anything, in the order of `prepare.json`."""
-    prepared = read_prepared(os.path.abspath(root))
-    coverage = {} if prepared is None else prepared["coverage"]
-    return tuple(name for name, counts in coverage.items() if counts["found"])
-
-
-def _read_index(root: str, split: str, prepared: dict[str, Any]) -> list[Line]:
-    path = _index_path(root, split)
-    if not os.path.exists(path):
-        raise UserError(f"{root} has no split {split!r}; it has {', '.join(splits_of(root))}")
-    lines: list[Line] = []
-    start, digest = 0, hashlib.sha256()
-    for number, text in read_lines(path, LINE_BYTES):
-        try:
-            lines.append(_parse_line(text, split, number - 1, start))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not an index line: {error}") from error
-        start += len(text)
-        digest.update(text)
-    expected = prepared["coverage"].get(split, {}).get("found")
-    if len(lines) != expected:
-        raise UserError(f"{path} has {len(lines)} lines, prepare.json counts {expected}")
-    check_digest(path, prepared, os.path.basename(path), digest.hexdigest())
-    return lines
-
-
-def _parse_line(text: bytes, split: str, number: int, start: int) -> Line:
-    """Parses an index line; a ValueError names the field."""
-    value = parse_line(text)
-    if not isinstance(value, dict):
-        raise ValueError("no JSON object")
-    for name, kind in _INDEX_FIELDS.items():
-        if type(value.get(name)) is not kind:
-            raise ValueError(f"{name!r} should be {kind.__name__}, is {value.get(name)!r:.80}")
-    if not all(isinstance(caption, str) for caption in value["captions"]):
-        raise ValueError("'captions' should be a list of strings")
-    if value["frames"] < 1:
-        raise ValueError(f"'frames' should be at least 1, is {value['frames']}")
-    return Line(
-        id=value["id"],
-        captions=value["captions"],
-        frames=value["frames"],
-        frames_digest=bytes.fromhex(value["sha256"]),
-        questions=len(value["qa"]),
-        unanswered=sum(not has_answer(record) for record in value["qa"]),
-        digest=_digest(text),
-        split=split,
-        number=number,
-        start=start,
-        size=len(text),
-    )
+def _places(root: str, split: str, prepared: dict[str, Any]) -> FramePlaces | None:
+    """Where the frames of a split lie; None in records of a version that did not say."""
+    if (name := places_name(split)) not in prepared["files"]:
+        return None
+    path = os.path.join(root, name)
+    try:
+        check_digest(path, prepared, name, file_digest(path))
+    except OSError as error:
+        raise FileError(
+            path, f"cannot be read: {error.strerror}; prepare the records again"
+        ) from error
+    info = read_json(os.path.join(root, DESCRIPTIONS[0]), limit=_INFO_BYTES)
+    count = next(len(each["shardLengths"]) for each in info["splits"] if each["name"] == split)
+    names = (f"records-{split}.array_record-{i:05}-of-{count:05}" for i in range(count))
+    return FramePlaces(path, [os.path.join(root, name) for name in names])
 
 
 def _record(features: Mapping[str, list[memoryview]]) -> Record:
@@ -337,10 +318,6 @@ def _texts(features: Mapping[str, list[memoryview]]) -> tuple[str, list[str]]:
     """(id, captions)."""
     (name,) = features["id"]
     return str(name, "utf-8"), [str(text, "utf-8") for text in features["captions"]]
-
-
-def _index_path(root: str, split: str) -> str:
-    return os.path.join(root, f"index-{split}.jsonl")
 
 
 def _coverage(prepared: dict[str, Any], split: str) -> dict[str, Any]:
@@ -369,12 +346,9 @@ def carve_validation(records: Records, count: int) -> tuple[Records, Records]:
     return records.subset(sorted(order[count:])), records.subset(sorted(order[:count]))
 
 
-def _frames_digest(frames: Iterable[memoryview]) -> bytes:
+def frames_digest(frames: Iterable[bytes | memoryview]) -> bytes:
+    """SHA-256 of the frames of a clip, one after the other."""
     digest = hashlib.sha256()
     for frame in frames:  # one after the other, without a copy of all
         digest.update(frame)
     return digest.digest()
-
-
-def _digest(text: bytes) -> bytes:
-    return hashlib.sha256(text).digest()

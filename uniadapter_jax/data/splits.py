@@ -7,7 +7,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.data.records import Records, carve_validation, open_records, splits_of
+from uniadapter_jax.data.prepared import splits_of
+from uniadapter_jax.data.records import Records, carve_validation, open_records
 
 FIELDS = ("train_split", "val_split", "test_split")  # of config.data
 

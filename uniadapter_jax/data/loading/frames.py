@@ -119,16 +119,16 @@ class FrameReader:
         item: int,
         rng: np.random.Generator | None,
     ) -> None:
-        """Only the frames that are taken are decoded."""
-        stored = self.records.read_frames(item)
+        """Only the frames that are taken are read and decoded."""
         augmented = None
         if rng is not None and self.augment != "none":
             augmented = AUGMENTATIONS[self.augment].draw(rng)
-        chosen = sampling.choose(self.sampling, len(stored), self.frames, rng)
-        for place, frame in enumerate(chosen):
+        stored = self.records.frame_counts[item]
+        chosen = sampling.choose(self.sampling, stored, self.frames, rng)
+        for place, frame in enumerate(self.records.read_frames(item, chosen.tolist())):
             out = batch["frames"][row, place]
             if augmented is None:
-                images.decode_to(stored[frame], out, RESIZES[self.resize])
+                images.decode_to(frame, out, RESIZES[self.resize])
             else:
-                augmented(images.decode_pixels(stored[frame]), out)
+                augmented(images.decode_pixels(frame), out)
         batch["frame_mask"][row, : len(chosen)] = True

@@ -4,6 +4,7 @@ A finished directory holds, beside TFDS's own `dataset_info.json` and `features.
 
     records-<split>.array_record-*   one record per clip, in the order of the annotations
     index-<split>.jsonl              line i describes record i: id, captions, frames, qa, sha256
+    places-<split>.bin               where each frame lies; see `frame_places`
     prepare.json                     settings, decoder, coverage, counts, SHA-256 of the files
     report.jsonl                     one line with the reason for each thing left out
     kept.jsonl                       which files the frames are of; see `kept`
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -26,15 +26,17 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from array_record.python import array_record_module
 from tensorflow_datasets.core import writer as example_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from uniadapter_jax.common.disk import disk_errors
-from uniadapter_jax.common.files import sync_directory
-from uniadapter_jax.data import prepared
+from uniadapter_jax.common.files import FileError, sync_directory
+from uniadapter_jax.data import frame_places, prepared
 from uniadapter_jax.data.preparation import kept
 from uniadapter_jax.data.preparation.clips import Clip, PrepareSettings, decoder_versions
 from uniadapter_jax.data.preparation.contents import Contents, Entry, FrameFile, ReadClip
+from uniadapter_jax.data.records import frames_digest
 
 RECORDS_FORMAT = 1
 FILE_BYTES = 128 << 20  # bytes of frames per record file
@@ -43,13 +45,19 @@ _BYTES = tfds.features.Tensor(shape=(), dtype=np.bytes_)
 
 
 class _SameBytesWriter(example_writer.ExampleWriter):
-    """Sorts the features of an example, as protobuf maps have another order in each process."""
+    """Sorts the features of an example, as protobuf maps have another order in each process.
 
-    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+    Records are not compressed, as JPEG is, so that each frame can be read alone.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
         parse = tf_example_pb2.Example.FromString
-        same = ((k, parse(e).SerializeToString(deterministic=True)) for k, e in examples)
         with disk_errors(path):
-            return super().write(path, same)
+            options = "group_size:1,uncompressed"
+            writer = array_record_module.ArrayRecordWriter(os.fspath(path), options)
+            for _, example in examples:
+                writer.write(parse(example).SerializeToString(deterministic=True))
+            writer.close()
 
 
 class RecordsBuilder(tfds.core.ShardBasedBuilder):
@@ -96,7 +104,7 @@ class RecordsBuilder(tfds.core.ShardBasedBuilder):
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         clips = _clips(entries)
         for key, (entry, clip) in enumerate(zip(entries, clips, strict=True)):
-            digest = hashlib.sha256(b"".join(clip.frames)).hexdigest()
+            digest = frames_digest(clip.frames).hex()
             self.lines[split].append(json.dumps(entry.line(digest), ensure_ascii=False))
             yield (
                 key,
@@ -136,6 +144,7 @@ def build(
         for split, lines in builder.lines.items():
             if lines:
                 write_lines(os.path.join(directory, f"index-{split}.jsonl"), lines)
+        write_places(directory, builder.info.splits, builder.lines)
         write_report(os.path.join(directory, "report.jsonl"), contents)
         content = {
             "format": RECORDS_FORMAT,
@@ -144,8 +153,13 @@ def build(
             "decoder": decoder_versions(),
             "coverage": contents.coverage,
         }
-        indexes = (f"index-{split}.jsonl" for split, lines in builder.lines.items() if lines)
-        text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *indexes])
+        of_splits = [
+            name
+            for split, lines in builder.lines.items()
+            if lines
+            for name in (f"index-{split}.jsonl", frame_places.places_name(split))
+        ]
+        text = prepared.prepared_text(content, directory, [*prepared.DESCRIPTIONS, *of_splits])
         write_lines(os.path.join(directory, prepared.NAME), [text])
         if keep:
             lines = kept.kept_lines(_found(contents), json.loads(text)["files"])
@@ -166,6 +180,24 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def write_places(directory: str, splits: Mapping[str, Any], lines: Mapping[str, list[str]]) -> None:
+    """Writes the places of all frames, and sees that there are the frames of the index.
+
+    Raises:
+      FileError: a record file is not what was written.
+    """
+    for split, info in splits.items():
+        digests = (json.loads(line)["sha256"] for line in lines[split])
+        with open(os.path.join(directory, frame_places.places_name(split)), "wb") as places:
+            files = zip(info.filenames, info.shard_lengths, strict=True)
+            for number, (name, count) in enumerate(files):
+                path = os.path.join(directory, name)
+                for rows, frames in frame_places.find(path, count, number):
+                    if frames_digest(frames) != bytes.fromhex(next(digests)):
+                        raise FileError(path, "holds other frames than were written")
+                    places.write(rows.tobytes())
 
 
 def write_report(path: str, contents: Contents) -> None:
