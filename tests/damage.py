@@ -38,7 +38,10 @@ def harm(path: pathlib.Path, kind: str, rng: np.random.Generator, name: str = ""
         # Zeros, as a disk leaves them, or anything.
         size = int(rng.integers(1, 17))
         new = bytes(size) if rng.random() < 0.3 else rng.bytes(size)
-        content[at : at + size] = new[: len(content) - at]
+        harmed = new[: len(content) - at]
+        if harmed == content[at : at + size]:  # zeros over zeros are no harm
+            harmed = bytes(byte ^ 1 for byte in harmed)
+        content[at : at + size] = harmed
     else:
         del content[at:]
     path.write_bytes(content)
