@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The grid of configs/benchmark/easy_vqa.py, from nothing: a BLIP learns to answer yes or no about
-# one half of the pictures, and every method adapts it to all questions about the other half.
+# The grid of configs/benchmark/easy_vqa.py, from nothing: a BLIP learns to answer about one half
+# of the pictures, and every method adapts it to the other half with colours inverted.
 #
 #   scripts/easy_vqa_benchmark.sh OUT [--cells=i/n]
 #
@@ -19,8 +19,8 @@ run prepare --config=configs/easy_vqa.py --input=data/easy-vqa/pretrain \
 run prepare --config=configs/easy_vqa.py --input=data/easy-vqa/adapt \
   --output=data/easy-vqa/adapt/records
 
-[ -e data/easy-vqa/blip-yes-no ] || run main --config=configs/easy_vqa.py \
+[ -e data/easy-vqa/blip ] || run main --config=configs/easy_vqa.py \
   --config.data.records=data/easy-vqa/pretrain/records --config.train.steps=3000 \
-  --workdir=data/easy-vqa/pretrain/run --save-backbone=data/easy-vqa/blip-yes-no
+  --workdir=data/easy-vqa/pretrain/run --save-backbone=data/easy-vqa/blip
 
 run benchmark --config=configs/benchmark/easy_vqa.py --output="$out" "$@" --report

@@ -1,10 +1,11 @@
-"""Splits easy-VQA into two tasks: to learn yes and no, and to adapt to all answers.
+"""Splits easy-VQA into two tasks: to learn it, and to adapt to the same with colours inverted.
 
     python scripts/split_easy_vqa.py EASY_VQA/data data/easy-vqa/pretrain data/easy-vqa/adapt
 
-writes two folders in easy-VQA's layout. The first has the questions that are answered yes or no,
-about training pictures of even number, and likewise of test pictures; the second all questions
-about training pictures of odd number, and all of the test.
+writes two folders in easy-VQA's layout. The first has the training pictures of even number and the
+test pictures, with their questions; the second the training pictures of odd number and the test
+pictures, with all colours inverted. Questions and answers stay as they are: what is called red has
+red's opposite there, on black.
 """
 
 from __future__ import annotations
@@ -16,27 +17,33 @@ if __name__ == "__main__":  # SIGINT while the rest is imported
 
 import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Sequence
+
+from PIL import Image, ImageOps
 
 from uniadapter_jax.common.errors import UserError, plain_command
 from uniadapter_jax.common.files import write_whole
 from uniadapter_jax.data.sources.easy_vqa import QUESTIONS, SPLITS
 
-Asked = tuple[str, str, int]  # question, answer, number of the picture
-YES_NO = ("yes", "no")
+PICTURES = "images"
 
 
-def for_pretraining(split: str, asked: Asked) -> bool:
-    """Whether a question belongs to the first folder."""
-    _, answer, picture = asked
-    return answer in YES_NO and (split == "test" or picture % 2 == 0)
-
-
-def for_adaptation(split: str, asked: Asked) -> bool:
-    """Whether a question belongs to the second folder."""
-    return split == "test" or asked[2] % 2 == 1
+def write_split(data: pathlib.Path, folder: pathlib.Path, split: str, half: int) -> None:
+    """Writes a split of a folder, of training the pictures whose number leaves `half` by 2."""
+    source, target = data / split / QUESTIONS, folder / split
+    try:
+        questions = json.loads(source.read_text())
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from error
+    kept = [asked for asked in questions if split == "test" or asked[2] % 2 == half]
+    (target / PICTURES).mkdir(parents=True, exist_ok=True)
+    for number in sorted({asked[2] for asked in kept}):
+        name = f"{number}.png"
+        picture = Image.open(data / split / PICTURES / name).convert("RGB")
+        (ImageOps.invert(picture) if half else picture).save(target / PICTURES / name)
+    write_whole(target / QUESTIONS, json.dumps(kept))
+    print(f"{target}: {len(kept)} of {len(questions)} questions", file=sys.stderr)
 
 
 @plain_command
@@ -46,18 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(arguments) != 3:
         raise UserError(f"three arguments are meant, as in\n{__doc__}")
     data, *folders = map(pathlib.Path, arguments)
-    for folder, belongs in zip(folders, (for_pretraining, for_adaptation), strict=True):
+    for half, folder in enumerate(folders):
         for split in SPLITS:
-            source = data / split / QUESTIONS
-            try:
-                questions = json.loads(source.read_text())
-            except OSError as error:
-                raise UserError(f"{source}: {error.strerror}") from error
-            kept = [asked for asked in questions if belongs(split, tuple(asked))]
-            (folder / split).mkdir(parents=True, exist_ok=True)
-            shutil.copytree(data / split / "images", folder / split / "images", dirs_exist_ok=True)
-            write_whole(folder / split / QUESTIONS, json.dumps(kept))
-            print(f"{folder / split}: {len(kept)} of {len(questions)} questions", file=sys.stderr)
+            write_split(data, folder, split, half)
     return 0
 
 

@@ -1,10 +1,11 @@
-"""All methods for BLIP on easy-VQA: what answers yes or no learns to name colours and shapes.
+"""All methods for BLIP on easy-VQA: what answers about colours and shapes meets them inverted.
 
     scripts/easy_vqa_benchmark.sh OUT
 
 makes the records and the backbone that this grid names, and runs it. The backbone was trained from
-scratch on the yes/no questions of one half of the training pictures; the methods adapt it to all
-questions of the other half. 67.0 % is the most that questions alone give away.
+scratch on one half of the training pictures; the methods adapt it to the other half, and to the
+test, with all colours inverted, where each colour keeps its name. 67.0 % is the most that questions
+alone give away.
 """
 
 from uniadapter_jax.benchmark.grid import base_grid, setting
@@ -33,8 +34,8 @@ def get_config(argument=None):
     grid.settings["easy-vqa"] = setting(
         "configs/msrvtt_qa.py",
         *FIELDS,
-        argument="backbone=data/easy-vqa/blip-yes-no",
-        title="easy-VQA, small BLIP that was trained to answer yes or no",
+        argument="backbone=data/easy-vqa/blip",
+        title="easy-VQA with colours inverted, small BLIP",
     )
     add_methods(grid, without=("projection", *FOR_TWO_TOWERS))
     add_uniadapter(grid)
