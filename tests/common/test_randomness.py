@@ -19,7 +19,7 @@ from uniadapter_jax.common.randomness import bernoulli, fold_name, row_keys, spl
 
 SIGMAS = 5.0  # of some 2,000 numbers that are looked at, by chance one in 1.7 million is beyond
 RATES = (0.1, 0.5)
-SHAPE = (64, 4, 32, 128)  # rows of 16,384 elements, with an inner axis as of attention's weights
+SHAPE = (64, 4, 16, 128)  # rows of 8,192 elements, with an inner axis as of attention's weights
 LAGS = (1, 2, 3, 4, 7, 8, 16, 31, 32, 64, 127, 128, 129, 256, 768, 4096, 4097)
 
 
@@ -98,14 +98,16 @@ def measures(draw, rate):
 
 
 def flaws(draw, rates=RATES):
-    """{(rate, what): standard deviations} of all that is too far."""
-    found = ((rate, what, float(z)) for rate in rates for what, z in measures(draw, rate))
-    return {(rate, what): z for rate, what, z in found if not abs(z) < SIGMAS}
+    """Yields ((rate, what), standard deviations) of all that is too far."""
+    for rate in rates:
+        for what, z in measures(draw, rate):
+            if not abs(z) < SIGMAS:
+                yield (rate, what), float(z)
 
 
 @pytest.mark.parametrize("draw", [ours, jaxs])
 def test_bits_fall_as_independent_ones(draw):
-    assert flaws(draw) == {}
+    assert dict(flaws(draw)) == {}
 
 
 WEAK = {
@@ -122,7 +124,7 @@ WEAK = {
 def test_a_weak_hash_is_told(weak, monkeypatch):
     for name, value in zip(("_SHIFTS", "_FACTORS"), WEAK[weak], strict=True):
         monkeypatch.setattr(randomness, name, value)
-    assert flaws(ours)
+    assert next(flaws(ours, RATES[1:]), None)
 
 
 def test_keys_that_ignore_the_row_or_the_place_are_told():
@@ -132,8 +134,8 @@ def test_keys_that_ignore_the_row_or_the_place_are_told():
     def lines(keys, p, shape):
         return jnp.broadcast_to(bernoulli(keys, p, (*shape[:2], 1, shape[3])), shape)
 
-    assert (0.5, "rows 1 apart") in flaws(one_row, RATES[1:])
-    assert (0.5, "lag 128") in flaws(lines, RATES[1:])
+    assert (0.5, "rows 1 apart") in dict(flaws(one_row, RATES[1:]))
+    assert (0.5, "lag 128") in dict(flaws(lines, RATES[1:]))
 
 
 def bits_of(first, second, places):
@@ -211,9 +213,12 @@ def test_any_mesh_draws_the_same(spec, of_rows):
     if of_rows:
         key = jax.device_put(key, NamedSharding(mesh, PartitionSpec(spec[0])))
     cut = NamedSharding(mesh, PartitionSpec(*spec))
-    drawn = jax.jit(lambda key: bernoulli(key, 0.5, shape), out_shardings=cut)(key)
+    draw = jax.jit(lambda key: bernoulli(key, 0.5, shape), out_shardings=cut)
+    drawn = draw(key)
     assert drawn.sharding.is_equivalent_to(cut, 4)
     np.testing.assert_array_equal(drawn, alone)
+    if not of_rows:  # keys of rows are made where they are used
+        assert "all-" not in draw.lower(key).compile().as_text()
 
 
 @pytest.mark.parametrize("made", [float, jnp.float32, lambda p: jax.jit(jnp.float32)(p)])
