@@ -12,6 +12,17 @@ v  vocabulary
 
 from __future__ import annotations
 
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PyTree, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, PyTree, Shaped, UInt8, UInt32
 
-__all__ = ["Array", "Bool", "Float", "Float32", "Int", "Int32", "PyTree", "Shaped", "UInt8"]
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Float32",
+    "Int",
+    "Int32",
+    "PyTree",
+    "Shaped",
+    "UInt8",
+    "UInt32",
+]
