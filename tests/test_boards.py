@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import os
 import struct
+import subprocess
 import sys
 import types
 
@@ -50,6 +52,15 @@ def settings(workdir):
                 content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
                 hparams = content.session_start_info.hparams
                 yield {name: getattr(v, v.WhichOneof("kind")) for name, v in hparams.items()}
+
+
+def test_an_installed_pytorch_is_not_imported(tmp_path):
+    (tmp_path / "torch.py").write_text("print('imported')")
+    code = "import uniadapter_jax.runs.tensorboard as t; print('done'); import torch"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command, environment = [sys.executable, "-c", code], os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["done", "imported"]
 
 
 def show(workdir, start, final):

@@ -1,23 +1,42 @@
 """Writes the numbers of a run for TensorBoard, whose HPARAMS tab compares the results of workdirs.
 
-`clu.metric_writers` would import TensorFlow; tensorboardX does not. Only its EventsWriter is used:
-its SummaryWriter writes in a thread, where a full disk makes the process wait forever.
+`clu.metric_writers` would import TensorFlow; tensorboardX does not, and is kept from PyTorch, which
+it would import where that is installed: every start of a run would take nearly twice as long. Only
+its EventsWriter is used: its SummaryWriter writes in a thread, where a full disk makes the process
+wait forever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import sys
 import time
-from collections.abc import Mapping
-
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import hparams, scalar
+from collections.abc import Iterator, Mapping
 
 from uniadapter_jax.common.disk import disk_errors
 from uniadapter_jax.runs.boards import Begun
+
+
+@contextlib.contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Within it, a module that was not imported yet seems not to be installed."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+with _without("torch"):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import hparams, scalar
 
 _RESULT = ".result"  # the end of the name of the file with the result
 
