@@ -33,7 +33,7 @@ lint: $(VENV)/.stamp-test
 	$(BIN)/mypy
 
 parity: $(VENV)/.stamp-parity
-	$(BIN)/python -m pytest -m parity $(HANGS) $(ARGS)
+	$(BIN)/python -m pytest -m parity -n auto --maxprocesses=2 --dist=loadfile $(HANGS) $(ARGS)
 
 # The wheel, installed into $(VENV) and used from an empty folder.
 smoke: $(VENV)/bin/python
