@@ -1,22 +1,32 @@
 """The kernels of attention, interpreted, against its plain form: values and gradients."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
+from uniadapter_jax.adapters.partition import partition
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones import attention_kernels as kernels
-from uniadapter_jax.backbones import fused_attention, merging
 from uniadapter_jax.backbones.attention import attend, mask_bias
 from uniadapter_jax.backbones.functions import causal_mask
+from uniadapter_jax.backbones.fused_attention import CuDNN
+from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
+from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.attention import fused_form
+from uniadapter_jax.planning.flops import count_flops
 
 ONE = meshes.one_device()
-KERNEL = fused_attention.Kernel(ONE, meshes.BATCH_AXES, "tensor", interpret=True)
+KERNEL = fused_form("fused", ONE)
 
 
 def normal(seed, shape, dtype="float32"):
@@ -93,3 +103,205 @@ def test_kernels_equal_the_plain_form(name):
             assert (x.dtype, x.shape) == (of.dtype, of.shape)
             size = jnp.abs(y).max()
             assert jnp.abs(x.astype(jnp.float32) - y).max() <= tolerance * size
+
+
+def jaxpr_of(function, *operands):
+    return str(jax.make_jaxpr(function)(*operands))
+
+
+def test_where_the_kernels_do_not_apply_the_plain_form_is_used():
+    q, k, v, _ = CASES["padding"].operands("float32")
+
+    def text(**options):
+        return jaxpr_of(lambda q, k, v: attend(q, k, v, fused=KERNEL, **options), q, k, v)
+
+    key = jax.random.key(0)
+    assert "pallas_call" in text() and "pallas_call" in text(rate=0.1)
+    assert "pallas_call" in text(rate=0.0, key=key)
+    assert "pallas_call" not in text(rate=0.1, key=key)  # dropout of weights
+    assert "pallas_call" not in text(bias=jnp.zeros((1, 2, 1, 12)))  # by head
+    assert KERNEL(q, k.astype("bfloat16"), v, None, None) is None
+    many = jax.ShapeDtypeStruct((2, 2, 60_000, 64), jnp.float32)
+    one = jax.ShapeDtypeStruct((2, 2, 1, 64), jnp.float32)
+    assert "pallas_call" not in jaxpr_of(lambda *x: attend(*x, fused=KERNEL), one, many, many)
+
+
+def test_a_trained_bias_is_refused():
+    q, k, v, _ = CASES["padding"].operands("float32")
+
+    def total(bias):
+        return attend(q, k, v, bias=bias, fused=KERNEL).sum()
+
+    with pytest.raises(UserError, match=r"config\.compute\.attention: .* set it to xla"):
+        jax.grad(total)(padding(5, 12))
+
+
+def test_what_a_kernel_costs_is_what_its_jaxpr_says():
+    for name in ("pictures", "frame factors", "rows in parts"):
+        case = CASES[name]
+        p, e = case.p or 1, case.h * case.k
+        q, k = normal(0, (case.q, p, case.l, e)), normal(1, (case.q, case.t, e))
+        factor = jnp.ones((case.q, p, case.t)) if case.factor else None
+        of = kernels.Operands(q, k, k, None, factor)
+        for products, made in (
+            (2, jax.make_jaxpr(lambda of: kernels.forward(of, case.h, interpret=False))(of)),
+            (5, jax.make_jaxpr(lambda of: kernels.backward(of, of.q, case.h, interpret=False))(of)),
+        ):
+            (call,) = (e for e in made.eqns if e.primitive.name == "pallas_call")
+            said = call.params["cost_estimate"]
+            assert said.flops == 2 * products * q.size * case.t == count_flops(made)
+            assert said.transcendentals == case.q * p * case.l * case.t * case.h
+            arrays = (*call.invars, *call.outvars)
+            assert said.bytes_accessed == sum(x.aval.size * x.aval.dtype.itemsize for x in arrays)
+
+
+def test_blocks_fill_lanes_and_fit():
+    def blocks(b, l, t, heads, width, dtype="bfloat16"):
+        q, k = ((b, 1, rows, heads * width) for rows in (l, t))
+        shapes = [jax.ShapeDtypeStruct(x, dtype) for x in (q, k[:1] + k[2:], k[:1] + k[2:])]
+        return kernels.cut(kernels.Operands(*shapes, None, None), heads)
+
+    base = blocks(192, 197, 197, 12, 64)
+    assert (base.heads, base.rows) == (2, ((0, 197),)) and 192 % base.media == 0
+    assert blocks(32, 256, 256, 16, 72).heads == 16  # no fewer fill groups of 128
+    assert blocks(32, 197, 197, 3, 64).heads == 3
+    large = blocks(32, 901, 901, 12, 64)
+    assert large.rows[0][0] == 0 and large.rows[-1][1] == 901
+    assert all(a[1] == b[0] and a[1] % 16 == 0 for a, b in zip(large.rows, large.rows[1:]))
+    assert max(x.bytes for x in (base, large)) < 14 * 2**20 < blocks(1, 1, 60_000, 1, 64).bytes
+
+
+def test_the_platform_of_the_meshs_devices_decides():
+    def mesh(platform, **more):
+        device = types.SimpleNamespace(platform=platform, **more)
+        return types.SimpleNamespace(devices=np.array([device]))
+
+    assert fused_form("auto", ONE) is None and fused_form("xla", mesh("tpu")) is None
+    assert KERNEL.interpret and not fused_form("auto", mesh("tpu")).interpret
+    assert isinstance(fused_form("auto", mesh("gpu", compute_capability="8.0")), CuDNN)
+    assert fused_form("auto", mesh("gpu", compute_capability="7.5")) is None
+    assert fused_form("fused", mesh("other")) is None
+
+
+def test_cudnns_operands_are_those_of_the_plain_form():
+    """No GPU: JAX's plain implementation behind the same call."""
+    form = CuDNN("xla")
+    for name in ("pictures", "texts of a medium"):
+        case = CASES[name]
+        q, k, v, _ = case.operands("bfloat16")
+        plain = attend(q, k, v).astype(jnp.float32)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            made = attend(q, k, v, fused=form)
+        assert (made.dtype, made.shape) == (q.dtype, q.shape)
+        np.testing.assert_allclose(made.astype(jnp.float32), plain, atol=2e-2)
+    assert form(q, k, v, case.bias, None) is None
+    assert form(*case.operands("float32")[:3], None, None) is None
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])
+def test_devices_share_rows_and_heads(axes):
+    """Nothing of the operands moves; the gradient of factors is summed over heads."""
+    mesh = meshes.make_mesh(dict(zip(meshes.AXES, axes, strict=True)))
+    case = Case(8, 4, 2, 5, 64, 7, padding(8, 7), factor=True)
+    form, operands = fused_form("fused", mesh), case.operands("float32")
+    by, heads = P(meshes.BATCH_AXES, "tensor"), P(meshes.BATCH_AXES)
+    placed = jax.tree.map(
+        lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), operands, (by, by, by, heads)
+    )
+
+    def total(fused, q, k, v, factor):
+        z = attend(q, k, v, bias=case.bias, factor=factor, fused=fused)
+        return (z * normal(7, z.shape)).sum(), z
+
+    def call(fused, operands):
+        whole = jax.value_and_grad(total, argnums=(1, 2, 3, 4), has_aux=True)
+        return jax.jit(whole, static_argnums=0).lower(fused, *operands).compile()
+
+    compiled = call(form, placed)
+    moved = [k for k in ("all-gather", "all-to-all", "permute") if k in compiled.as_text()]
+    assert not moved
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5),
+        compiled(*placed),
+        call(None, operands)(*operands),
+    )
+
+
+def test_rows_or_heads_that_do_not_divide_are_left_to_the_plain_form():
+    mesh = meshes.make_mesh({"data": 4, "fsdp": 1, "tensor": 2})
+    form = fused_form("fused", mesh)
+    for q, h, applies in ((8, 4, True), (6, 4, False), (8, 3, False)):
+        x = normal(0, (q, h, 5, 8))
+        assert ("pallas_call" in jaxpr_of(lambda x: attend(x, x, x, fused=form), x)) == applies
+
+
+def noisy(tree):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: x + 0.05 * jnp.asarray(rng.standard_normal(x.shape), x.dtype), tree
+    )
+
+
+def equal_with_kernels(part, measure):
+    """A number of a model, and its gradients; `measure` takes the model."""
+    trainable, found = noisy(part.trainable), []
+    for fused in (None, KERNEL):
+        here = dataclasses.replace(part, fused=fused)
+
+        def total(trainable, here=here):
+            return measure(here.merge(trainable, here.frozen))
+
+        call = jax.jit(jax.value_and_grad(total))
+        text = str(call.trace(trainable).jaxpr)
+        assert ("attention_backward" in text) == (fused is not None)
+        found.append(call(trainable))
+    (x, dx), (y, dy) = found
+    np.testing.assert_allclose(x, y, rtol=2e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(dx))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, atol=1e-4 * largest), dx, dy)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("cross_modal_adapter", {"remat": "dots"}),
+        ("cross_modal_adapter", {"remat": "full"}),
+        ("maple", {}),
+        ("cross_modal_adapter", {"merge": 2}),
+    ],
+)
+def test_a_clip_with_the_kernels_is_the_clip(method, options):
+    batch = tiny.batch(clips=2, frames=2)
+
+    def measure(model):
+        frames, texts = model.encode_frames(batch["frames"]), model.encode_text(batch["text"])
+        return (frames * jnp.cos(frames)).sum() + (texts * jnp.sin(texts)).sum()
+
+    equal_with_kernels(tiny.split(method, vision_layers=2, **options), measure)
+
+
+def test_a_blip_with_the_kernels_is_the_blip():
+    """Fusion with frame factors that are trained, and a decoder with cached keys."""
+    model = tiny.blip()
+    get_method("uniadapter").attach(model, ConfigDict(dict(get_method("uniadapter").options)), generator(0, "adapters"))
+    part = partition(model, get_method("uniadapter").trainable)
+    rng = np.random.default_rng(0)
+    pixels = jnp.asarray(rng.integers(0, 256, (4, 32, 32, 3)), jnp.uint8)
+    ids = jnp.asarray(rng.integers(6, 58, (2, 3, 6)), jnp.int32)
+    mask = jnp.asarray(np.arange(6) < 1 + rng.integers(0, 6, (2, 3, 1)))
+
+    def measure(model):
+        states = model.encode_images(pixels)
+        states = states.reshape(2, -1, states.shape[-1])
+        alone = model.encode_text(ids[:, 0], mask[:, 0])
+        factor = 1 + 0.1 * jnp.tanh(states[..., 0])[:, None] * jnp.arange(1.0, 4.0)[None, :, None]
+        fused = model.fuse(ids, mask, Memory(states, factor=factor))
+        questions = Memory(fused[:, 0], mask[:, 0])
+        attended = model.attend_to_questions(questions)
+        past = model.no_answers(4, 5)
+        first, past = model.decode_next(ids[:, :2, 0], jnp.int32(0), past, attended)
+        second, _ = model.decode_next(ids[:, :2, 1], jnp.int32(1), past, attended)
+        made = (alone, fused, first, second, model.decode(ids, mask, questions))
+        return sum((x * jnp.cos(x)).mean() for x in made)
+
+    equal_with_kernels(part, measure)

@@ -82,7 +82,9 @@ def cut(of: Operands, heads: int) -> Cut:
         each, shared = (each, plane) if len(of.bias) == 1 else (each + plane, 0)
     if of.factor is not None:
         each += 2 * 4 * _up(p, _SUBLANES) * long
-    media = min(b, max(1, (_OPERANDS // 2 - shared) // each))
+    room = min(b, max(1, (_OPERANDS // 2 - shared) // each))
+    # A last block with fewer media works as long as the others.
+    media = next((n for n in range(room, room // 2, -1) if b % n == 0), room)
     sums = 4 * 4 * _up(t, _SUBLANES) * _up(width, _LANES)
     scores = 4 * _LIVE * min(step, _up(l, _SUBLANES)) * long
     return Cut(width, together, media, rows, 2 * (media * each + shared) + scores + sums)
