@@ -38,8 +38,8 @@ def attend(
     """softmax(factor * q k^T / sqrt(width of a head) + bias) v; scores and softmax are float32.
 
     The axis p, where there is one, is of texts that share keys and values; each has its row of
-    `factor`. `rate` is the dropout of attention's weights where there is a `key`; without it, `fused`
-    is used where it applies.
+    `factor`. `rate` is the dropout of attention's weights where there is a `key`. Without it,
+    `fused` is used where it applies.
     """
     if fused is not None and (key is None or rate == 0.0):
         whole = fused(q, k, v, bias, factor)

@@ -66,16 +66,17 @@ class Cut:
 
 def cut(of: Operands, heads: int) -> Cut:
     """The blocks for operands with so many heads."""
-    (b, p, l, e), t = of.q.shape, of.k.shape[1]
+    (b, p, length, e), t = of.q.shape, of.k.shape[1]
     width = e // heads
     filling = (n for n in range(1, heads) if heads % n == 0 and n * width % _LANES == 0)
     together = next(filling, heads)
     wide, long = _up(together * width, _LANES), _up(t, _LANES)
     most = max(_SCORES // (4 * _LIVE * long), _SUBLANES)
-    step = _up(-(-l // -(-l // most)), _SUBLANES)
-    rows = tuple((start, min(start + step, l)) for start in range(0, l, step))
+    step = _up(-(-length // -(-length // most)), _SUBLANES)
+    rows = tuple((start, min(start + step, length)) for start in range(0, length, step))
     # Of one medium: queries, result and its gradient; keys and values, and the gradients of both.
-    each = (3 * p * _up(l, _SUBLANES) + 4 * _up(t, _SUBLANES)) * wide * of.q.dtype.itemsize
+    each = 3 * p * _up(length, _SUBLANES) + 4 * _up(t, _SUBLANES)
+    each *= wide * of.q.dtype.itemsize
     shared = 0
     if of.bias is not None:
         plane = 4 * of.bias.shape[1] * _up(of.bias.shape[2], _SUBLANES) * long
@@ -86,7 +87,7 @@ def cut(of: Operands, heads: int) -> Cut:
     # A last block with fewer media works as long as the others.
     media = next((n for n in range(room, room // 2, -1) if b % n == 0), room)
     sums = 4 * 4 * _up(t, _SUBLANES) * _up(width, _LANES)
-    scores = 4 * _LIVE * min(step, _up(l, _SUBLANES)) * long
+    scores = 4 * _LIVE * min(step, _up(length, _SUBLANES)) * long
     return Cut(width, together, media, rows, 2 * (media * each + shared) + scores + sums)
 
 
@@ -134,7 +135,7 @@ def _call(
     parts: shape of a further result, "b blocks p t".
     """
     blocks = cut(of, heads)
-    b, p, l, e = of.q.shape
+    b, p, length, e = of.q.shape
 
     def side_by_side(x: Array) -> pl.BlockSpec:
         middle = x.shape[1:-1]
@@ -146,14 +147,16 @@ def _call(
         block = (1 if shared else blocks.media, *x.shape[1:])
         return pl.BlockSpec(block, lambda i, j: (0 if shared else i, *zeros))
 
-    operands = [(x, side_by_side(x)) for x in of[:3]]
+    operands: list[tuple[Any, pl.BlockSpec]] = [(x, side_by_side(x)) for x in of[:3]]
     operands += [(x, of_media(x)) for x in of[3:] if x is not None]
     operands += [(x, side_by_side(x)) for x in more]
-    made = [(jax.ShapeDtypeStruct(x.shape, x.dtype), side_by_side(x)) for x in results]
+    made: list[tuple[Any, pl.BlockSpec]] = [
+        (jax.ShapeDtypeStruct(x.shape, x.dtype), side_by_side(x)) for x in results
+    ]
     if parts is not None:
         spec = pl.BlockSpec((blocks.media, None, *parts[2:]), lambda i, j: (i, j, 0, 0))
         made.append((jax.ShapeDtypeStruct(parts, jnp.float32), spec))
-    scores = b * p * l * of.k.shape[1]
+    scores = b * p * length * of.k.shape[1]
     return pl.pallas_call(
         functools.partial(kernel, blocks, of.bias is not None, of.factor is not None),
         grid=(pl.cdiv(b, blocks.media), heads // blocks.heads),

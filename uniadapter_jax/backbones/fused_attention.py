@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Kernel:
         """See `Fused`. Not where rows or heads do not divide, or keys do not fit."""
         shape, alike = q.shape, q.dtype == k.dtype == v.dtype
         q = q if q.ndim == 5 else q[:, :, None]
-        b, heads, p, l, width = q.shape
+        b, heads, p, length, width = q.shape
         # Without an axis of texts, that of the bias stands for heads.
         of_heads = bias is not None and len(shape) == 4 and bias.shape[1] > 1
         rows, parts = math.prod(self.mesh.shape[a] for a in self.rows), self.mesh.shape[self.heads]
@@ -75,14 +75,14 @@ class Kernel:
             bias = jnp.broadcast_to(bias, (*bias.shape[:3], k.shape[2]))
         of_texts = factor is not None or (bias is not None and bias.shape[1:3] != (1, 1))
         side = q.transpose(0, 2, 3, 1, 4)
-        side = side.reshape(b, *((p, l) if of_texts else (1, p * l)), heads * width)
+        side = side.reshape(b, *((p, length) if of_texts else (1, p * length)), heads * width)
         k, v = (y.swapaxes(1, 2).reshape(b, -1, heads * width) for y in (k, v))
         factor = None if factor is None else factor.astype(jnp.float32)
         operands = Operands(side, k, v, bias, factor)
         if not kernels.fits(self._of_device(operands, rows, parts), heads // parts):
             return None
         z = _attention(_Placed(self, heads // parts), operands)
-        return z.reshape(b, p, l, heads, width).transpose(0, 3, 1, 2, 4).reshape(shape)
+        return z.reshape(b, p, length, heads, width).transpose(0, 3, 1, 2, 4).reshape(shape)
 
     def _of_device(self, of: Operands, rows: int, parts: int) -> Operands:
         """Shapes on one device."""
@@ -166,9 +166,12 @@ _attention.defvjp(_attention_fwd, _attention_bwd, symbolic_zeros=True)
 
 @dataclasses.dataclass(frozen=True)
 class CuDNN:
-    """A GPU's, by `jax.nn.dot_product_attention`; pictures only, as it rounds a mask to bfloat16."""
+    """A GPU's, by `jax.nn.dot_product_attention`, in bfloat16; without masks, which it would round.
 
-    implementation: str = "cudnn"
+    Never run on a GPU so far.
+    """
+
+    implementation: Literal["cudnn", "xla"] = "cudnn"
 
     def __call__(
         self,
@@ -184,7 +187,6 @@ class CuDNN:
         if not alike or bias is not None or factor is not None or width % 8 or width > 128:
             return None
         rows = q.reshape(*q.shape[:2], -1, width)
-        z = jax.nn.dot_product_attention(
-            *(y.swapaxes(1, 2) for y in (rows, k, v)), implementation=self.implementation
-        )
+        rows, k, v = (y.swapaxes(1, 2) for y in (rows, k, v))
+        z = jax.nn.dot_product_attention(rows, k, v, implementation=self.implementation)
         return z.swapaxes(1, 2).reshape(q.shape)
