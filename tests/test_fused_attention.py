@@ -144,7 +144,8 @@ def test_what_a_kernel_costs_is_what_its_jaxpr_says():
     for name in ("pictures", "frame factors", "rows in parts"):
         case = CASES[name]
         p, e = case.p or 1, case.h * case.k
-        q, k = normal(0, (case.q, p, case.rows, e)), normal(1, (case.q, case.t, e))
+        texts = (p,) if case.factor else ()
+        q, k = normal(0, (case.q, *texts, case.rows, e)), normal(1, (case.q, case.t, e))
         factor = jnp.ones((case.q, p, case.t)) if case.factor else None
         of = kernels.Operands(q, k, k, None, factor)
         run = {"heads": case.h, "interpret": False}
@@ -162,9 +163,8 @@ def test_what_a_kernel_costs_is_what_its_jaxpr_says():
 
 def test_blocks_fill_lanes_and_fit():
     def blocks(b, length, t, heads, width, dtype="bfloat16"):
-        q, k = ((b, 1, rows, heads * width) for rows in (length, t))
-        shapes = [jax.ShapeDtypeStruct(x, dtype) for x in (q, k[:1] + k[2:], k[:1] + k[2:])]
-        return kernels.cut(kernels.Operands(*shapes, None, None), heads)
+        q, k = (jax.ShapeDtypeStruct((b, n, heads * width), dtype) for n in (length, t))
+        return kernels.cut(kernels.Operands(q, k, k, None, None), heads)
 
     base = blocks(192, 197, 197, 12, 64)
     assert (base.heads, base.rows) == (2, ((0, 197),)) and 192 % base.media == 0

@@ -5,7 +5,8 @@ of queries at a time the forward kernel makes the scores, their softmax and the 
 values. The backward kernel makes the scores anew, so nothing is kept but queries, keys and values.
 
 Arrays are as linear layers make them, heads side by side: b media, at each of which p texts of l
-rows look, and which have t rows; e is the number of heads times the width of one.
+rows look (or l rows, without that axis), and which have t rows; e is the number of heads times the
+width of one.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ _LIVE = 8  # arrays as large as scores, in float32, that live at once
 class Operands(NamedTuple):
     """What attention reads; leading axes of `bias` may have size one."""
 
-    q: Float[Array, "b p l e"]
+    q: Float[Array, "b *p l e"]
     k: Float[Array, "b t e"]
     v: Float[Array, "b t e"]
     bias: Float[Array, "#b #p #l t"] | None
     factor: Float[Array, "b p t"] | None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """b, p, l, t, e."""
+        b, *p, length, e = self.q.shape
+        return b, *(p or (1,)), length, self.k.shape[1], e
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Cut:
 
 def cut(of: Operands, heads: int) -> Cut:
     """The blocks for operands with so many heads."""
-    (b, p, length, e), t = of.q.shape, of.k.shape[1]
+    b, p, length, t, e = of.sizes
     width = e // heads
     filling = (n for n in range(1, heads) if heads % n == 0 and n * width % _LANES == 0)
     together = next(filling, heads)
@@ -100,14 +107,14 @@ def fits(of: Operands, heads: int) -> bool:
     return cut(of, heads).bytes <= _MOST
 
 
-def forward(of: Operands, heads: int, *, interpret: bool) -> Float[Array, "b p l e"]:
+def forward(of: Operands, heads: int, *, interpret: bool) -> Float[Array, "b *p l e"]:
     """softmax(factor * q k^T / sqrt(width of a head) + bias) v, of every head."""
     (z,) = _call(_forward, 2, of, heads, (), (of.q,), None, interpret)
     return z
 
 
 def backward(
-    of: Operands, dz: Float[Array, "b p l e"], heads: int, *, interpret: bool
+    of: Operands, dz: Float[Array, "b *p l e"], heads: int, *, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of q, k, v and factor."""
     parts = None
@@ -135,7 +142,7 @@ def _call(
     parts: shape of a further result, "b blocks p t".
     """
     blocks = cut(of, heads)
-    b, p, length, e = of.q.shape
+    b, p, length, t, e = of.sizes
 
     def side_by_side(x: Array) -> pl.BlockSpec:
         middle = x.shape[1:-1]
@@ -156,7 +163,7 @@ def _call(
     if parts is not None:
         spec = pl.BlockSpec((blocks.media, None, *parts[2:]), lambda i, j: (i, j, 0, 0))
         made.append((jax.ShapeDtypeStruct(parts, jnp.float32), spec))
-    scores = b * p * length * of.k.shape[1]
+    scores = b * p * length * t
     return pl.pallas_call(
         functools.partial(kernel, blocks, of.bias is not None, of.factor is not None),
         grid=(pl.cdiv(b, blocks.media), heads // blocks.heads),
@@ -185,11 +192,12 @@ def _forward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
 
         def text(p: Any, none: None) -> None:
             for start, end in cut.rows:
-                scores = _product(_narrowed(q_ref[i, p, start:end, lanes], cut.width), k, 1, 1)
+                here = _rows(q_ref, i, p, start, end, lanes)
+                scores = _product(_narrowed(q_ref[here], cut.width), k, 1, 1)
                 weights = _softmax(adjust(scores, i, p, start, end)).astype(v.dtype)
-                z_ref[i, p, start:end, lanes] = _product(weights, v, 1, 0).astype(z_ref.dtype)
+                z_ref[here] = _product(weights, v, 1, 0).astype(z_ref.dtype)
 
-        _loop(q_ref.shape[1], text, None)
+        _loop(_texts(q_ref), text, None)
 
     _of_each(cut, rows)
 
@@ -209,8 +217,8 @@ def _backward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
         def text(p: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
             dk, dv = sums
             for start, end in cut.rows:
-                q = _narrowed(q_ref[i, p, start:end, lanes], cut.width)
-                dz = dz_ref[i, p, start:end, lanes]
+                here = _rows(q_ref, i, p, start, end, lanes)
+                q, dz = _narrowed(q_ref[here], cut.width), dz_ref[here]
                 raw = _product(q, k, 1, 1)
                 weights = _softmax(adjust(raw, i, p, start, end))
                 dv += _product(weights.astype(v.dtype), dz, 0, 0)
@@ -222,12 +230,12 @@ def _backward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
                     dfactor_ref[i, pl.ds(p, 1)] += dfactor
                 dscores = adjust.times_factor(dscores, i, p).astype(k.dtype)
                 dq = _product(dscores, k, 1, 0) * cut.width**-0.5
-                dq_ref[i, p, start:end, lanes] = dq.astype(dq_ref.dtype)
+                dq_ref[here] = dq.astype(dq_ref.dtype)
                 dk += _product(dscores, q, 0, 0)
             return dk, dv
 
         zeros = jnp.zeros(k.shape, jnp.float32)
-        dk, dv = _loop(q_ref.shape[1], text, (zeros, zeros))
+        dk, dv = _loop(_texts(q_ref), text, (zeros, zeros))
         dk_ref[i, :, lanes], dv_ref[i, :, lanes] = dk.astype(k.dtype), dv.astype(v.dtype)
 
     _of_each(cut, rows)
@@ -255,6 +263,16 @@ class _Adjust(NamedTuple):
         media, texts, rows, _ = self.bias.shape
         here = slice(start, end) if rows > 1 else slice(0, 1)
         return scores + self.bias[i if media > 1 else 0, p if texts > 1 else 0, here]
+
+
+def _texts(ref: Any) -> int:
+    return ref.shape[1] if len(ref.shape) == 4 else 1
+
+
+def _rows(ref: Any, i: Any, p: Any, start: int, end: int, lanes: slice) -> tuple[Any, ...]:
+    """The place of rows of text p of medium i."""
+    text = (p,) if len(ref.shape) == 4 else ()
+    return (i, *text, slice(start, end), lanes)
 
 
 def _of_each(cut: Cut, work: Callable[[Any, slice], None]) -> None:

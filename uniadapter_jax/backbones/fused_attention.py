@@ -73,9 +73,10 @@ class Kernel:
         if bias is not None:
             bias = bias.astype(jnp.float32)
             bias = jnp.broadcast_to(bias, (*bias.shape[:3], k.shape[2]))
-        of_texts = factor is not None or (bias is not None and bias.shape[1:3] != (1, 1))
+        by_row = bias is not None and bias.shape[1:3] != (1, 1)
+        texts = (p, length) if factor is not None or (p > 1 and by_row) else (p * length,)
         side = q.transpose(0, 2, 3, 1, 4)
-        side = side.reshape(b, *((p, length) if of_texts else (1, p * length)), heads * width)
+        side = side.reshape(b, *texts, heads * width)
         k, v = (y.swapaxes(1, 2).reshape(b, -1, heads * width) for y in (k, v))
         factor = None if factor is None else factor.astype(jnp.float32)
         operands = Operands(side, k, v, bias, factor)
@@ -110,7 +111,8 @@ class _Placed(NamedTuple):
         bias = None if of.bias is None else P(by if len(of.bias) == b else None)
         factor = None if of.factor is None else P(by)
         keys = P(by, None, heads)
-        return Operands(P(by, None, None, heads), keys, keys, bias, factor)  # type: ignore[arg-type]
+        rows = P(by, *[None] * (of.q.ndim - 2), heads)
+        return Operands(rows, keys, keys, bias, factor)  # type: ignore[arg-type]
 
     def everywhere(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
         """`function` on each device for what it has."""
@@ -123,7 +125,7 @@ class _Placed(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(placed: _Placed, of: Operands) -> Float[Array, "b p l e"]:
+def _attention(placed: _Placed, of: Operands) -> Float[Array, "b *p l e"]:
     specs = placed.specs(of)
 
     def local(of: Operands) -> Array:
