@@ -72,6 +72,9 @@ samples/s, of the whole slice, and useful FLOP, of the peak. There are two batch
 16 clips (or 32 pictures) a chip. A v5p-64 has 32 chips. UniAdapter's configs begin with remat=full;
 its queue of 57,600 is cut to whole batches. `of peak` leaves out the products of the loss, which
 `plan` counts by now: less than 0.1 % of a step.
+
+All rows have plain attention (`compute.attention=xla`). By default a TPU now runs kernels in its place;
+[scale.md](scale.md#attention-as-a-kernel) has what that changes.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |
@@ -169,7 +172,10 @@ def weak_scaling(model: Model) -> Iterator[Case]:
 def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
     """What `python -m uniadapter_jax.plan` says of a case with these fields of the config."""
     config, backbone, *own = case.model.flags
-    fields = {"compute.dtype": "bfloat16", "train.batch_size": case.batch, **fields}
+    fields = {
+        **{"compute.dtype": "bfloat16", "compute.attention": "xla"},
+        **{"train.batch_size": case.batch, **fields},
+    }
     if case.model.queue:  # whole batches fill it
         fields["task.queue"] = case.model.queue // case.batch * case.batch
     command = [sys.executable, "-m", "uniadapter_jax.plan", f"--config=configs/{config}.py"]
