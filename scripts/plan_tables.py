@@ -73,8 +73,8 @@ samples/s, of the whole slice, and useful FLOP, of the peak. There are two batch
 its queue of 57,600 is cut to whole batches. `of peak` leaves out the products of the loss, which
 `plan` counts by now: less than 0.1 % of a step.
 
-All rows have plain attention (`compute.attention=xla`). By default a TPU now runs kernels in its place;
-[scale.md](scale.md#attention-as-a-kernel) has what that changes.
+All rows have plain attention (`compute.attention=xla`). By default a TPU now runs kernels in its
+place; [scale.md](scale.md#attention-as-a-kernel) has what that changes.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |

@@ -38,11 +38,12 @@ def attend(
     """softmax(factor * q k^T / sqrt(width of a head) + bias) v; scores and softmax are float32.
 
     The axis p, where there is one, is of texts that share keys and values; each has its row of
-    `factor`. `rate` is the dropout of attention's weights where there is a `key`. Without it,
-    `fused` is used where it applies.
+    `factor`. `rate` is the dropout of attention's weights where there is a `key`. `fused` is used
+    where it applies.
     """
-    if fused is not None and (key is None or rate == 0.0):
-        whole = fused(q, k, v, bias, factor)
+    if fused is not None:
+        keep = functions.kept((*q.shape[:-1], k.shape[2]), rate, key)
+        whole = fused(q, k, v, bias, factor, keep, rate)
         if whole is not None:
             return whole
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)

@@ -22,23 +22,27 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from uniadapter_jax.common.types import Array, Float
+from uniadapter_jax.common.types import Array, Float, Int
 
-_LANES, _SUBLANES = 128, 16
+_LANES, _SUBLANES = 128, 32
 # Bytes of the 16 MiB that a kernel may use: of the scores of some rows with what is made of them;
 # of operands and results, which lie there twice, so that the next come while one is at work.
-_SCORES, _OPERANDS, _MOST = 6 * 2**20, 4 * 2**20, 14 * 2**20
+_SCORES, _OPERANDS, _MOST = 4 * 2**20, 4 * 2**20, 14 * 2**20
 _LIVE = 8  # arrays as large as scores, in float32, that live at once
 
 
 class Operands(NamedTuple):
-    """What attention reads; leading axes of `bias` may have size one."""
+    """What attention reads; leading axes of `bias` may have size one.
+
+    keep: 0 where dropout takes a weight away, else 1; h is the number of heads.
+    """
 
     q: Float[Array, "b *p l e"]
     k: Float[Array, "b t e"]
     v: Float[Array, "b t e"]
     bias: Float[Array, "#b #p #l t"] | None
     factor: Float[Array, "b p t"] | None
+    keep: Int[Array, "b h *p l t"] | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -90,6 +94,8 @@ def cut(of: Operands, heads: int) -> Cut:
         each, shared = (each, plane) if len(of.bias) == 1 else (each + plane, 0)
     if of.factor is not None:
         each += 2 * 4 * _up(p, _SUBLANES) * long
+    if of.keep is not None:
+        each += together * p * _up(length, _SUBLANES) * long
     room = min(b, max(1, (_OPERANDS // 2 - shared) // each))
     # A last block with fewer media works as long as the others.
     media = next((n for n in range(room, room // 2, -1) if b % n == 0), room)
@@ -107,21 +113,26 @@ def fits(of: Operands, heads: int) -> bool:
     return cut(of, heads).bytes <= _MOST
 
 
-def forward(of: Operands, heads: int, *, interpret: bool) -> Float[Array, "b *p l e"]:
-    """softmax(factor * q k^T / sqrt(width of a head) + bias) v, of every head."""
-    (z,) = _call(_forward, 2, of, heads, (), (of.q,), None, interpret)
+def forward(
+    of: Operands, heads: int, *, rate: float = 0.0, interpret: bool
+) -> Float[Array, "b *p l e"]:
+    """dropout(softmax(factor * q k^T / sqrt(width of a head) + bias)) v, of every head.
+
+    rate: of the dropout that made `of.keep`.
+    """
+    (z,) = _call(_forward, 2, of, heads, rate, (), (of.q,), None, interpret)
     return z
 
 
 def backward(
-    of: Operands, dz: Float[Array, "b *p l e"], heads: int, *, interpret: bool
+    of: Operands, dz: Float[Array, "b *p l e"], heads: int, *, rate: float = 0.0, interpret: bool
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of q, k, v and factor."""
     parts = None
     if of.factor is not None:
         b, p, t = of.factor.shape
         parts = (b, heads // cut(of, heads).heads, p, t)
-    dq, dk, dv, *more = _call(_backward, 5, of, heads, (dz,), of[:3], parts, interpret)
+    dq, dk, dv, *more = _call(_backward, 5, of, heads, rate, (dz,), of[:3], parts, interpret)
     return dq, dk, dv, more[0].sum(1) if more else None
 
 
@@ -130,6 +141,7 @@ def _call(
     products: int,
     of: Operands,
     heads: int,
+    rate: float,
     more: tuple[Array, ...],
     results: tuple[Array, ...],
     parts: tuple[int, ...] | None,
@@ -155,7 +167,12 @@ def _call(
         return pl.BlockSpec(block, lambda i, j: (0 if shared else i, *zeros))
 
     operands: list[tuple[Any, pl.BlockSpec]] = [(x, side_by_side(x)) for x in of[:3]]
-    operands += [(x, of_media(x)) for x in of[3:] if x is not None]
+    operands += [(x, of_media(x)) for x in (of.bias, of.factor) if x is not None]
+    if of.keep is not None:
+        rest = of.keep.shape[2:]
+        zeros = (0,) * len(rest)
+        block = (blocks.media, blocks.heads, *rest)
+        operands.append((of.keep, pl.BlockSpec(block, lambda i, j: (i, j, *zeros))))
     operands += [(x, side_by_side(x)) for x in more]
     made: list[tuple[Any, pl.BlockSpec]] = [
         (jax.ShapeDtypeStruct(x.shape, x.dtype), side_by_side(x)) for x in results
@@ -165,7 +182,7 @@ def _call(
         made.append((jax.ShapeDtypeStruct(parts, jnp.float32), spec))
     scores = b * p * length * t
     return pl.pallas_call(
-        functools.partial(kernel, blocks, of.bias is not None, of.factor is not None),
+        functools.partial(kernel, blocks, *(x is not None for x in of[3:]), rate),
         grid=(pl.cdiv(b, blocks.media), heads // blocks.heads),
         in_specs=[spec for _, spec in operands],
         out_specs=[spec for _, spec in made],
@@ -181,20 +198,22 @@ def _call(
     )(*(x for x, _ in operands))
 
 
-def _forward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
+def _forward(cut: Cut, biased: bool, scaled: bool, dropped: bool, rate: float, *refs: Any) -> None:
     given = iter(refs)
     q_ref, k_ref, v_ref = (next(given) for _ in range(3))
     adjust = _Adjust.of(given, biased, scaled)
+    dropout = _Dropout(next(given) if dropped else None, rate)
     (z_ref,) = given
 
-    def rows(i: Any, lanes: slice) -> None:
+    def rows(i: Any, head: int, lanes: slice) -> None:
         k, v = k_ref[i, :, lanes], v_ref[i, :, lanes]
 
         def text(p: Any, none: None) -> None:
             for start, end in cut.rows:
                 here = _rows(q_ref, i, p, start, end, lanes)
                 scores = _product(_narrowed(q_ref[here], cut.width), k, 1, 1)
-                weights = _softmax(adjust(scores, i, p, start, end)).astype(v.dtype)
+                weights = _softmax(adjust(scores, i, p, start, end))
+                weights = dropout(weights, i, head, p, start, end).astype(v.dtype)
                 z_ref[here] = _product(weights, v, 1, 0).astype(z_ref.dtype)
 
         _loop(_texts(q_ref), text, None)
@@ -202,16 +221,17 @@ def _forward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
     _of_each(cut, rows)
 
 
-def _backward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
+def _backward(cut: Cut, biased: bool, scaled: bool, dropped: bool, rate: float, *refs: Any) -> None:
     given = iter(refs)
     q_ref, k_ref, v_ref = (next(given) for _ in range(3))
     adjust = _Adjust.of(given, biased, scaled)
+    dropout = _Dropout(next(given) if dropped else None, rate)
     dz_ref, dq_ref, dk_ref, dv_ref = (next(given) for _ in range(4))
     dfactor_ref = next(given, None)
     if dfactor_ref is not None:  # it sums over heads
         dfactor_ref[...] = jnp.zeros(dfactor_ref.shape, jnp.float32)
 
-    def rows(i: Any, lanes: slice) -> None:
+    def rows(i: Any, head: int, lanes: slice) -> None:
         k, v = k_ref[i, :, lanes], v_ref[i, :, lanes]
 
         def text(p: Any, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -221,8 +241,9 @@ def _backward(cut: Cut, biased: bool, scaled: bool, *refs: Any) -> None:
                 q, dz = _narrowed(q_ref[here], cut.width), dz_ref[here]
                 raw = _product(q, k, 1, 1)
                 weights = _softmax(adjust(raw, i, p, start, end))
-                dv += _product(weights.astype(v.dtype), dz, 0, 0)
-                dweights = _product(dz, v, 1, 1)
+                some = dropout(weights, i, head, p, start, end).astype(v.dtype)
+                dv += _product(some, dz, 0, 0)
+                dweights = dropout(_product(dz, v, 1, 1), i, head, p, start, end)
                 slope = dweights - jnp.sum(weights * dweights, axis=1, keepdims=True)
                 dscores = weights * slope
                 if dfactor_ref is not None:
@@ -265,6 +286,20 @@ class _Adjust(NamedTuple):
         return scores + self.bias[i if media > 1 else 0, p if texts > 1 else 0, here]
 
 
+class _Dropout(NamedTuple):
+    """What becomes of weights "rows t" behind the softmax, and of their gradient."""
+
+    keep: Any
+    rate: float
+
+    def __call__(self, weights: Array, i: Any, head: int, p: Any, start: int, end: int) -> Array:
+        if self.keep is None:
+            return weights
+        text = (p,) if len(self.keep.shape) == 5 else ()
+        keep = self.keep[(i, head, *text, slice(start, end))].astype(jnp.float32)
+        return weights * (keep * (1.0 / (1.0 - self.rate)))
+
+
 def _texts(ref: Any) -> int:
     return ref.shape[1] if len(ref.shape) == 4 else 1
 
@@ -275,12 +310,12 @@ def _rows(ref: Any, i: Any, p: Any, start: int, end: int, lanes: slice) -> tuple
     return (i, *text, slice(start, end), lanes)
 
 
-def _of_each(cut: Cut, work: Callable[[Any, slice], None]) -> None:
+def _of_each(cut: Cut, work: Callable[[Any, int, slice], None]) -> None:
     """`work` for each head of each medium of a block."""
 
     def medium(i: Any, none: None) -> None:
-        for lanes in cut.lanes:
-            work(i, lanes)
+        for head, lanes in enumerate(cut.lanes):
+            work(i, head, lanes)
 
     _loop(cut.media, medium, None)
 

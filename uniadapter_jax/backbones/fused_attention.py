@@ -1,6 +1,7 @@
 """Attention in one piece, for devices that have it: scores are never written to their memory.
 
-Where a form does not apply, as to weights with dropout, it gives None and the plain form is used.
+Where a form does not apply, as to more keys than fit a core, it gives None and the plain form is
+used.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from uniadapter_jax.backbones import attention_kernels as kernels
 from uniadapter_jax.backbones.attention_kernels import Operands
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Float
+from uniadapter_jax.common.types import Array, Bool, Float
 
 
 class Fused(Protocol):
@@ -33,8 +34,13 @@ class Fused(Protocol):
         v: Float[Array, "q h t k"],
         bias: Float[Array, "#q #p #l #t"] | None,
         factor: Float[Array, "q p t"] | None,
+        keep: Bool[Array, "q h *p l t"] | None = None,
+        rate: float = 0.0,
     ) -> Float[Array, "q h *p l k"] | None:
-        """As `attention.attend` without dropout; None where the form does not apply."""
+        """As `attention.attend`; None where the form does not apply.
+
+        keep, rate: which weights dropout leaves, and its rate.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Kernel:
         v: Float[Array, "q h t k"],
         bias: Float[Array, "#q #p #l #t"] | None,
         factor: Float[Array, "q p t"] | None,
+        keep: Bool[Array, "q h *p l t"] | None = None,
+        rate: float = 0.0,
     ) -> Float[Array, "q h *p l k"] | None:
         """See `Fused`. Not where rows or heads do not divide, or keys do not fit."""
         shape, alike = q.shape, q.dtype == k.dtype == v.dtype
@@ -79,10 +87,12 @@ class Kernel:
         side = side.reshape(b, *texts, heads * width)
         k, v = (y.swapaxes(1, 2).reshape(b, -1, heads * width) for y in (k, v))
         factor = None if factor is None else factor.astype(jnp.float32)
-        operands = Operands(side, k, v, bias, factor)
+        if keep is not None:
+            keep = keep.reshape(b, heads, *texts, k.shape[1]).astype(jnp.int8)
+        operands = Operands(side, k, v, bias, factor, keep)
         if not kernels.fits(self._of_device(operands, rows, parts), heads // parts):
             return None
-        z = _attention(_Placed(self, heads // parts), operands)
+        z = _attention(_Placed(self, heads // parts, rate), operands)
         return z.reshape(b, p, length, heads, width).transpose(0, 3, 1, 2, 4).reshape(shape)
 
     def _of_device(self, of: Operands, rows: int, parts: int) -> Operands:
@@ -96,14 +106,16 @@ class Kernel:
             )
 
         q, k, v = (one(x, True) for x in of[:3])
-        return Operands(q, k, v, *(None if x is None else one(x, False) for x in of[3:]))
+        bias, factor, keep = (None if x is None else one(x, False) for x in of[3:])
+        return Operands(q, k, v, bias, factor, keep)
 
 
 class _Placed(NamedTuple):
-    """A kernel with the number of heads of a device."""
+    """A kernel with the number of heads of a device, and the rate of dropout."""
 
     kernel: Kernel
     heads: int
+    rate: float
 
     def specs(self, of: Operands) -> Operands:
         """How operands lie on the mesh."""
@@ -112,7 +124,8 @@ class _Placed(NamedTuple):
         factor = None if of.factor is None else P(by)
         keys = P(by, None, heads)
         rows = P(by, *[None] * (of.q.ndim - 2), heads)
-        return Operands(rows, keys, keys, bias, factor)  # type: ignore[arg-type]
+        keep = None if of.keep is None else P(by, heads)
+        return Operands(rows, keys, keys, bias, factor, keep)  # type: ignore[arg-type]
 
     def everywhere(self, function: Any, in_specs: Any, out_specs: Any) -> Any:
         """`function` on each device for what it has."""
@@ -129,7 +142,9 @@ def _attention(placed: _Placed, of: Operands) -> Float[Array, "b *p l e"]:
     specs = placed.specs(of)
 
     def local(of: Operands) -> Array:
-        return kernels.forward(of, placed.heads, interpret=placed.kernel.interpret)
+        return kernels.forward(
+            of, placed.heads, rate=placed.rate, interpret=placed.kernel.interpret
+        )
 
     return placed.everywhere(local, (specs,), specs.q)(of)
 
@@ -149,7 +164,7 @@ def _attention_bwd(placed: _Placed, of: Operands, dz: Array) -> tuple[Operands]:
 
     def local(of: Operands, dz: Array) -> tuple[Array, Array, Array, Array | None]:
         dq, dk, dv, dfactor = kernels.backward(
-            of, dz, placed.heads, interpret=placed.kernel.interpret
+            of, dz, placed.heads, rate=placed.rate, interpret=placed.kernel.interpret
         )
         if dfactor is not None and placed.kernel.mesh.shape[heads] > 1:
             dfactor = lax.psum(dfactor, heads)
@@ -159,8 +174,7 @@ def _attention_bwd(placed: _Placed, of: Operands, dz: Array) -> tuple[Operands]:
     if isinstance(dz, jax.custom_derivatives.SymbolicZero):
         dz = jnp.zeros(of.q.shape, of.v.dtype)
     dq, dk, dv, dfactor = placed.everywhere(local, (specs, specs.q), results)(of, dz)
-    dbias = None if of.bias is None else jnp.zeros_like(of.bias)
-    return (Operands(dq, dk, dv, dbias, dfactor),)
+    return (Operands(dq, dk, dv, None, dfactor),)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd, symbolic_zeros=True)
@@ -182,11 +196,14 @@ class CuDNN:
         v: Float[Array, "q h t k"],
         bias: Float[Array, "#q #p #l #t"] | None,
         factor: Float[Array, "q p t"] | None,
+        keep: Bool[Array, "q h *p l t"] | None = None,
+        rate: float = 0.0,
     ) -> Float[Array, "q h *p l k"] | None:
-        """See `Fused`. Not in float32, with a bias or factor, or for heads that it has not."""
+        """See `Fused`. Not in float32, with a bias, factor or dropout, or for other heads."""
         alike = q.dtype == k.dtype == v.dtype == jnp.bfloat16
         width = q.shape[-1]
-        if not alike or bias is not None or factor is not None or width % 8 or width > 128:
+        adjusted = bias is not None or factor is not None or keep is not None
+        if not alike or adjusted or width % 8 or width > 128:
             return None
         rows = q.reshape(*q.shape[:2], -1, width)
         rows, k, v = (y.swapaxes(1, 2) for y in (rows, k, v))
