@@ -19,7 +19,7 @@ from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones import attention_kernels as kernels
 from uniadapter_jax.backbones.attention import attend, mask_bias
 from uniadapter_jax.backbones.functions import causal_mask
-from uniadapter_jax.backbones.fused_attention import CuDNN
+from uniadapter_jax.backbones.fused_attention import CuDNN, Inputs
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
@@ -129,9 +129,8 @@ def test_where_the_kernels_do_not_apply_the_plain_form_is_used():
 
     key = jax.random.key(0)
     assert "pallas_call" in text() and "pallas_call" in text(rate=0.1, key=key)
-    assert CuDNN()(*(x.astype("bfloat16") for x in (q, k, v)), None, None, text) is None
     assert "pallas_call" not in text(bias=jnp.zeros((1, 2, 1, 12)))  # by head
-    assert KERNEL(q, k.astype("bfloat16"), v, None, None) is None
+    assert KERNEL(Inputs(q, k.astype("bfloat16"), v)) is None
     many = jax.ShapeDtypeStruct((2, 2, 60_000, 64), jnp.float32)
     one = jax.ShapeDtypeStruct((2, 2, 1, 64), jnp.float32)
     assert "pallas_call" not in jaxpr_of(lambda *x: attend(*x, fused=KERNEL), one, many, many)
@@ -206,8 +205,9 @@ def test_cudnns_operands_are_those_of_the_plain_form():
             made = attend(q, k, v, fused=form)
         assert (made.dtype, made.shape) == (q.dtype, q.shape)
         np.testing.assert_allclose(made.astype(jnp.float32), plain, atol=2e-2)
-    assert form(q, k, v, case.bias, None) is None
-    assert form(*case.operands("float32")[:3], None, None) is None
+    for more in ({"bias": jnp.zeros((1, 1, 1, 1))}, {"keep": jnp.ones((2, 2, 3, 5, 11), bool)}):
+        assert form(Inputs(q, k, v, **more)) is None
+    assert form(Inputs(*case.operands("float32")[:3])) is None
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2), (1, 4, 2)])

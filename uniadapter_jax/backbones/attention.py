@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uniadapter_jax.backbones import functions, linear, scan
-from uniadapter_jax.backbones.fused_attention import Fused
+from uniadapter_jax.backbones.fused_attention import Fused, Inputs
 from uniadapter_jax.common.types import Array, Bool, Float
 
 
@@ -43,7 +43,7 @@ def attend(
     """
     if fused is not None:
         keep = functions.kept((*q.shape[:-1], k.shape[2]), rate, key)
-        whole = fused(q, k, v, bias, factor, keep, rate)
+        whole = fused(Inputs(q, k, v, bias, factor, keep, rate))
         if whole is not None:
             return whole
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)

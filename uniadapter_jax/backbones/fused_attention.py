@@ -24,23 +24,23 @@ from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import Array, Bool, Float
 
 
+class Inputs(NamedTuple):
+    """What `attention.attend` is given; keep, rate: which weights dropout leaves, and its rate."""
+
+    q: Float[Array, "q h *p l k"]
+    k: Float[Array, "q h t k"]
+    v: Float[Array, "q h t k"]
+    bias: Float[Array, "#q #p #l #t"] | None = None
+    factor: Float[Array, "q p t"] | None = None
+    keep: Bool[Array, "q h *p l t"] | None = None
+    rate: float = 0.0
+
+
 class Fused(Protocol):
     """A form of attention beside the plain one."""
 
-    def __call__(
-        self,
-        q: Float[Array, "q h *p l k"],
-        k: Float[Array, "q h t k"],
-        v: Float[Array, "q h t k"],
-        bias: Float[Array, "#q #p #l #t"] | None,
-        factor: Float[Array, "q p t"] | None,
-        keep: Bool[Array, "q h *p l t"] | None = None,
-        rate: float = 0.0,
-    ) -> Float[Array, "q h *p l k"] | None:
-        """As `attention.attend`; None where the form does not apply.
-
-        keep, rate: which weights dropout leaves, and its rate.
-        """
+    def __call__(self, of: Inputs) -> Float[Array, "q h *p l k"] | None:
+        """What `attention.attend` gives; None where the form does not apply."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,24 +59,17 @@ class Kernel:
     heads: str
     interpret: bool = False
 
-    def __call__(
-        self,
-        q: Float[Array, "q h *p l k"],
-        k: Float[Array, "q h t k"],
-        v: Float[Array, "q h t k"],
-        bias: Float[Array, "#q #p #l #t"] | None,
-        factor: Float[Array, "q p t"] | None,
-        keep: Bool[Array, "q h *p l t"] | None = None,
-        rate: float = 0.0,
-    ) -> Float[Array, "q h *p l k"] | None:
+    def __call__(self, of: Inputs) -> Float[Array, "q h *p l k"] | None:
         """See `Fused`. Not where rows or heads do not divide, or keys do not fit."""
+        q, k, v, bias, factor, keep, rate = of
         shape, alike = q.shape, q.dtype == k.dtype == v.dtype
         q = q if q.ndim == 5 else q[:, :, None]
         b, heads, p, length, width = q.shape
         # Without an axis of texts, that of the bias stands for heads.
         of_heads = bias is not None and len(shape) == 4 and bias.shape[1] > 1
-        rows, parts = math.prod(self.mesh.shape[a] for a in self.rows), self.mesh.shape[self.heads]
-        if not alike or of_heads or b % rows or heads % parts:
+        shards = math.prod(self.mesh.shape[axis] for axis in self.rows)
+        parts = self.mesh.shape[self.heads]
+        if not alike or of_heads or b % shards or heads % parts:
             return None
         if bias is not None:
             bias = bias.astype(jnp.float32)
@@ -90,17 +83,17 @@ class Kernel:
         if keep is not None:
             keep = keep.reshape(b, heads, *texts, k.shape[1]).astype(jnp.int8)
         operands = Operands(side, k, v, bias, factor, keep)
-        if not kernels.fits(self._of_device(operands, rows, parts), heads // parts):
+        if not kernels.fits(self._of_device(operands, shards, parts), heads // parts):
             return None
         z = _attention(_Placed(self, heads // parts, rate), operands)
         return z.reshape(b, p, length, heads, width).transpose(0, 3, 1, 2, 4).reshape(shape)
 
-    def _of_device(self, of: Operands, rows: int, parts: int) -> Operands:
+    def _of_device(self, of: Operands, shards: int, parts: int) -> Operands:
         """Shapes on one device."""
 
         def one(x: Array, by_heads: bool) -> Any:
             first, *middle, last = x.shape
-            first = first // rows if first == len(of.q) else first
+            first = first // shards if first == len(of.q) else first
             return jax.ShapeDtypeStruct(
                 (first, *middle, last // parts if by_heads else last), x.dtype
             )
@@ -189,21 +182,13 @@ class CuDNN:
 
     implementation: Literal["cudnn", "xla"] = "cudnn"
 
-    def __call__(
-        self,
-        q: Float[Array, "q h *p l k"],
-        k: Float[Array, "q h t k"],
-        v: Float[Array, "q h t k"],
-        bias: Float[Array, "#q #p #l #t"] | None,
-        factor: Float[Array, "q p t"] | None,
-        keep: Bool[Array, "q h *p l t"] | None = None,
-        rate: float = 0.0,
-    ) -> Float[Array, "q h *p l k"] | None:
+    def __call__(self, of: Inputs) -> Float[Array, "q h *p l k"] | None:
         """See `Fused`. Not in float32, with a bias, factor or dropout, or for other heads."""
+        q, k, v, *adjusted, _ = of
         alike = q.dtype == k.dtype == v.dtype == jnp.bfloat16
         width = q.shape[-1]
-        adjusted = bias is not None or factor is not None or keep is not None
-        if not alike or adjusted or width % 8 or width > 128:
+        plain = all(x is None for x in adjusted)
+        if not alike or not plain or width % 8 or width > 128:
             return None
         rows = q.reshape(*q.shape[:2], -1, width)
         rows, k, v = (y.swapaxes(1, 2) for y in (rows, k, v))
