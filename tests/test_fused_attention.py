@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from uniadapter_jax.adapters.partition import partition
 from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones import attention_kernels as kernels
-from uniadapter_jax.backbones.attention import attend, mask_bias
+from uniadapter_jax.backbones.attention import KeysValues, attend, mask_bias
 from uniadapter_jax.backbones.functions import causal_mask
 from uniadapter_jax.backbones.fused_attention import CuDNN, Inputs
 from uniadapter_jax.backbones.memory import Memory
@@ -341,3 +341,14 @@ def test_the_tpus_compiler_takes_kernels_that_move_fewer_bytes(dropout):
         assert ("tpu_custom_call" in compiled.as_text()) == (fused is not None)
         moved.append(hbm_bytes(Module(compiled.as_text())))
     assert moved[0] < 0.6 * moved[1]
+
+
+@pytest.mark.parametrize("medium", [None, [2, 0, 0, 1], [[1, 0], [0, 0]]])
+def test_keys_of_groups_are_the_same_however_they_move(medium):
+    medium = None if medium is None else jnp.asarray(medium)
+    made = KeysValues(*(normal(seed, (4, 2, 3, 8)) for seed in (0, 1)))
+    memory = Memory(jnp.zeros((4, 3, 1)), medium=medium)
+    apart, side = (memory.made_of_groups(made, side) for side in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, apart, side)
+    rows = [0, 1, 2, 3] if medium is None else [2, 0, 0, 1] if medium.ndim == 1 else [1, 0, 2, 2]
+    np.testing.assert_array_equal(side.values, made.values[jnp.asarray(rows)])
