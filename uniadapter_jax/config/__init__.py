@@ -33,8 +33,7 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # for frozen weights, activations: float32 | bfloat16
     config.compute.remat = "none"  # none | full | dots
-    # Kernels that never write scores to memory: fused; auto: where the devices have them. They are
-    # not used with dropout of attention's weights (BLIP's texts while training).
+    # fused: kernels that never write scores to memory; auto: where the devices have them.
     config.compute.attention = "auto"  # auto | xla | fused
     config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
     config.compute.merge = 0  # CLIP: tokens of a picture that every layer merges into others
