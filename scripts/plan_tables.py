@@ -74,6 +74,9 @@ its queue of 57,600 is cut to whole batches. `of peak` leaves out the products o
 `plan` counts by now: less than 0.1 % of a step. BLIP's cases are from before dropout's bits were a
 hash: with it VQA's of 2,048 on a v5e-64 and a v6e-64 need 1 to 3 % less HBM, and the bound moves by
 less than 1 %.
+
+All rows have plain attention (`compute.attention=xla`). By default a TPU now runs kernels in its
+place; [scale.md](scale.md#attention-as-a-kernel) has what that changes.
 """
 _TABLE = """\
 | slice | batch | a chip | with | HBM, GiB | sent, MB | at best, ms | samples/s | of peak |
@@ -171,7 +174,10 @@ def weak_scaling(model: Model) -> Iterator[Case]:
 def plan(case: Case, fields: dict[str, Any]) -> dict[str, Any]:
     """What `python -m uniadapter_jax.plan` says of a case with these fields of the config."""
     config, backbone, *own = case.model.flags
-    fields = {"compute.dtype": "bfloat16", "train.batch_size": case.batch, **fields}
+    fields = {
+        **{"compute.dtype": "bfloat16", "compute.attention": "xla"},
+        **{"train.batch_size": case.batch, **fields},
+    }
     if case.model.queue:  # whole batches fill it
         fields["task.queue"] = case.model.queue // case.batch * case.batch
     command = [sys.executable, "-m", "uniadapter_jax.plan", f"--config=configs/{config}.py"]

@@ -19,6 +19,7 @@ from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config, validate
 from uniadapter_jax.export import export
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.attention import fused_form
 from uniadapter_jax.parallel.sharding import Weights, axes_of
 from uniadapter_jax.planning.hlo import Module
 from uniadapter_jax.planning.traffic import KINDS
@@ -35,6 +36,11 @@ WAYS = {
     "fsdp=4": ({"data": 2, "fsdp": 4, "tensor": 1}, "sharded", {}),
     "tensor=2": ({"data": 4, "fsdp": 1, "tensor": 2}, "replicated", {}),
     "data=fsdp=tensor=2": ({"data": 2, "fsdp": 2, "tensor": 2}, "sharded", {}),
+    "fused": (
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        "sharded",
+        {"compute.attention": "fused"},
+    ),
     "ring": ({**ONE, "data": 8}, "replicated", {"task.loss": "ring"}),
     "accumulation": ({**ONE, "data": 2}, "replicated", {"train.accumulation": 4}),
     "ring, accumulation": (
@@ -45,7 +51,8 @@ WAYS = {
 }
 # By day what is combined, and what other tests here compile anyway.
 QUICK = {
-    ("retrieval", way) for way in ("fsdp=4", "tensor=2", "data=fsdp=tensor=2", "ring, accumulation")
+    ("retrieval", way)
+    for way in ("fsdp=4", "tensor=2", "data=fsdp=tensor=2", "fused", "ring, accumulation")
 }
 ALIKE = [
     pytest.param(task, way, marks=() if (task, way) in QUICK else pytest.mark.slow)
@@ -185,6 +192,7 @@ def prepared(task, way):
         config.task.queue, config.task.momentum = 2 * N, 0.9
     config.update_from_flattened_dict(fields)
     part = placed(*adapted(task), mesh, weights)
+    part.fused = fused_form(config.compute.attention, mesh)
     made = get_task(task).make(Setting(config.task, mesh, adapted(task)[1], N, 4))
     trainable = jax.tree.map(jnp.copy, part.trainable)
     optimizer = make_optimizer(config.optimizer, STEPS, trainable)
@@ -262,6 +270,14 @@ def test_tensor_sums_states_twice_a_layer_and_direction():
     for states in ((clips * frames, 17, 48), (clips, 6, 32)):
         # Forward after out and fc2; backward before fc1 and before q, k, v, which XLA may join.
         assert 4 <= sum(dims == states for _, dims in inside) <= 6
+
+
+def test_fused_attention_moves_nothing():
+    """Every device has the queries, keys and values of its rows and heads."""
+    fused, text = moved("retrieval", "fused")
+    plain, other = moved("retrieval", "data=fsdp=tensor=2")
+    assert "attention_backward" in text and "attention_backward" not in other
+    assert sorted(fused) == sorted(plain)
 
 
 @pytest.mark.slow

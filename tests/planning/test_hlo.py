@@ -84,6 +84,27 @@ def test_a_loop_of_unknown_length_is_said():
     assert executed_flops(module) == 2 * 3 * 50 * 50 * 64
 
 
+# A kernel of ours, whose keys lie in other memory, and a call that only names memory.
+KERNEL = """HloModule jit_g, is_scheduled=true
+
+ENTRY %main (q: bf16[4,8,128], k: bf16[4,8,128]) -> bf16[4,8,128] {
+  %q = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %k = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %near = bf16[4,8,128]{2,1,0:T(8,128)(2,1)S(1)} custom-call(%k), \
+custom_call_target="ConcatBitcast"
+  ROOT %attention = bf16[4,8,128]{2,1,0:T(8,128)(2,1)} custom-call(%q, %near), \
+custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"Zm9v", \
+"cost_estimate":{"flops":"131072","transcendentals":"256","bytes_accessed":"24576"}}}
+}
+"""
+
+
+def test_a_kernel_costs_what_it_says_and_moves_its_operands():
+    module = Module(KERNEL)
+    assert executed_flops(module) == 131_072
+    assert hbm_bytes(module) == 2 * 4 * 8 * 128 * 2  # queries and the result
+
+
 def compiled(function, *shapes):
     return Module(jax.jit(function).lower(*shapes).compile().as_text())
 

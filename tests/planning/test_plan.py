@@ -325,6 +325,20 @@ class TestTpuCompiler:
             8 / step["estimate"]["seconds"]
         )
 
+    @pytest.mark.parametrize("tensor", [1, 2])
+    def test_attention_is_a_kernel_of_a_device(self, config, tensor):
+        config.mesh.tensor, config.compute.dtype = tensor, "bfloat16"
+        config.train.batch_size = 64
+        found = {}
+        for form in ("auto", "xla"):
+            config.compute.attention = form
+            found[form] = plan(config, "v5e:2x2", train_only=True)["programs"][TRAIN]
+        fused, plain = found["auto"], found["xla"]
+        # The backward pass makes the scores once more.
+        assert plain["executed_flops"] < fused["executed_flops"] < 1.1 * plain["executed_flops"]
+        assert fused["useful_flops"] == plain["useful_flops"]
+        assert fused["collectives"] == plain["collectives"]
+
     def test_out_of_memory_is_read(self, config):
         config.train.batch_size = 400_000
         sizes, _ = backbone_config(config, None)

@@ -19,6 +19,8 @@ import numpy as np
 from clu import parameter_overview
 from flax import nnx
 
+from uniadapter_jax.backbones.attention import Attention
+from uniadapter_jax.backbones.fused_attention import Fused
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel.sharding import Weights
@@ -30,7 +32,8 @@ _TEMPERATURES = ("logit_scale", "logit_bias", "temp")
 class Partition:
     """A model as graph definition, trainable and frozen arrays.
 
-    `weights` says where frozen arrays lie on a mesh; None where they are whole.
+    `weights` says where frozen arrays lie on a mesh; None where they are whole. `fused` is the form
+    of attention that the devices have, None the plain one.
     """
 
     graphdef: Any
@@ -39,6 +42,7 @@ class Partition:
     _trainable_def: Any
     _frozen_def: Any
     weights: Weights | None = None
+    fused: Fused | None = None
 
     def merge(self, trainable: PyTree, frozen: PyTree) -> Any:
         """The model that holds these arrays; a copy, so it can be made inside a gradient."""
@@ -51,6 +55,10 @@ class Partition:
         model = nnx.merge(self.graphdef, *states, copy=True)
         if self.weights is not None:
             self.weights.use(model)
+        if self.fused is not None:
+            for _, module in nnx.iter_modules(model, graph=True):
+                if isinstance(module, Attention):
+                    module.fused = self.fused
         return model
 
     def counts(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uniadapter_jax.backbones import functions, linear, scan
+from uniadapter_jax.backbones.fused_attention import Fused, Inputs
 from uniadapter_jax.common.types import Array, Bool, Float
 
 
@@ -32,12 +33,19 @@ def attend(
     factor: Float[Array, "q p t"] | None = None,
     rate: float = 0.0,
     key: Array | None = None,
+    fused: Fused | None = None,
 ) -> Float[Array, "q h *p l k"]:
     """softmax(factor * q k^T / sqrt(width of a head) + bias) v; scores and softmax are float32.
 
     The axis p, where there is one, is of texts that share keys and values; each has its row of
-    `factor`. `rate` is the dropout of attention's weights where there is a `key`.
+    `factor`. `rate` is the dropout of attention's weights where there is a `key`. `fused` is used
+    where it applies.
     """
+    if fused is not None:
+        keep = functions.kept((*q.shape[:-1], k.shape[2]), rate, key)
+        whole = fused(Inputs(q, k, v, bias, factor, keep, rate))
+        if whole is not None:
+            return whole
     q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = jnp.einsum("qh...lk,qhtk->qh...lt", q, k, preferred_element_type=jnp.float32)
     if factor is not None:
@@ -62,7 +70,12 @@ class Attention(nnx.Module):
     Args:
       attended: width of the states that keys and values are made of; by default `width`.
       std, std_out: of the initial weights of q, k and v, and of out; by default equal.
+
+    Attributes:
+      fused: the form of attention that the devices have; None in the bare backbone.
     """
+
+    fused: Fused | None = None
 
     def __init__(
         self,
@@ -135,7 +148,7 @@ class Attention(nnx.Module):
         else:
             q = q.reshape(len(seen.keys), -1, *q.shape[1:])
             q = q.reshape(*q.shape[:3], self.heads, -1).transpose(0, 3, 1, 2, 4)
-        z = attend(q, *seen, bias=bias, factor=factor, rate=rate, key=key)
+        z = attend(q, *seen, bias=bias, factor=factor, rate=rate, key=key, fused=self.fused)
         return self.out(jnp.moveaxis(z, 1, -2).reshape(x.shape), layer)
 
     def _heads_first(self, y: Float[Array, "m t d"]) -> Float[Array, "m h t k"]:

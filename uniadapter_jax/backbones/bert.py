@@ -146,7 +146,7 @@ class BertLayer(scan.Stack):
         h = self.attn.add(x, words, layer, bias=bias, **places)
         c = h
         if seen is not None and made is not None:
-            made = KeysValues(*(seen.memory.of_groups(y) for y in made))
+            made = seen.memory.made_of_groups(made, self.cross.fused is not None)
             places = {"after": self.after_cross, "beside": self.beside_cross}
             factor = seen.memory.factor
             c = self.cross.add(h, made, layer, bias=seen.bias, factor=factor, **places)

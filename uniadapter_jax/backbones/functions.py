@@ -131,10 +131,15 @@ _layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
     """Inverted dropout; the identity where `key` is None or the rate is 0."""
-    if key is None or rate == 0.0:
+    keep = kept(x.shape, rate, key)
+    if keep is None:
         return x
-    keep = bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def kept(shape: tuple[int, ...], rate: float, key: Array | None) -> Bool[Array, "..."] | None:
+    """Which entries `dropout` of an array of this shape keeps; None is all of them."""
+    return None if key is None or rate == 0.0 else bernoulli(key, 1.0 - rate, shape)
 
 
 def drop_path(

@@ -43,6 +43,23 @@ class Memory(NamedTuple):
         taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium)
         return taken.reshape(-1, *media.shape[1:])
 
+    def made_of_groups(self, made: KeysValues, side_by_side: bool) -> KeysValues:
+        """Keys and values, one row for each group; `side_by_side`: rows move with all their heads.
+
+        Kernels read them so; heads apart, a TPU would copy all rows into another layout.
+        """
+        if self.medium is None:
+            return made
+
+        def one(y: Array) -> Array:
+            if not side_by_side:
+                return self.of_groups(y)
+            m, h, t, k = y.shape
+            rows = self.of_groups(y.swapaxes(1, 2).reshape(m, t, h * k))
+            return rows.reshape(-1, t, h, k).swapaxes(1, 2)
+
+        return KeysValues(*map(one, made))
+
 
 class Seen(NamedTuple):
     """A `Memory` as all layers use it.

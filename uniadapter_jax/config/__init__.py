@@ -33,6 +33,8 @@ def base_config(method: str = "cross_modal_adapter", task: str = "retrieval") ->
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # for frozen weights, activations: float32 | bfloat16
     config.compute.remat = "none"  # none | full | dots
+    # fused: kernels that never write scores to memory; auto: where the devices have them.
+    config.compute.attention = "auto"  # auto | xla | fused
     config.compute.frame_chunks = 0  # CLIP: groups of frames per pass; 0: the fastest known
     config.compute.merge = 0  # CLIP: tokens of a picture that every layer merges into others
     config.compute.dropout = 0.1  # BLIP: in its text transformer, while training

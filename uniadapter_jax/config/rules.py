@@ -69,6 +69,7 @@ RANGES: Mapping[str, Range] = {
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "compute.dtype": ("float32", "bfloat16"),
     "compute.remat": ("none", "full", "dots"),
+    "compute.attention": ("auto", "xla", "fused"),
     "data.captions": ("all", "random"),
     "data.sampling": ("evenly", "uniform", "middle", "random"),
     "data.resize": ("crop", "squash"),

@@ -23,6 +23,8 @@ from uniadapter_jax.inference import arguments
 from uniadapter_jax.inference.blip_model import AdaptedBLIP
 from uniadapter_jax.inference.clip_options import clip_options
 from uniadapter_jax.inference.model import AdaptedModel
+from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.attention import fused_form
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
@@ -92,6 +94,7 @@ def load_model(
         part = partition(base.model, None, dtype)
     else:
         part = put_adapter(base, files, dtype, adapter)
+    part.fused = fused_form("auto", meshes.one_device())
     chosen = next(m for m in MODELS if any(family is FAMILIES[name] for name in m.families))
     if similarity is not None and "similarity" not in get_task(chosen.kind).options:
         raise UserError(

@@ -24,6 +24,7 @@ from uniadapter_jax.common.types import Int, PyTree, Shaped
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes that shard a batch
+HEADS_AXIS = "tensor"  # the axis that shards heads of attention
 
 _Tree = TypeVar("_Tree")
 

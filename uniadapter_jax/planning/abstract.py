@@ -19,6 +19,7 @@ from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.backbones.two_towers import fastest_chunks
 from uniadapter_jax.common.types import PyTree
 from uniadapter_jax.parallel import mesh as meshes
+from uniadapter_jax.parallel.attention import fused_form
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs.assembly import attach_method
 from uniadapter_jax.runs.preflight import check_lengths
@@ -104,7 +105,8 @@ class AbstractRun:
         """The run on one device, with nothing computed twice to save memory or traffic."""
         config = self.config.copy_and_resolve_references()
         config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1})
-        config.compute.remat, config.train.accumulation = "none", 1
+        config.compute.remat, config.compute.attention = "none", "xla"
+        config.train.accumulation = 1
         whole = get_task(config.task.name).whole_losses.get(config.task.get("loss"))
         if whole:
             config.task.loss = whole
@@ -147,6 +149,7 @@ def build(config: ConfigDict, backbone: Config, mesh: Mesh, platform: str) -> Ab
     check_lengths(config, backbone)
     part = abstract_partition(config, backbone, platform)
     part.weights = Weights.of(config.mesh, mesh, backbone)
+    part.fused = fused_form(config.compute.attention, mesh)
     optimizer = None
     if get_method(config.method.name).trainable is not None:
         optimizer = make_optimizer(config.optimizer, _STEPS, part.trainable)

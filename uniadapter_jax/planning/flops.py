@@ -86,4 +86,6 @@ def _times(name: str, params: Mapping[str, Any]) -> int:
         return int(params["length"])
     if name == "shard_map":  # its shapes are those of one device
         return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    if name == "pallas_call":  # of one block
+        return math.prod(params["grid_mapping"].grid)
     return 1

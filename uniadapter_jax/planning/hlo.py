@@ -49,6 +49,11 @@ class Instruction:
     is_root: bool
 
     @property
+    def is_kernel(self) -> bool:
+        """Whether it is a kernel of ours; other custom calls only name memory."""
+        return 'custom_call_target="tpu_custom_call"' in self.attributes
+
+    @property
     def called(self) -> list[str]:
         """Computations that run when it runs; a loop's body is one of them."""
         names = _CALLED.findall(self.attributes)

@@ -115,7 +115,8 @@ def hbm_bytes(module: Module) -> int:
     traffic = _Slices(module)
     total = 0
     for computation, line, times in module:
-        if computation in inside or line.opcode in _FREE or line.opcode.endswith("-done"):
+        free = line.opcode in _FREE and not line.is_kernel
+        if computation in inside or free or line.opcode.endswith("-done"):
             continue
         total += times * (traffic.read(computation, line) + traffic.written(line))
     return total

@@ -54,6 +54,7 @@ FREE: Mapping[str, str] = {
     "data.prepare.stride": "read by prepare; the fingerprint of the records counts",
     "data.prepare.max_bad_share": "read by prepare; the fingerprint of the records counts",
     "compute.remat": _ROUNDING,
+    "compute.attention": _ROUNDING,
     "compute.frame_chunks": _ROUNDING,
     "train.accumulation": _ROUNDING,
     "train.epochs": "the number of all steps counts",
