@@ -113,7 +113,7 @@ def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, config_fil
     media.write_manifest(tmp_path / "raw" / "manifest.jsonl", pictures + mixed)
     prepare(media.settings(), str(tmp_path / "raw"), str(tmp_path / "out"))
     expected = digests(tmp_path / "out")
-    assert len(expected) == 7
+    assert len(expected) == 8
     for workers in counts:
         raw = tmp_path / f"raw{workers}"
         (tmp_path / "raw").rename(raw)

@@ -1,5 +1,6 @@
 """Frames that are read alone: where they lie in the files that ArrayRecord's library wrote."""
 
+import gc
 import os
 import pickle
 import shutil
@@ -117,6 +118,21 @@ def test_only_chosen_frames_are_read(records, monkeypatch):
     monkeypatch.setattr(records, "_open", None)
     assert [bytes(frame) for frame in records.read_frames(1, [7, 2])] == [clip[7], clip[2]]
     assert sum(taken) < len(clip[7]) + len(clip[2]) + 12 * 20 + 2 * BLOCK_HEADER
+
+
+@pytest.mark.filterwarnings("error")
+def test_files_are_closed_with_what_reads_them(records):
+    def opened():
+        return [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                if os.path.exists(f"/proc/self/fd/{fd}")]  # fmt: skip
+
+    again = open_records(records.root, "train")
+    again.read_frames(0, [0])
+    places = os.path.join(records.root, "places-train.bin")
+    before = opened().count(places)
+    del again
+    gc.collect()
+    assert before >= 1 and opened().count(places) == before - 1
 
 
 def test_records_without_places_are_read_whole(records, tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import os
+import weakref
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -42,7 +43,7 @@ class FramePlaces:
 
     def __init__(self, path: str, files: Sequence[str]):
         self._paths = [*files, path]
-        self._opened: dict[int, io.FileIO] = {}
+        self._opened: dict[int, _Opened] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_opened": {}}
@@ -72,14 +73,22 @@ class FramePlaces:
         path = self._paths[file]
         try:
             if (opened := self._opened.get(file)) is None:
-                opened = self._opened[file] = open(path, "rb", buffering=0)
+                opened = self._opened[file] = _Opened(path)
             for i in range(0, len(parts), _PARTS):
                 some = parts[i : i + _PARTS]
-                begin += (count := os.preadv(opened.fileno(), some, begin))
+                begin += (count := os.preadv(opened.descriptor, some, begin))
                 if missing := sum(map(len, some)) - count:
                     raise FileError(path, f"ends before byte {begin + missing}")
         except OSError as error:
             raise FileError(path, f"cannot be read: {error.strerror}") from error
+
+
+class _Opened:
+    """A file that is closed when nothing refers to it any more."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def find(path: str, records: int, file: int) -> Iterator[tuple[np.ndarray, list[memoryview]]]:
