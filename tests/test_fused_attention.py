@@ -23,8 +23,10 @@ from uniadapter_jax.backbones.fused_attention import CuDNN, Inputs
 from uniadapter_jax.backbones.memory import Memory
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
+from uniadapter_jax.inference import load
+from uniadapter_jax.parallel import attention
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.parallel.attention import fused_form
+from uniadapter_jax.parallel.attention import fused_form, tried_form
 from uniadapter_jax.planning import topology
 from uniadapter_jax.planning.flops import count_flops
 from uniadapter_jax.planning.hlo import Module
@@ -191,6 +193,7 @@ def test_the_platform_of_the_meshs_devices_decides():
     assert KERNEL.interpret and not fused_form("auto", mesh("tpu")).interpret
     assert isinstance(fused_form("auto", mesh("gpu", compute_capability="8.0")), CuDNN)
     assert fused_form("auto", mesh("gpu", compute_capability="7.5")) is None
+    assert fused_form("auto", mesh("gpu", compute_capability="gfx942")) is None
     assert fused_form("fused", mesh("other")) is None
 
 
@@ -352,3 +355,34 @@ def test_keys_of_groups_are_the_same_however_they_move(medium):
     jax.tree.map(np.testing.assert_array_equal, apart, side)
     rows = [0, 1, 2, 3] if medium is None else [2, 0, 0, 1] if medium.ndim == 1 else [1, 0, 2, 2]
     np.testing.assert_array_equal(side.values, made.values[jnp.asarray(rows)])
+
+
+def test_a_form_that_is_right_is_taken():
+    assert tried_form("fused", ONE) == KERNEL and tried_form("auto", ONE) is None
+
+
+@pytest.mark.parametrize("name", ["forward", "backward"])
+def test_a_form_that_is_wrong_on_a_device_is_refused(monkeypatch, name):
+    real = getattr(kernels, name)
+
+    def wrong(*args, **kwargs):
+        return jax.tree.map(lambda x: x.at[-1].multiply(1.2), real(*args, **kwargs))
+
+    monkeypatch.setattr(kernels, name, wrong)
+    jax.clear_caches()
+    with pytest.raises(UserError, match=r"is wrong on this device, by .*compute\.attention=xla"):
+        tried_form("fused", ONE)
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
+def test_a_form_that_a_device_refuses_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "forward", lambda *args, **kwargs: 1 / 0)
+    jax.clear_caches()
+    with pytest.raises(UserError, match=r"cannot run on this device: division by zero"):
+        tried_form("fused", ONE)
+    monkeypatch.setattr(attention, "_AUTO", ("cpu",))
+    assert load.attention_of_device() is None
+    assert "warning: the fused form" in capsys.readouterr().err
+    monkeypatch.undo()
+    jax.clear_caches()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters.partition import Partition, flat_names, partition
 from uniadapter_jax.adapters.registry import Method, get_method
+from uniadapter_jax.backbones.fused_attention import Fused
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.common.types import PyTree
@@ -24,7 +26,7 @@ from uniadapter_jax.inference.blip_model import AdaptedBLIP
 from uniadapter_jax.inference.clip_options import clip_options
 from uniadapter_jax.inference.model import AdaptedModel
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.parallel.attention import fused_form
+from uniadapter_jax.parallel.attention import tried_form
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval.similarity import SIMILARITIES
 from uniadapter_jax.weights.adapter_directory import AdapterFiles, check_tensors, read_adapter
@@ -94,7 +96,7 @@ def load_model(
         part = partition(base.model, None, dtype)
     else:
         part = put_adapter(base, files, dtype, adapter)
-    part.fused = fused_form("auto", meshes.one_device())
+    part.fused = attention_of_device()
     chosen = next(m for m in MODELS if any(family is FAMILIES[name] for name in m.families))
     if similarity is not None and "similarity" not in get_task(chosen.kind).options:
         raise UserError(
@@ -183,3 +185,12 @@ def _tokenizer(base: Backbone, adapter: Any, given: Any, expected: str) -> Token
 
 def _has_any(directory: str | os.PathLike[str], files: Sequence[str]) -> bool:
     return any((pathlib.Path(directory) / name).is_file() for name in files)
+
+
+def attention_of_device() -> Fused | None:
+    """The form of attention of this process' first device; the plain one if that fails a trial."""
+    try:
+        return tried_form("auto", meshes.one_device())
+    except UserError as error:
+        print(f"warning: {error}. Plain attention is used", file=sys.stderr)
+        return None

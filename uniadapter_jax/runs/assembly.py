@@ -20,7 +20,7 @@ from uniadapter_jax.data.records import Records
 from uniadapter_jax.data.splits import Splits, open_splits
 from uniadapter_jax.data.tokenizers.clip import Tokenizer
 from uniadapter_jax.parallel import mesh as meshes
-from uniadapter_jax.parallel.attention import fused_form
+from uniadapter_jax.parallel.attention import tried_form
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs import identity as identities
 from uniadapter_jax.runs import preflight
@@ -149,7 +149,7 @@ def build(config: ConfigDict) -> Experiment:
     del backbone  # so that no float32 copy outlives the frozen arrays below
     parameters.trainable = meshes.put_replicated(parameters.trainable, mesh)
     parameters.weights = Weights.of(config.mesh, mesh, model_config)
-    parameters.fused = fused_form(config.compute.attention, mesh)
+    parameters.fused = tried_form(config.compute.attention, mesh)
     parameters.frozen = parameters.weights.put(parameters.frozen)
     epoch_steps, total_steps, optimizer = 0, 0, None
     if data.train is not None:
