@@ -27,13 +27,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-WIDTH, WORDS, VOCABULARY, BAR = 384, 16, 520, 1.15
-WARM = 6  # steps, or batches, that fill what is kept ready
+WIDTH, WORDS, VOCABULARY, BAR = 192, 16, 520, 1.15
+PREFETCH_MB = 32  # two batches of the default size; more would hide for long what is too slow
+WARM = 10  # steps, or batches: those that were made while the step was compiled are used up
 
 
 def clip_config(layers: int) -> dict[str, Any]:
     """A CLIP of 224 pixels in patches of 32, and a text tower of one layer."""
-    common = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 6}
+    common = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 3}
     common |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
     vision = {"num_hidden_layers": layers, "image_size": 224, "patch_size": 32}
     words = {"max_position_embeddings": WORDS, "vocab_size": VOCABULARY}
@@ -87,6 +88,7 @@ def experiment(root: pathlib.Path, layers: int, args: argparse.Namespace) -> Any
     config.backbone = f"random:{path}"
     config.data.records = str(root / "records")
     config.data.update(frames=args.frames, words=WORDS, augment="crop_flip", workers=1, threads=1)
+    config.data.prefetch_mb = PREFETCH_MB
     config.train.update(batch_size=args.clips, epochs=0, steps=WARM + args.steps)
     config.train.checkpoint_every = config.train.log_every = WARM + args.steps
     config.selection = "last"
@@ -157,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=8, help="of a batch")
     parser.add_argument("--frames", type=int, default=12, help="of a clip")
-    parser.add_argument("--steps", type=int, default=20, help="that are measured")
+    parser.add_argument("--steps", type=int, default=30, help="that are measured")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
