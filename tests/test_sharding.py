@@ -232,7 +232,7 @@ def test_ten_steps_are_those_of_one_device(task, way):
         scale = np.abs(x).max()
         # A constant on all keys cancels in the softmax: no gradient.
         blind = "cross_key" in name and name.endswith("_bias")
-        assert blind or np.abs(x - started[name]).max() > 1e-3 * scale, name
+        assert blind or np.abs(x - started[name]).max() > 5e-4 * scale, name
         np.testing.assert_allclose(there[name], x, atol=1e-4 * scale, err_msg=name)
 
 
