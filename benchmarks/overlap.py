@@ -29,7 +29,7 @@ from typing import Any
 
 WIDTH, WORDS, VOCABULARY, BAR = 192, 16, 520, 1.15
 PREFETCH_MB = 32  # two batches of the default size; more would hide for long what is too slow
-WARM = 10  # steps, or batches: those that were made while the step was compiled are used up
+WARM = 50  # steps, or batches: those that were made while the step was compiled are used up
 
 
 def clip_config(layers: int) -> dict[str, Any]:
