@@ -5,7 +5,7 @@
 writes two folders in easy-VQA's layout. The first has the training pictures of even number and the
 test pictures, with their questions; the second the training pictures of odd number and the test
 pictures, with all colours inverted. Questions and answers stay as they are: what is called red has
-red's opposite there, on black.
+red's opposite there, on a dark ground.
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ PICTURES = "images"
 def write_split(data: pathlib.Path, folder: pathlib.Path, split: str, half: int) -> None:
     """Writes a split of a folder, of training the pictures whose number leaves `half` by 2."""
     source, target = data / split / QUESTIONS, folder / split
+    (target / PICTURES).mkdir(parents=True, exist_ok=True)
     try:
         questions = json.loads(source.read_text())
+        kept = [asked for asked in questions if split == "test" or asked[2] % 2 == half]
+        for name in sorted({f"{asked[2]}.png" for asked in kept}):
+            picture = Image.open(data / split / PICTURES / name).convert("RGB")
+            (ImageOps.invert(picture) if half else picture).save(target / PICTURES / name)
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from error
-    kept = [asked for asked in questions if split == "test" or asked[2] % 2 == half]
-    (target / PICTURES).mkdir(parents=True, exist_ok=True)
-    for number in sorted({asked[2] for asked in kept}):
-        name = f"{number}.png"
-        picture = Image.open(data / split / PICTURES / name).convert("RGB")
-        (ImageOps.invert(picture) if half else picture).save(target / PICTURES / name)
+        raise UserError(f"{error.filename or data}: {error.strerror or error}") from error
     write_whole(target / QUESTIONS, json.dumps(kept))
     print(f"{target}: {len(kept)} of {len(questions)} questions", file=sys.stderr)
 

@@ -100,8 +100,7 @@ def test_a_step_of_every_config_has_the_right_shapes(file, argument):
         assert config.method.name == "zero_shot" and TRAIN not in run.programs
         return
     meshes.check_divides(mesh, config.train.batch_size, "train.batch_size")
-    traced = run.trace(TRAIN, run.arguments(TRAIN).values())
-    trainable, new_state, _, metrics = traced.out_info
+    trainable, new_state, _, metrics = run.lower(TRAIN).out_info
     assert shapes((trainable, new_state)) == shapes((run.partition.trainable, run.state[OPTIMIZER]))
     assert metrics["loss"].shape == ()
     assert metrics["nonfinite"].shape == (len(jax.tree.leaves(trainable)),)

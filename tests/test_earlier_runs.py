@@ -31,6 +31,8 @@ RUNS = {
 }
 # Another processor adds in another order; here are 6 steps of Adam from random weights.
 ELSEWHERE = {"rtol": 2e-3, "atol": 2e-4}
+# Where one run's first loss is equal by chance, so are its sums but for rounding.
+NEARLY, EXACT = {"rtol": 1e-4, "atol": 1e-7}, {"rtol": 0, "atol": 0}
 STEPS_BEFORE = 3  # which the earlier version took
 MAIN = """
 import runpy
@@ -79,10 +81,10 @@ def resumed(earlier):
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_of_an_earlier_version_goes_on(earlier, resumed, name, tmp_path):
     # A processor that adds in the same order shows it in the first steps, and must in all others.
-    # One run's could be equal by chance.
-    same = all(was[STEPS_BEFORE] == now[STEPS_BEFORE] for was, now in resumed.values())
+    equal = {run: was[STEPS_BEFORE] == now[STEPS_BEFORE] for run, (was, now) in resumed.items()}
+    same = all(equal.values())
     was, losses = np.load(earlier / f"{name}.npz"), resumed[name][1]
-    tolerance = {"rtol": 0, "atol": 0} if same else ELSEWHERE
+    tolerance = EXACT if same else NEARLY if equal[name] else ELSEWHERE
     np.testing.assert_allclose(losses, was["losses"], **tolerance)
     state = small_run.checkpoint(earlier / name)
     names = [key for key in was if key != "losses"]

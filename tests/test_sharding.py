@@ -209,30 +209,32 @@ def prepared(task, way):
 
 @functools.cache
 def trained(task, way):
-    """(losses, trainables) of the real training step."""
+    """(losses, trainables, how far each was from its start at most) of the real training step."""
     mesh, part, state, step, compiled = prepared(task, way)
-    losses = []
+    losses, far = [], {}
+    started = flat_names(adapted(task)[0].trainable)
     for i in range(STEPS):
         batch = meshes.put_batch(make_batch(task, i), mesh, N)
         *state, metrics = compiled(*state, part.frozen, batch, np.int32(i), step.given)
         assert not np.any(metrics["nonfinite"])
         losses.append(float(metrics["loss"]))
+        for name, x in flat_names(meshes.fetch(state[0])).items():
+            far[name] = max(far.get(name, 0.0), np.abs(x - started[name]).max())
     assert all(x.is_fully_replicated for x in jax.tree.leaves(state[0]))
-    return losses, flat_names(meshes.fetch(state[0]))
+    return losses, flat_names(meshes.fetch(state[0])), far
 
 
 @pytest.mark.parametrize(("task", "way"), ALIKE)
 def test_ten_steps_are_those_of_one_device(task, way):
     """Dropout, momentum and the queue of matching included."""
-    expected, final = trained(task, "one")
-    found, there = trained(task, way)
+    expected, final, far = trained(task, "one")
+    found, there, _ = trained(task, way)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    started = flat_names(adapted(task)[0].trainable)
     for name, x in final.items():
         scale = np.abs(x).max()
         # A constant on all keys cancels in the softmax: no gradient.
         blind = "cross_key" in name and name.endswith("_bias")
-        assert blind or np.abs(x - started[name]).max() > 5e-4 * scale, name
+        assert blind or far[name] > 1e-3 * scale, name
         np.testing.assert_allclose(there[name], x, atol=1e-4 * scale, err_msg=name)
 
 
