@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# The grid of configs/benchmark/emoji.py, or with `blip` that of emoji_blip.py, from nothing:
-# backbones are trained from scratch on the pictures of one vendor, and every method adapts them to
-# another vendor's pictures and to clips.
+# The grid of configs/benchmark/emoji.py, with `blip` that of emoji_blip.py, with `depth` that of
+# depth.py, from nothing: backbones are trained from scratch on the pictures of one vendor, and
+# methods adapt them to another vendor's pictures and to clips.
 #
-#   scripts/emoji_benchmark.sh clip|blip PICTURES CLIPS OUT [--cells=i/n]
+#   scripts/emoji_benchmark.sh clip|blip|depth PICTURES CLIPS OUT [--cells=i/n]
 #
 # PICTURES: Karpathy's layout, with file names that begin with google and twitter. CLIPS: MSR-VTT's
 # layout. Backbones and records go to data/emoji, runs and the report to OUT. Rerunning skips what is
 # complete and resumes what is not.
 set -euo pipefail
-family=${1:?clip or blip}
+family=${1:?clip, blip or depth}
 pictures=${2:?PICTURES: a folder in Karpathy\'s layout}
 clips=${3:?CLIPS: a folder in MSR-VTT\'s layout}
 out=${4:?OUT: where runs and the report go}
@@ -17,8 +17,9 @@ shift 4
 case $family in
   clip) sizes=(mini small) grid=emoji ;;
   blip) sizes=(mini) grid=emoji_blip ;;
+  depth) family=clip sizes=(deep) grid=depth ;;
   *)
-    echo "error: clip or blip is meant, not $family" >&2
+    echo "error: clip, blip or depth is meant, not $family" >&2
     exit 2
     ;;
 esac

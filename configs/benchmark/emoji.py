@@ -7,42 +7,23 @@ a quarter of it, the one whose results are in docs/benchmark/emoji.md.
 Rows and their candidates are in uniadapter_jax/benchmark/small_models.py.
 """
 
-from uniadapter_jax.benchmark.grid import base_grid, claim, parts, row, setting
-from uniadapter_jax.benchmark.small_models import SMALL, add_methods, few_parameters
-
-COMMON = (
-    *("data.captions=random", "task.similarity=mean_pool", "data.words=24", "train.epochs=0"),
-    *("train.checkpoint_every=40", "train.log_every=40", "train.validate_every=20"),
-    "optimizer.recipe=adamw_warmup_cosine",
+from uniadapter_jax.benchmark.grid import base_grid, claim, parts, row
+from uniadapter_jax.benchmark.small_models import (
+    EMOJI,
+    SMALL,
+    add_emoji,
+    add_methods,
+    few_parameters,
 )
-PICTURES = (
-    *(*COMMON, "train.steps=120", "train.batch_size=48"),
-    *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),
-    *("data.val_split=val", "data.augment=crop_flip_color"),
-)
-NEGATIVES = (  # far from what the backbone knows, and the same subjects
-    *(*PICTURES, "data.records=data/emoji/negatives/records", "data.augment=crop_flip"),
-)
-CLIPS = (  # 182 to train on, so an epoch has five steps
-    *(*COMMON, "train.steps=80", "train.batch_size=32"),
-    *("data.records=data/emoji/clips/records", "data.frames=2", "data.val=40"),
-    "data.cache=auto",  # what is frozen is computed once for all seeds and methods that allow it
-)
-FIELDS = {"negatives": NEGATIVES, "pictures": PICTURES, "clips": CLIPS}
 
 
 def get_config(argument=None):
     """The grid; `size` is mini or small, `data` negatives, pictures or clips, both all without."""
-    chosen = parts(argument, size=("mini", "small"), data=tuple(FIELDS))
+    chosen = parts(argument, size=("mini", "small"), data=tuple(EMOJI))
     grid = base_grid("emoji")
     for size in chosen["size"]:
         for name in chosen["data"]:
-            grid.settings[f"{name}-{size}"] = setting(
-                "configs/msrvtt.py",
-                *FIELDS[name],
-                argument=f"backbone=data/emoji/clip-{size}",
-                title=f"Emoji {name}, {size} CLIP",
-            )
+            add_emoji(grid, name, size)
     add_methods(grid)
     of_paper = grid.rows.cross_modal_adapter
     grid.rows["cma-unshared"] = row(of_paper.method, *of_paper.fields, "method.shared_dim=0")

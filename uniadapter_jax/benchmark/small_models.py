@@ -1,4 +1,4 @@
-"""Rows and claims that the grids of small models share: configs/benchmark/emoji.py and so on.
+"""Settings, rows and claims which the grids of small models (configs/benchmark/emoji.py ...) share.
 
 Every method has as many candidates of its learning rate, around the rate that its kind needs: what
 starts at zero is small, and wants more than what the backbone has learnt.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from uniadapter_jax.benchmark.grid import claim, row
+from uniadapter_jax.benchmark.grid import claim, row, setting
 
 # Candidates: for new parameters, and for the backbone's own.
 NEW = ("optimizer.lr=0.001", "optimizer.lr=0.003", "optimizer.lr=0.01")
@@ -18,6 +18,37 @@ SMALL, TWELVE = "method.bottleneck=8", "method.bottleneck=12"
 # 7,665 and 7,640.
 SEPARATE = ("method.share_down=False", "method.bottleneck=7")
 FOR_TWO_TOWERS = ("unipt", "clip_adapter", "coop", "vl_prompt", "maple")  # not for a BLIP
+
+# What scripts/emoji_benchmark.sh prepares, and how a CLIP adapts to it.
+_COMMON = (
+    *("data.captions=random", "task.similarity=mean_pool", "data.words=24", "train.epochs=0"),
+    *("train.checkpoint_every=40", "train.log_every=40", "train.validate_every=20"),
+    "optimizer.recipe=adamw_warmup_cosine",
+)
+_PICTURES = (
+    *(*_COMMON, "train.steps=120", "train.batch_size=48"),
+    *("data.records=data/emoji/pictures/records", "data.frames=1", "data.val=0"),
+    *("data.val_split=val", "data.augment=crop_flip_color"),
+)
+_NEGATIVES = (  # far from what the backbone knows, and the same subjects
+    *(*_PICTURES, "data.records=data/emoji/negatives/records", "data.augment=crop_flip"),
+)
+_CLIPS = (  # 182 to train on, so an epoch has five steps
+    *(*_COMMON, "train.steps=80", "train.batch_size=32"),
+    *("data.records=data/emoji/clips/records", "data.frames=2", "data.val=40"),
+    "data.cache=auto",  # what is frozen is computed once for all seeds and methods that allow it
+)
+EMOJI = {"negatives": _NEGATIVES, "pictures": _PICTURES, "clips": _CLIPS}
+
+
+def add_emoji(grid: ConfigDict, data: str, size: str) -> None:
+    """Adds the setting of a CLIP that adapts to pictures, negatives or clips of emoji."""
+    grid.settings[f"{data}-{size}"] = setting(
+        "configs/msrvtt.py",
+        *EMOJI[data],
+        argument=f"backbone=data/emoji/clip-{size}",
+        title=f"Emoji {data}, {size} CLIP",
+    )
 
 
 def add_methods(grid: ConfigDict, *, without: tuple[str, ...] = ()) -> None:
