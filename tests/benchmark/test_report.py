@@ -6,6 +6,7 @@ import csv
 import html.parser
 import io
 import json
+import pathlib
 import sys
 import types
 from xml.etree import ElementTree
@@ -90,6 +91,17 @@ def test_paths_of_the_grid_are_not_in_the_tables(tmp_path, drawn):
     path = out / "results" / "clips" / "lora-seed0.json"
     grids.changed(path, command=f"main --workdir={out}/runs/x")
     assert b"main --workdir=$OUT/runs/x" in contents(report.write_report(out))["tables.md"]
+
+
+def test_a_path_that_only_begins_like_the_grids_stays(tmp_path, drawn, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = grids.made(pathlib.Path("runs/clips"), {"zero_shot": 0.2, "lora": 0.8})
+    path = out / "results" / "clips" / "lora-seed0.json"
+    grids.changed(
+        path, command="main --workdir=runs/clips-lora-0 --from=runs/clips --in=a/runs/clips"
+    )
+    tables = contents(report.write_report(out))["tables.md"]
+    assert b"main --workdir=runs/clips-lora-0 --from=$OUT --in=a/runs/clips" in tables
 
 
 def test_hostile_names_and_messages_stay_text(tmp_path, drawn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 from uniadapter_jax.benchmark.charts import Chart, charts_of, curves_of
@@ -77,8 +78,8 @@ def notes_of(grid: Grid, tables: Sequence[Table], cells: Sequence[Cell]) -> list
 
 def _without_path(cell: Cell, out: pathlib.Path) -> Cell:
     """The cell with $OUT for the path of the grid, so that tables do not depend on it."""
-    command, error = (
-        text.replace(str(out.absolute()), "$OUT").replace(str(out), "$OUT")
-        for text in (cell.command, cell.error)
-    )
+    # Only as a whole path: OUT=runs/pictures is not the beginning of runs/pictures-mini.
+    names = "|".join(re.escape(str(path)) for path in (out.absolute(), out))
+    whole = re.compile(rf"(?<![\w./-])(?:{names})(?![\w+=@-]|[.,]\w)")
+    command, error = (whole.sub("$OUT", text) for text in (cell.command, cell.error))
     return dataclasses.replace(cell, command=command, error=error)
