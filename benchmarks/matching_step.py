@@ -24,15 +24,14 @@ import argparse
 import gc
 import json
 import pathlib
-import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from subprocess import PIPE
 from typing import Any
 
-from uniadapter_jax.common import children, signals
+import turns
+
+from uniadapter_jax.common import signals
 
 # What a process of the reference is started with, by this file itself.
 _REFERENCE = "--be-the-reference"
@@ -60,20 +59,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-Seconds = tuple[float, float]  # on the clock, and of all threads of the process
-
-
-def clocks() -> Seconds:
-    return time.perf_counter(), time.process_time()
-
-
-def since(start: Seconds) -> Seconds:
-    wall, cpu = clocks()
-    return wall - start[0], cpu - start[1]
-
-
-def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str, Any]]:
-    """(a step that returns its seconds, what is known before the first)."""
+def our_step(args: argparse.Namespace) -> tuple[Callable[[], None], dict[str, Any]]:
+    """(a step, what is known before the first)."""
     import jax
     import numpy as np
 
@@ -126,19 +113,18 @@ def our_step(args: argparse.Namespace) -> tuple[Callable[[], Seconds], dict[str,
         "compile_seconds": time.perf_counter() - start,
         "temporaries_gib": compiled.memory_analysis().temp_size_in_bytes / 2**30,
         "trained": part.counts()["trained"],
+        "adapter_bytes": _bytes(jax.tree.leaves(part.trainable)),
         "momentum_over_trainables": grown / _bytes(jax.tree.leaves(part.trainable)),
     }
     part.trainable = None  # donated below
     gc.collect()
     done = 0
 
-    def one() -> Seconds:
+    def one() -> None:
         nonlocal done
-        start = clocks()
         *state[:], metrics = compiled(*state, part.frozen, batch, np.int32(done), step.given)
         known["loss"] = float(metrics["loss"])
         done += 1
-        return since(start)
 
     return one, known
 
@@ -162,7 +148,7 @@ def random_batch(config: Any, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def be_the_reference(args: argparse.Namespace) -> None:
-    """Takes a step for every line of the input and answers with its seconds."""
+    """Takes the authors' step when it is this process's turn."""
     import dataclasses
 
     import torch
@@ -180,53 +166,15 @@ def be_the_reference(args: argparse.Namespace) -> None:
     pictures = torch.randn(args.pictures, 3, args.size, args.size)
     texts = torch.randint(1000, sizes.vocab - 2, (args.pictures, args.words))
     item = torch.arange(args.pictures)
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = clocks()
+
+    def step() -> None:
         loss = sum(model(pictures, texts, 0.4, item))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        print(*since(start), flush=True)
 
-
-class Reference:
-    """The authors' step in a process of its own."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, __file__, *sys.argv[1:], _REFERENCE]
-        self.running = children.started(command, stdin=PIPE, stdout=PIPE, text=True)
-        self.process = self.running.__enter__()
-        self._answer()
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit("the reference's process ended; see above")
-        return line
-
-    def step(self) -> Seconds:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        wall, cpu = self._answer().split()
-        return float(wall), float(cpu)
-
-    def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
-        self.running.__exit__(None, None, None)
-
-
-def summary(name: str, steps: list[Seconds]) -> dict[str, Any]:
-    wall, cpu = zip(*steps, strict=True)
-    return {
-        f"{name}_seconds": statistics.median(wall),
-        f"{name}_seconds_min_max": [min(wall), max(wall)],
-        f"{name}_cpu_seconds": statistics.median(cpu),
-    }
+    saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    turns.answer(step, checkpoint_bytes=turns.saved_bytes(saved))
 
 
 def main() -> None:
@@ -236,23 +184,19 @@ def main() -> None:
         return
     if args.reference and args.frames > 1:
         raise SystemExit("--frames: the released code has no clips; leave --reference out")
-    reference = Reference() if args.reference else None
+    command = [sys.executable, __file__, *sys.argv[1:], _REFERENCE]
+    reference = turns.Other(command) if args.reference else None
     step, known = our_step(args)
     ours, theirs = [], []
     for _ in range(args.warm + args.steps):
-        ours.append(step())
+        ours.append(turns.timed(step))
         if reference:
-            theirs.append(reference.step())
+            theirs.append(reference.turn())
     ours, theirs = ours[args.warm :], theirs[args.warm :]
-    report = {**known, **summary("step", ours)}
-    report["peak_rss_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    report = {**known, **turns.summary("step", ours), "peak_rss_gb": turns.peak_bytes() / 1e9}
     if reference:
         reference.end()
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-        report |= {**summary("reference", theirs), "reference_peak_rss_gb": peak}
-        for name, clock in (("ratio", 0), ("cpu_ratio", 1)):
-            pairs = zip(ours, theirs, strict=True)
-            report[name] = statistics.median(a[clock] / b[clock] for a, b in pairs)
+        report |= turns.against(ours, theirs, reference)
     if args.json:
         print(json.dumps(report))
         return

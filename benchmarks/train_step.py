@@ -1,12 +1,14 @@
 """One training step of CLIP + Cross-Modal Adapter against this machine's own product peak.
 
     python benchmarks/train_step.py [--clips 8] [--frames 12] [--words 32] [--dtype float32] ...
+    python benchmarks/train_step.py --reference CHECKOUT  # of LeapLabTHU/Cross-Modal-Adapter; torch
     python benchmarks/train_step.py --backbone vit-l-14 --clips 2 --frames 8 --warm 1 --steps 1
 
 Useful FLOPs are those of the products that the step needs (uniadapter_jax/planning/flops.py): what
 remat computes again does not count. The peak is the best
 median of jitted 2048^3 and 4096^3 float32 products, taken before and after every step in the same
-process with the same threads, so a machine that slows down slows both.
+process with the same threads, so a machine that slows down slows both. The authors' step, of
+ViT-B/32 in float32 with random weights, runs in a process of its own and takes turns with ours.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ if __name__ == "__main__":  # SIGINT while the rest is imported
 
 import argparse
 import json
-import resource
+import pathlib
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import turns
 
 from uniadapter_jax.adapters.partition import partition
 from uniadapter_jax.adapters.registry import get_method
@@ -39,6 +43,9 @@ from uniadapter_jax.planning.sizes import backbone_config
 from uniadapter_jax.tasks.retrieval.task import Retrieval
 from uniadapter_jax.training.optimizers import make_optimizer
 from uniadapter_jax.training.step import init_opt_state, make_step
+
+# What a process of the reference is started with, by this file itself.
+_REFERENCE = "--be-the-reference"
 
 
 def seconds(function, *args) -> float:  # type: ignore[no-untyped-def]
@@ -82,8 +89,15 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=3, help="steps before those that count")
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
     parser.add_argument("--no-peak", action="store_true", help="only the step (for its memory)")
+    parser.add_argument("--reference", metavar="CHECKOUT")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument(_REFERENCE, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.be_the_reference:
+        be_the_reference(args)
+        return
+    command = [sys.executable, __file__, *sys.argv[1:], _REFERENCE]
+    reference = turns.Other(command) if args.reference else None
 
     config = base_config(args.method)
     config.train.batch_size = args.clips
@@ -114,39 +128,46 @@ def main() -> None:
     compile_seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     peak = None if args.no_peak else Peak(args.dtype)
-    wall, cpu = [], []
-    for i in range(args.warm + args.steps):
-        if peak:
-            peak.sample()
-        before = time.process_time()
-        start = time.perf_counter()
+    ours, theirs, loss = [], [], 0.0
+
+    def one() -> None:
+        nonlocal trainable, opt_state, loss
+        at = np.int32(len(ours))
         trainable, opt_state, _, metrics = compiled(
-            trainable, opt_state, {}, part.frozen, batch, np.int32(i), step.given
+            trainable, opt_state, {}, part.frozen, batch, at, step.given
         )
         loss = float(metrics["loss"])
-        wall.append(time.perf_counter() - start)
-        cpu.append(time.process_time() - before)
+
+    for _ in range(args.warm + args.steps):
         if peak:
             peak.sample()
-    wall, cpu = wall[args.warm :], cpu[args.warm :]
+        ours.append(turns.timed(one))
+        if peak:
+            peak.sample()
+        if reference:
+            theirs.append(reference.turn())
+    ours, theirs = ours[args.warm :], theirs[args.warm :]
     useful = useful_flops(build(config, clip_config, mesh, jax.default_backend()), TRAIN)
-    took = statistics.median(wall)
+    spent = turns.summary("step", ours)
+    took = spent["step_seconds"]
     report = {
         "device": jax.devices()[0].device_kind,
         "dtype": args.dtype,
         "remat": args.remat,
         "useful_tflop": useful / 1e12,
-        "step_seconds": took,
-        "step_seconds_min_max": [min(wall), max(wall)],
-        "step_cpu_seconds": statistics.median(cpu),
+        **spent,
         "gflop_per_second": useful / took / 1e9,
         "peak_gflop_per_second": peak.best() / 1e9 if peak else None,
         "share_of_peak": useful / took / peak.best() if peak else None,
         "temporaries_gib": memory.temp_size_in_bytes / 2**30,
-        "peak_rss_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_rss_gb": turns.peak_bytes() / 1e9,
         "compile_seconds": compile_seconds,
         "loss": loss,
+        "adapter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(trainable)),
     }
+    if reference:
+        reference.end()
+        report |= turns.against(ours, theirs, reference)
     if args.json:
         print(json.dumps(report))
         return
@@ -166,6 +187,27 @@ def random_batch(config: CLIPConfig, args: argparse.Namespace) -> dict[str, np.n
         "text": text,
         "item": np.arange(args.clips, dtype=np.int32),
     }
+
+
+def be_the_reference(args: argparse.Namespace) -> None:
+    """Takes the authors' step when it is this process's turn."""
+    import torch
+
+    golden = pathlib.Path(__file__).parents[1] / "tests/golden"
+    sys.path[:0] = [args.reference, str(golden)]
+    import make_cma
+
+    model = make_cma.random_model(make_cma.B32, bottleneck=8, shared=16)
+    optimizer = make_cma.optimizer_of(model)
+    sizes = args.clips, args.frames, args.words
+    batch = [part[0] for part in make_cma.random_batches(make_cma.B32, 1, *sizes)]
+
+    def step() -> None:
+        make_cma.gradients(model, make_cma.similarity(model, "q_score", *batch)[-1])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    turns.answer(step, checkpoint_bytes=turns.saved_bytes({"model": model.state_dict()}))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from uniadapter_jax.backbones import attention_kernels as kernels
 from uniadapter_jax.backbones.attention import KeysValues, attend, mask_bias
 from uniadapter_jax.backbones.functions import causal_mask
 from uniadapter_jax.backbones.fused_attention import CuDNN, Inputs
-from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.backbones.memory import Memory, Sets
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.inference import load
@@ -346,15 +346,38 @@ def test_the_tpus_compiler_takes_kernels_that_move_fewer_bytes(dropout):
     assert moved[0] < 0.6 * moved[1]
 
 
-@pytest.mark.parametrize("medium", [None, [2, 0, 0, 1], [[1, 0], [0, 0]]])
-def test_keys_of_groups_are_the_same_however_they_move(medium):
-    medium = None if medium is None else jnp.asarray(medium)
+@pytest.mark.parametrize(
+    ("fields", "rows"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"medium": jnp.asarray([2, 0, 0, 1])}, [2, 0, 0, 1]),
+        ({"sets": Sets((0, 1, 0))}, [0, 1, 0, 2, 3, 2]),
+    ],
+    ids=["in order", "medium", "sets"],
+)
+def test_keys_of_groups_are_the_same_however_they_move(fields, rows):
     made = KeysValues(*(normal(seed, (4, 2, 3, 8)) for seed in (0, 1)))
-    memory = Memory(jnp.zeros((4, 3, 1)), medium=medium)
+    memory = Memory(jnp.zeros((4, 3, 1)), **fields)
+    assert memory.groups == len(rows)
     apart, side = (memory.made_of_groups(made, side) for side in (False, True))
     jax.tree.map(np.testing.assert_array_equal, apart, side)
-    rows = [0, 1, 2, 3] if medium is None else [2, 0, 0, 1] if medium.ndim == 1 else [1, 0, 2, 2]
     np.testing.assert_array_equal(side.values, made.values[jnp.asarray(rows)])
+
+
+def test_gradients_of_sets_are_added_without_a_scatter():
+    media, weights = normal(0, (4, 3, 5)), normal(1, (6, 3, 5))
+    chosen = jnp.asarray([0, 1, 0, 2, 3, 2])
+
+    def total(taken, media):
+        return jnp.sum(taken(media) * weights)
+
+    sets, plain = (
+        jax.jit(jax.grad(functools.partial(total, taken)))
+        for taken in (Sets((0, 1, 0)).rows, lambda media: media[chosen])
+    )
+    np.testing.assert_array_equal(sets(media), plain(media))
+    texts = [program.lower(media).as_text() for program in (sets, plain)]
+    assert [" scatter" in text or ".scatter" in text for text in texts] == [False, True]
 
 
 def test_a_form_that_is_right_is_taken():

@@ -105,6 +105,24 @@ def test_a_kernel_costs_what_it_says_and_moves_its_operands():
     assert hbm_bytes(module) == 2 * 4 * 8 * 128 * 2  # queries and the result
 
 
+# A row of an array that stays where it is.
+ROW = """HloModule jit_h, is_scheduled=true
+
+ENTRY %main (x: f32[64,128], row: f32[1,128], i: s32[]) -> f32[64,128] {
+  %x = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %row = f32[1,128]{1,0:T(8,128)} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %put = f32[64,128]{1,0:T(8,128)} dynamic-update-slice(%x, %row, %i, %zero)
+}
+"""
+
+
+def test_a_row_that_is_put_into_an_array_moves_alone():
+    numbers = 2 * 4  # the places, which lie in HBM, too
+    assert hbm_bytes(Module(ROW)) == 2 * 4 * 128 + numbers
+
+
 def compiled(function, *shapes):
     return Module(jax.jit(function).lower(*shapes).compile().as_text())
 

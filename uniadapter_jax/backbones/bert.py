@@ -324,8 +324,7 @@ class Bert(nnx.Module):
 def _check_groups(seen: Seen | None, rows: int) -> None:
     if seen is None:
         return
-    states, medium = seen.memory.states, seen.memory.medium
-    groups = states.shape[0] if medium is None else medium.size
+    groups = seen.memory.groups
     if not groups or rows % groups:
         raise UserError(f"{rows} texts do not fill {groups} groups that attend to one medium")
 

@@ -6,12 +6,38 @@ made once per layer and are never repeated.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from uniadapter_jax.backbones.attention import KeysValues
 from uniadapter_jax.common.types import Array, Bool, Float, Int, Shaped
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Sets:
+    """Media in order, cut into equal sets, each with as many groups as `of` has entries.
+
+    of: for each group of a set, the place in the set of the medium that it attends to. Known when
+      the program is built, so that rows are taken, and their gradients added, without a search: a
+      device needs nothing of another, and a TPU writes no array of zeros first.
+    """
+
+    of: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Media of a set."""
+        return max(self.of) + 1
+
+    def rows(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
+        """One row for each group."""
+        sets = media.reshape(-1, self.size, *media.shape[1:])
+        taken = jnp.stack([sets[:, place] for place in self.of], axis=1)
+        return taken.reshape(-1, *media.shape[1:])
 
 
 class Memory(NamedTuple):
@@ -19,36 +45,40 @@ class Memory(NamedTuple):
 
     states: hidden states of the media, e.g. a picture's patches or the words of a question.
     mask: False where a medium has padding; None if it has none.
-    medium: the medium of each group; None if there are as many of both, in the same order. With
-      two axes, "parts q", media and groups are cut into equal parts, and it counts within a part:
-      a device that holds one needs nothing of the others. Groups
-      that share a medium through `medium` share the making of its keys and values, but each gets
-      a copy of them; texts of one group share the arrays.
+    medium: the medium of each group; None if there are as many of both, in the same order. Groups
+      that share a medium through it, or through `sets`, share the making of its keys and values,
+      but each gets a copy of them; texts of one group share the arrays.
+    sets: in place of `medium`, where what a group attends to repeats from set to set.
     factor: multiplies the scores (query times key) of a text with each token, before the mask
       (frame-aware attention); None is 1 everywhere.
     """
 
     states: Float[Array, "m t e"]
     mask: Bool[Array, "m t"] | None = None
-    medium: Int[Array, "*parts q"] | None = None
+    medium: Int[Array, " q"] | None = None
     factor: Float[Array, "q p t"] | None = None
+    sets: Sets | None = None
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are."""
+        media = self.states.shape[0]
+        if self.sets is not None:
+            return media // self.sets.size * len(self.sets.of)
+        return media if self.medium is None else self.medium.size
 
     def of_groups(self, media: Shaped[Array, "m ..."]) -> Shaped[Array, "q ..."]:
         """One row for each group, of its medium, from one for each medium."""
-        if self.medium is None:
-            return media
-        if self.medium.ndim == 1:
-            return media[self.medium]
-        cut = media.reshape(len(self.medium), -1, *media.shape[1:])
-        taken = jax.vmap(lambda part, rows: part[rows])(cut, self.medium)
-        return taken.reshape(-1, *media.shape[1:])
+        if self.sets is not None:
+            return self.sets.rows(media)
+        return media if self.medium is None else media[self.medium]
 
     def made_of_groups(self, made: KeysValues, side_by_side: bool) -> KeysValues:
         """Keys and values, one row for each group; `side_by_side`: rows move with all their heads.
 
         Kernels read them so; heads apart, a TPU would copy all rows into another layout.
         """
-        if self.medium is None:
+        if self.medium is None and self.sets is None:
             return made
 
         def one(y: Array) -> Array:

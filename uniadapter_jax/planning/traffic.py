@@ -118,7 +118,7 @@ def hbm_bytes(module: Module) -> int:
         free = line.opcode in _FREE and not line.is_kernel
         if computation in inside or free or line.opcode.endswith("-done"):
             continue
-        total += times * (traffic.read(computation, line) + traffic.written(line))
+        total += times * (traffic.read(computation, line) + traffic.written(computation, line))
     return total
 
 
@@ -145,8 +145,10 @@ class _Slices:
                 total += self._touched(line, place, shapes[0].bytes)
         return total
 
-    def written(self, line: Instruction) -> int:
+    def written(self, computation: str, line: Instruction) -> int:
         """Bytes of HBM that the instruction writes."""
+        if line.opcode == "dynamic-update-slice" and _in_hbm(line.shapes):  # in place
+            return self._part(computation, line)
         if line.opcode in ("copy-start", "slice-start"):
             return _in_hbm(line.shapes[1:2])
         whole = _in_hbm(line.shapes)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uniadapter_jax.backbones.blip import BLIP
-from uniadapter_jax.backbones.memory import Memory
+from uniadapter_jax.backbones.memory import Memory, Sets
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import fold_name, row_keys
 from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree, Shaped
@@ -208,20 +208,21 @@ class Matching:
         and 3i + 2, its clip with the negative text.
 
         In this order the rows of a pair lie on its device, and what is drawn for a row does not
-        depend on how many devices there are. Media are the clips of all pairs, in one part; cut
-        over devices, every pair's own clip and the negative one that its device fetches.
+        depend on how many devices there are. Media are the clips of all pairs; cut over devices,
+        of every pair a set: its own clip and the negative one that its device fetches.
         """
         pairs, parts = len(ids), meshes.batch_shards(self.mesh)
-        own = jnp.arange(pairs // parts, dtype=jnp.int32)
+        medium, sets = None, None
         if parts == 1:  # all clips are here already
+            own = jnp.arange(pairs, dtype=jnp.int32)
             media, medium = clips, _rows(own, negatives.clip.astype(jnp.int32), own)
         else:
             media = jax.tree.map(_rows, clips, fetch_rows(clips, negatives.clip, self.mesh))
-            medium = jnp.tile(_rows(2 * own, 2 * own + 1, 2 * own)[None], (parts, 1))
-        media, medium = meshes.constrain((media, medium), self.mesh, meshes.BATCH_AXES)
+            sets = Sets((0, 1, 0))
+        media = meshes.constrain(media, self.mesh, meshes.BATCH_AXES)
         texts = model.fusion_ids(_rows(ids, ids, ids[negatives.text]))
         seen = _rows(mask, mask, mask[negatives.text])
-        memory = Memory(media.states, media.mask, medium)
+        memory = Memory(media.states, media.mask, medium, sets=sets)
         if self.options.frame_weights:
             frames = memory.of_groups(frame_features(model, media))
             there = memory.of_groups(media.frame_mask)
