@@ -33,10 +33,13 @@ FIELDS = {"negatives": NEGATIVES, "pictures": PICTURES, "clips": CLIPS}
 
 
 def get_config(argument=None):
-    """The grid; `data` is negatives, pictures or clips, all without."""
-    chosen = parts(argument, data=tuple(FIELDS))["data"]
+    """The grid; `data` is negatives, pictures or clips, all without.
+
+    `rows=claims` keeps the rows that claims compare, and zero-shot: 60 clips cannot tell more.
+    """
+    chosen = parts(argument, data=tuple(FIELDS), rows=("methods", "claims"))
     grid = base_grid("emoji-blip")
-    for name in chosen:
+    for name in chosen["data"]:
         grid.settings[f"{name}-blip"] = setting(
             "configs/msrvtt_uniadapter.py",
             *FIELDS[name],
@@ -44,5 +47,9 @@ def get_config(argument=None):
             title=f"Emoji {name}, mini BLIP, re-ranked",
         )
     add_methods(grid, without=FOR_TWO_TOWERS)
-    add_uniadapter(grid, clips=("clips-blip",) if "clips" in chosen else ())
+    add_uniadapter(grid, clips=("clips-blip",) if "clips" in chosen["data"] else ())
+    if "methods" not in chosen["rows"]:
+        compared = {"zero_shot", *(name for of in grid.claims for name in (of.row, of.than))}
+        for name in set(grid.rows) - compared:
+            del grid.rows[name]
     return grid
