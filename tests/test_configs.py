@@ -26,8 +26,11 @@ from uniadapter_jax.weights.families import check_tokenizer
 
 FILES = sorted((small_run.ROOT / "configs").glob("*.py"))
 # A trace takes a second or more, so all methods are tried with one config of CLIP; elsewhere one
-# argument for each family that the config can take.
+# argument for each family that the config can take, or the config as it is.
+EVERY = tuple(f"method={method}" for method in METHODS)
 ARGUMENTS = {
+    "demo": EVERY,
+    "msrvtt": EVERY,
     "activitynet": ("method=cross_modal_adapter", "method=uniadapter"),
     "coco": ("method=uniadapter", "backbone=clip"),
     "didemo": ("method=cross_modal_adapter", "method=lora,backbone=blip"),
@@ -57,7 +60,7 @@ def cases():
     """
     for file in FILES:
         takes_argument = inspect.signature(module_of(file).get_config).parameters
-        every = ARGUMENTS.get(file.stem) or [f"method={method}" for method in METHODS]
+        every = ARGUMENTS.get(file.stem, (None,))
         for argument in every if takes_argument else (None,):
             again = file.stem == "msrvtt" and argument != "method=cross_modal_adapter"
             yield pytest.param(
