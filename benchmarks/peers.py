@@ -83,10 +83,9 @@ def within(work: str, ours: float, theirs: float, by_processor: float | None = N
     return [work, f"{ours:.3g}", f"{theirs:.3g}", ratio, processor, *[""] * 4]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def show(row: Sequence[str]) -> None:
+    """A line of a table in Markdown, as soon as it is known."""
+    print(f"| {' | '.join(row)} |", flush=True)
 
 
 def main() -> None:
@@ -98,29 +97,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps that count")
     args = parser.parse_args()
     steps = ("--json", f"--steps={args.steps}")
+    show(HEAD)
+    show(["---"] * len(HEAD))
     cma = benchmark("train_step.py", f"--reference={args.cma}", "--no-peak", *steps)
+    show(beside("step, ViT-B/32 + Cross-Modal Adapter, 8 clips x 12 frames", cma[0]))
     uniadapter = benchmark("matching_step.py", f"--reference={args.uniadapter}", *steps)
+    show(beside("step, BLIP-base + UniAdapter r=512, 4 pictures, momentum", uniadapter[0]))
     schemes = {line.get("scheme"): line for line in benchmark("reranking.py", "--only=speed")}
     ours, theirs = (schemes[name] for name in ("ours", "released, 16 a call"))
+    times = (ours["seconds_per_image"], theirs["seconds_per_image"], theirs["by_cpu_time"])
+    show(within("re-ranking of a picture with 64 texts", *times))
     q_score = benchmark("scoring.py", "--only=speed")[0]
+    times = (q_score["blockwise_s"], q_score["materialised_s"])
+    show(within("q-score of 1,000 texts and 1,000 clips", *times))
     evaluation = benchmark("scoring.py", f"--reference={args.cma}")[0]
-    rows = [
-        beside("step, ViT-B/32 + Cross-Modal Adapter, 8 clips x 12 frames", cma[0]),
-        beside("step, BLIP-base + UniAdapter r=512, 4 pictures, momentum", uniadapter[0]),
-        within(
-            "re-ranking of a picture with 64 texts",
-            ours["seconds_per_image"],
-            theirs["seconds_per_image"],
-            theirs["by_cpu_time"],
-        ),
-        within(
-            "q-score of 1,000 texts and 1,000 clips",
-            q_score["blockwise_s"],
-            q_score["materialised_s"],
-        ),
-        beside("features of 1,000 x 1,000 to R@K of both directions", evaluation),
-    ]
-    print(table(rows))
+    show(beside("features of 1,000 x 1,000 to R@K of both directions", evaluation))
 
 
 if __name__ == "__main__":
