@@ -37,7 +37,7 @@ HEAD = (
     "by processor time",
     "threads",
     "peak memory, GB",
-    "ratio",
+    "of theirs",
     "file, MB",
 )
 
@@ -52,17 +52,12 @@ def benchmark(script: str, *flags: str) -> list[dict[str, Any]]:
 
 def beside(work: str, found: dict[str, Any]) -> list[str]:
     """A row of two processes that took turns."""
-
-    def both(name: str, digits: str, scale: float = 1.0) -> str:
-        ours, theirs = (found[f"{side}{name}"] * scale for side in ("", "reference_"))
-        return f"{ours:{digits}} and {theirs:{digits}}"
-
     threads = f"{found['step_threads']:.2f} and {found['reference_threads']:.2f}"
     files = ""
     if "adapter_bytes" in found:
         ours, theirs = found["adapter_bytes"] / 1e6, found["reference_checkpoint_bytes"] / 1e6
         files = f"{ours:.1f} and {theirs:,.0f}"
-    memory = found["peak_rss_gb"] / found["reference_peak_rss_gb"]
+    memory = found["peak_rss_gb"], found["reference_peak_rss_gb"]
     return [
         work,
         f"{found['step_seconds']:.3g}",
@@ -70,8 +65,8 @@ def beside(work: str, found: dict[str, Any]) -> list[str]:
         f"{found['ratio']:.2f}",
         f"{found['cpu_ratio']:.2f}",
         threads,
-        both("peak_rss_gb", ".2f"),
-        f"{memory:.2f}",
+        f"{memory[0]:.2f} and {memory[1]:.2f}",
+        f"{memory[0] / memory[1]:.2f}",
         files,
     ]
 

@@ -19,7 +19,6 @@ if __name__ == "__main__":  # SIGINT while the rest is imported
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import time
@@ -30,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import turns
 from ml_collections import ConfigDict
 
 from uniadapter_jax.adapters.partition import Partition, partition
@@ -240,12 +240,11 @@ def memory(args: argparse.Namespace) -> None:
         rerank_k=4, rerank_rows=args.rows, rerank_beta=1.0, frame_weights=False
     )
     Reranker(part, mesh, options).rerank(part.trainable, texts, clips, similarity, batch=batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     line = {
         "measure": "memory",
         "gallery": images,
         "arrays_on_device_mb": round(max(held) / 1e6, 1),
-        "peak_resident_mb": round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1),
+        "peak_resident_mb": round(turns.peak_bytes() / 1e6, 1),
         "of_which_pictures_mb": round(frames["frames"].nbytes / 1e6, 1),
     }
     print(json.dumps(line), flush=True)

@@ -97,7 +97,7 @@ def test_devices_that_jax_cannot_lay_out_are_refused_by_name(monkeypatch, error)
 
 def test_links_are_split_where_jax_does_not_by_itself(monkeypatch):
     def fail(*_, **__):
-        raise NotImplementedError
+        raise NotImplementedError  # what JAX says of a slice whose links it does not split
 
     monkeypatch.setattr(jax, "make_mesh", fail)
     assert dict(meshes.make_mesh(TENSOR).shape) == {"data": 4, "fsdp": 1, "tensor": 2}

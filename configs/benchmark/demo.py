@@ -4,7 +4,7 @@
     python -m uniadapter_jax.benchmark --config=configs/benchmark/demo.py --output=runs/demo-grid
 
 The first command makes the clips and records. 60 of the training clips validate. With
-`:rows=all` every method takes part, which takes half an hour.
+`:rows=all` every method takes part.
 """
 
 from uniadapter_jax.benchmark.grid import base_grid, claim, row, setting
