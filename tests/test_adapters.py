@@ -1,5 +1,7 @@
 """One table of methods, one set of tests for all rows; then what is particular to each."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,11 +36,22 @@ NEAR = {
 }
 
 
-def features(part, batch, trainable=None):
-    model = part.merge(part.trainable if trainable is None else trainable, part.frozen)
+def encoded(model, batch):
     return jax.jit(
         lambda: (model.encode_frames(batch["frames"]), model.encode_text(batch["text"]))
     )()
+
+
+def features(part, batch, trainable=None):
+    return encoded(
+        part.merge(part.trainable if trainable is None else trainable, part.frozen), batch
+    )
+
+
+@functools.cache
+def of_the_bare_model(vision_layers, text_layers):
+    bare = tiny.clip(vision_layers=vision_layers, text_layers=text_layers)
+    return encoded(bare, tiny.batch())
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -67,13 +80,9 @@ def test_every_trainable_gets_a_gradient_and_nothing_else_is_in_the_tree(name):
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("depths", [(4, 2), (2, 4), (3, 3)])
 def test_freshly_attached_stays_at_or_near_the_frozen_model(name, depths):
-    batch = tiny.batch()
-    bare = tiny.clip(vision_layers=depths[0], text_layers=depths[1])
     part = tiny.split(name, vision_layers=depths[0], text_layers=depths[1])
-    plain = jax.jit(
-        lambda: (bare.encode_frames(batch["frames"]), bare.encode_text(batch["text"]))
-    )()
-    for ours, reference in zip(features(part, batch), plain, strict=True):
+    plain = of_the_bare_model(*depths)
+    for ours, reference in zip(features(part, tiny.batch()), plain, strict=True):
         error = np.abs(ours - reference).max() / np.abs(reference).max()
         towers, bound = NEAR.get(name, ((), 0))
         near = ("vision" if ours.ndim == 3 else "text") in towers
