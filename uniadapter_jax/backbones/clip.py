@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from uniadapter_jax.backbones import joining
 from uniadapter_jax.backbones.huggingface_config import (
     HF_TOWER,
     VisionLanguageConfig,
@@ -27,7 +29,7 @@ from uniadapter_jax.backbones.text_transformer import TextTransformer
 from uniadapter_jax.backbones.two_towers import TwoTowers
 from uniadapter_jax.backbones.vit import ViT
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Bool, Float, Int
+from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,12 @@ LARGEST_ID = 2
 
 
 class VisionTower(ViT):
-    """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS]."""
+    """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS].
+
+    The place `joins` is for `joining.Joins`: frames of a clip that layers read together.
+    """
+
+    joins: Any
 
     def __init__(self, config: CLIPConfig, remat: str, *, rng: Rng):
         width = config.vision.width
@@ -136,6 +143,41 @@ class VisionTower(ViT):
         super().__init__(config, remat, std=std, patch_bias=False, ln_pre=True, rng=rng)
         self.ln_post = LayerNorm(width, eps=config.vision.eps)
         self.projection = Linear(width, config.embed, use_bias=False, std=std, rng=rng)
+        self.joins = nnx.data(None)
+
+    @property
+    def joins_frames(self) -> bool:
+        return self.joins is not None
+
+    def __call__(
+        self,
+        pixels: Array | None,
+        *,
+        dtype: jnp.dtype,
+        shared: PyTree | None = None,
+        key: Array | None = None,
+        known: Array | None = None,
+        frame_mask: Bool[Array, "c f"] | None = None,
+    ) -> Float[Array, "b c"]:
+        if self.joins is None:
+            return super().__call__(pixels, dtype=dtype, shared=shared, key=key, known=known)
+        if self.merge:
+            raise UserError(f"merge={self.merge}: the method merges tokens itself; set it to 0")
+        if known is None:
+            assert pixels is not None
+            x = self.ahead_of_layers(pixels, dtype, shared)[0]
+        else:
+            x = known.astype(dtype)
+        x = joining.run(
+            self.blocks,
+            x,
+            frame_mask,
+            self.joins,
+            layers=self.config.vision.layers,
+            entered=known is not None,
+            remat=self.remat,
+        )
+        return self.head(x, key)
 
     def read_by_head(self, x: Float[Array, "b s d"]) -> Float[Array, "b 1 d"]:
         return x[:, :1]
