@@ -21,6 +21,8 @@ from uniadapter_jax.backbones import joining
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
+from uniadapter_jax.data import images
+from uniadapter_jax.data.loading.frames import RESIZES
 from uniadapter_jax.inference.model import AdaptedModel
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
@@ -58,10 +60,10 @@ def test_layers_have_as_many_tokens_as_the_authors(tokens):
     assert seen == TOKENS[tokens]
 
 
-def split(frames=4, joins=("2:2", "1:2"), **options):
+def split(layers=3, merged=2, **options):
     """A shallow CLIP whose last two layers join two groups each, trained a while."""
-    method = {"frames": frames, "joins": joins}
-    part = tiny.split("tempme", vision_layers=3, text_layers=1, options=method, **options)
+    method = {"frames": 4, "joins": ("2:2", "1:2"), "merged": merged}
+    part = tiny.split("tempme", vision_layers=layers, text_layers=1, options=method, **options)
     return dataclasses.replace(part, trainable=noisy(part.trainable))
 
 
@@ -143,10 +145,10 @@ def test_the_task_says_which_frames_there_are(captions):
 
 @pytest.mark.slow
 def test_a_recomputed_step_and_one_in_parts_are_the_same():
-    """Layers differ in shape, so what `remat` keeps of one must not serve another."""
+    """Layers do different things, also where shapes are the same: none is traced for another."""
     batch, found = tiny.batch(clips=2, frames=4), []
     for options in ({}, {"remat": "full"}, {"remat": "dots", "frame_chunks": 2}):
-        part = split(**options)
+        part = split(layers=4, merged=0, **options)
 
         def value(trainable, part=part):
             model = part.merge(trainable, part.frozen)
@@ -184,7 +186,9 @@ def test_a_model_for_inference_takes_clips():
     np.testing.assert_allclose(found, wanted, atol=2e-5)
     np.testing.assert_array_equal(mask, MASK)
     larger = frames.repeat(2, axis=2).repeat(2, axis=3)
-    np.testing.assert_allclose(model.encode_clips(larger, MASK), wanted, atol=0.05)
+    alike = np.stack([images.resized(clip, 32, RESIZES["crop"]) for clip in larger])
+    wanted = model.encode_clips(alike, MASK)
+    np.testing.assert_allclose(model.encode_clips(larger, MASK), wanted, atol=2e-5)
     with pytest.raises(UserError, match="'tempme' joins the frames of a clip; use encode_clips"):
         model.encode_frames(frames[0])
 

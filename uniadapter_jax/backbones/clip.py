@@ -29,7 +29,7 @@ from uniadapter_jax.backbones.text_transformer import TextTransformer
 from uniadapter_jax.backbones.two_towers import TwoTowers
 from uniadapter_jax.backbones.vit import ViT
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Bool, Float, Int, PyTree
+from uniadapter_jax.common.types import Array, Bool, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,35 +149,13 @@ class VisionTower(ViT):
     def joins_frames(self) -> bool:
         return self.joins is not None
 
-    def __call__(
-        self,
-        pixels: Array | None,
-        *,
-        dtype: jnp.dtype,
-        shared: PyTree | None = None,
-        key: Array | None = None,
-        known: Array | None = None,
-        frame_mask: Bool[Array, "c f"] | None = None,
-    ) -> Float[Array, "b c"]:
-        if self.joins is None:
-            return super().__call__(pixels, dtype=dtype, shared=shared, key=key, known=known)
+    def joined(
+        self, x: Float[Array, "b s d"], frame_mask: Bool[Array, "c f"] | None, *, entered: bool
+    ) -> Float[Array, "b 1 d"]:
         if self.merge:
             raise UserError(f"merge={self.merge}: the method merges tokens itself; set it to 0")
-        if known is None:
-            assert pixels is not None
-            x = self.ahead_of_layers(pixels, dtype, shared)[0]
-        else:
-            x = known.astype(dtype)
-        x = joining.run(
-            self.blocks,
-            x,
-            frame_mask,
-            self.joins,
-            layers=self.config.vision.layers,
-            entered=known is not None,
-            remat=self.remat,
-        )
-        return self.head(x, key)
+        sizes = {"layers": self.config.vision.layers, "remat": self.remat}
+        return joining.run(self.blocks, x, frame_mask, self.joins, entered=entered, **sizes)
 
     def read_by_head(self, x: Float[Array, "b s d"]) -> Float[Array, "b 1 d"]:
         return x[:, :1]

@@ -86,6 +86,8 @@ class ViT(nnx.Module):
         if known is None:
             assert pixels is not None
             x, rows = self.ahead_of_layers(pixels, dtype, shared)
+            if self.joins_frames:
+                return self.head(self.joined(x, frame_mask, entered=False), key)
             if self.merge:
                 if self.before is not None or self.side is not None:
                     raise UserError(f"{self.merge} tokens of a layer cannot be merged: {_NEEDED}")
@@ -93,6 +95,8 @@ class ViT(nnx.Module):
                 return self.head(merging.run(self.blocks, x, self.merge, **options), key)
             x, states = layers.run_and_keep(self.blocks, x, **options)
             x = x if self.before is None else x[:, :rows]
+        elif self.joins_frames:
+            return self.head(self.joined(known.astype(dtype), frame_mask, entered=True), key)
         else:
             x, states = prefix.enter(self.blocks, known.astype(dtype), **options)
         made = self.head(x, key)
@@ -102,6 +106,12 @@ class ViT(nnx.Module):
     def joins_frames(self) -> bool:
         """Whether the frames of a clip are read together: `frame_mask` says which there are."""
         return False
+
+    def joined(
+        self, x: Float[Array, "b s d"], frame_mask: Bool[Array, "c f"] | None, *, entered: bool
+    ) -> Float[Array, "b t d"]:
+        """What `head` reads where `joins_frames`; `entered`: from the layers above a cut on."""
+        raise NotImplementedError  # where frames are joined
 
     def known(self, pixels: Array, dtype: jnp.dtype) -> Float[Array, "b ..."]:
         """What is frozen ahead of all that a method does; see `prefix`."""
