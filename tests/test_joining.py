@@ -17,16 +17,19 @@ from test_ring_loss import mesh_of
 
 from uniadapter_jax.adapters.partition import partition
 from uniadapter_jax.adapters.registry import get_method
-from uniadapter_jax.backbones import joining
+from uniadapter_jax.backbones import joining, merging
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.common.randomness import generator
 from uniadapter_jax.config import base_config
 from uniadapter_jax.data import images
 from uniadapter_jax.data.loading.frames import RESIZES
 from uniadapter_jax.inference.model import AdaptedModel
+from uniadapter_jax.inference.model_card import _usage
 from uniadapter_jax.parallel import mesh as meshes
 from uniadapter_jax.parallel.sharding import Weights
 from uniadapter_jax.runs.preflight import check_room
+from uniadapter_jax.weights.adapter_directory import AdapterFiles
+from uniadapter_jax.weights.families import FAMILIES
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "tempme.npz"
 # Of layers of ViT-B/32 and B/16 with 12 frames: tokens of a group behind a join, and behind the
@@ -60,9 +63,25 @@ def test_layers_have_as_many_tokens_as_the_authors(tokens):
     assert seen == TOKENS[tokens]
 
 
-def split(layers=3, merged=2, **options):
+def test_padding_merges_before_all_else_and_is_never_seen():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((1, 10, 6)), jnp.float32)  # two class tokens, eight patches
+    x = x.at[:, 7].set(x[:, 2])  # padding that is like a patch
+    size = jnp.asarray([[1.0] * 6 + [0.0] * 4])
+    tokens = merging.Tokens(x, size)
+    fewer = merging.fewer(tokens, x, 2, 2)  # half of the padding can go
+    np.testing.assert_array_equal(fewer.size, [[1, 1, 1, 1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(fewer.x[:, [0, 1, 2, 3, 4, 5]], x[:, [0, 1, 2, 4, 3, 5]])
+    fewer = merging.fewer(tokens, x, 3, 2)
+    np.testing.assert_allclose(fewer.size.sum(), 6)
+    assert fewer.size.max() == 2
+    bias = merging.Merging(0, size, 2).bias[0, 0, 0]
+    assert not bias[:6].any() and (bias[6:] == jnp.finfo(jnp.float32).min).all()
+
+
+def split(layers=3, **options):
     """A shallow CLIP whose last two layers join two groups each, trained a while."""
-    method = {"frames": 4, "joins": ("2:2", "1:2"), "merged": merged}
+    method = {"frames": 4, "joins": ("2:2", "1:2"), **options.pop("method", {})}
     part = tiny.split("tempme", vision_layers=layers, text_layers=1, options=method, **options)
     return dataclasses.replace(part, trainable=noisy(part.trainable))
 
@@ -78,9 +97,13 @@ def encoder(part):
 MASK = np.array([[True] * 4, [True, False, False, False], [True] * 3 + [False]])
 
 
-def test_what_pads_a_clip_changes_nothing():
-    """Neither its pixels nor whether it is there; and no gradient enters it, nor is one lost."""
-    part, frames = split(), tiny.batch(clips=3, frames=4)["frames"]
+@pytest.mark.parametrize("method", [{}, {"merged": 0, "across": 0.0, "within": 0.0}])
+def test_what_pads_a_clip_changes_nothing(method):
+    """Neither its pixels nor whether it is there; and no gradient enters it, nor is one lost.
+
+    Where tokens merge, those of padding become zeros; where none do, they stay as they are.
+    """
+    part, frames = split(method=method), tiny.batch(clips=3, frames=4)["frames"]
     encode = encoder(part)
     found = encode(frames, MASK)
     assert np.isfinite(found).all()
@@ -110,16 +133,17 @@ def test_a_picture_is_a_clip_of_one_frame():
 
 
 def test_frames_see_each_other_and_keep_their_place():
-    """A frame changes the features of all; two alike differ only by their positions."""
+    """A frame changes the features of all; those that are alike differ by their positions alone."""
     part, frames = split(), tiny.batch(clips=1, frames=4)["frames"]
     encode, whole = encoder(part), np.ones((1, 4), bool)
     found = encode(frames, whole)[0]
     moved = np.abs(encode(frames.at[0, 3].set(0), whole)[0] - found).max(axis=1)
     assert moved.min() > 1e-4 and moved.argmax() == 3
+    alike = encode(jnp.repeat(frames[:, :1], 4, axis=1), whole)[0]
+    assert min(np.abs(alike[i] - alike[j]).max() for i in range(4) for j in range(i)) > 1e-3
     part.trainable["vision"]["joins"]["positions"] *= 0
     still = encoder(part)(jnp.repeat(frames[:, :1], 4, axis=1), whole)[0]
     np.testing.assert_allclose(still, still[:1].repeat(4, axis=0), atol=2e-5)
-    assert np.abs(found - encode(frames[:, ::-1], whole)[0, ::-1]).max() > 1e-4
 
 
 @pytest.mark.slow
@@ -148,7 +172,7 @@ def test_a_recomputed_step_and_one_in_parts_are_the_same():
     """Layers do different things, also where shapes are the same: none is traced for another."""
     batch, found = tiny.batch(clips=2, frames=4), []
     for options in ({}, {"remat": "full"}, {"remat": "dots", "frame_chunks": 2}):
-        part = split(layers=4, merged=0, **options)
+        part = split(layers=4, method={"merged": 0}, **options)
 
         def value(trainable, part=part):
             model = part.merge(trainable, part.frozen)
@@ -191,6 +215,12 @@ def test_a_model_for_inference_takes_clips():
     np.testing.assert_allclose(model.encode_clips(larger, MASK), wanted, atol=2e-5)
     with pytest.raises(UserError, match="'tempme' joins the frames of a clip; use encode_clips"):
         model.encode_frames(frames[0])
+
+
+def test_the_card_of_an_adapter_shows_clips():
+    for method, call in (("tempme", "encode_clips"), ("lora", "encode_frames")):
+        card = "".join(_usage(AdapterFiles(method, {}, {}, ""), FAMILIES["clip"]))
+        assert f"model.{call}(pixels)" in card and card.count("model.encode_") == 2
 
 
 def attach(model, **options):

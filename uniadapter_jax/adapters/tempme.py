@@ -73,4 +73,5 @@ METHOD = Method(
     options={**lora_shared.METHOD.options, **_OWN},
     ranges={"rank": at_least(1), "frames": at_least(2), "merged": at_least(0), **_SHARES},
     layered=True,
+    joins_frames=True,
 )
