@@ -30,6 +30,7 @@ NEAR = {
     "ssf": (("vision", "text"), 0.3),
     "clip_adapter": (("vision",), 0.5),
     "unipt": (("vision", "text"), 2.0),
+    "tempme": (("vision",), 2.0),
     "coop": (("text",), 2.0),
     "vl_prompt": (("vision", "text"), 2.0),
     "maple": (("vision", "text"), 2.0),

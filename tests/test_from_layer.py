@@ -9,6 +9,7 @@ import tiny
 from flax import nnx
 from ml_collections import ConfigDict
 from test_methods import NOT_FOR_BLIP, both_features, noisy
+from test_siglip import NOT_FOR_SIGLIP
 
 from uniadapter_jax.adapters.partition import flat_names, partition
 from uniadapter_jax.adapters.registry import METHODS, get_method
@@ -20,6 +21,7 @@ from uniadapter_jax.planning.flops import count_flops
 
 LAYERED = sorted(name for name, method in METHODS.items() if method.layered)
 BACKBONES = {"clip": tiny.clip, "blip": tiny.blip, "siglip": siglip_case.siglip}
+NOT_FOR = {"blip": NOT_FOR_BLIP, "siglip": NOT_FOR_SIGLIP}
 AHEAD = ("patch_embedding", "class_embedding", "ln_pre", "ln_embed", "token_embedding", "below")
 
 
@@ -43,7 +45,7 @@ def of_depth(depth):
 @pytest.mark.parametrize("name", shares(("lora", "bitfit", "uniadapter")))
 def test_nothing_below_trains_in_any_family(name):
     for family, make in BACKBONES.items():
-        if family == "blip" and name in NOT_FOR_BLIP:
+        if name in NOT_FOR.get(family, ()):
             continue
         part = attached(make(), name, 1)
         trained, frozen = flat_names(part.trainable), flat_names(part.frozen)
@@ -91,8 +93,11 @@ def silent(name, path, start):
     return jnp.full_like(start, path.rpartition(".")[2] in ONES[name])
 
 
-# No weights of VPT's tokens stand for none.
-@pytest.mark.parametrize("name", [p for p in shares(("ssf",)) if p.values != ("vpt_deep",)])
+# No weights of VPT's tokens stand for none, and of TempMe for layers that merge no tokens.
+NEVER_SILENT = {("vpt_deep",), ("tempme",)}
+
+
+@pytest.mark.parametrize("name", [p for p in shares(("ssf",)) if p.values not in NEVER_SILENT])
 def test_the_features_are_those_of_the_uncut_model(name):
     """With the same weights above, and below such that nothing is added."""
     cut, whole = attached(of_depth(3), name, 1), attached(of_depth(3), name, 0)

@@ -32,6 +32,8 @@ COUNTS = {
     ("cross_modal_adapter", ()): 519_168,
     ("lora", ()): 491_520,
     ("lora_shared", ()): 491_520,
+    ("tempme", ()): 491_520 + (12 + 6 + 3) * 768,
+    ("tempme", (("frames", 64), ("joins", ("4:4", "3:4", "2:4")))): 491_520 + (64 + 16 + 4) * 768,
     ("dora", ()): 522_240,
     ("vera", ()): 43_008,
     ("ssf", ()): 202_752 + 135_168 + 2 * (3 * 768 + 512),  # the last: patches and single norms
@@ -48,13 +50,15 @@ COUNTS = {
 }
 
 
-# {method: why}: BERT's words take no further rows; BLIP's features are made by the heads of a task.
+# {method: why}: BERT's words take no further rows; BLIP's features are made by the heads of a task,
+# of all tokens of a frame.
 NOT_FOR_BLIP = {
     "coop": "its texts take no further tokens",
     "vl_prompt": "its texts take no further tokens",
     "maple": "its texts take no further tokens",
     "clip_adapter": "no place 'after_vision'",
     "unipt": "no place 'side'",
+    "tempme": "no place 'joins'",
 }
 
 

@@ -101,7 +101,7 @@ def placed(part, config, mesh, weights):
 
 NOT_FOR = {  # as docs/methods.md says
     "clip": set(),
-    "blip": {"clip_adapter", "coop", "vl_prompt", "maple", "unipt"},
+    "blip": {"clip_adapter", "coop", "vl_prompt", "maple", "unipt", "tempme"},
 }
 
 

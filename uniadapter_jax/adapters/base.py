@@ -41,6 +41,7 @@ class Method:
         gives it the option `from_layer`.
       reads_padding: whether its features of a text depend on rows behind those that the backbone
         reads, so that an evaluation may not cut them.
+      joins_frames: whether the frames of a clip are encoded together, not one by one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Method:
     behind_layers: bool = False
     layered: bool = False
     reads_padding: bool = False
+    joins_frames: bool = False
 
     def filter(self, options: Any) -> Any:
         """The nnx filter of what trains with these options; None trains nothing."""

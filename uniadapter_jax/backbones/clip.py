@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from uniadapter_jax.backbones import joining
 from uniadapter_jax.backbones.huggingface_config import (
     HF_TOWER,
     VisionLanguageConfig,
@@ -128,7 +130,12 @@ LARGEST_ID = 2
 
 
 class VisionTower(ViT):
-    """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS]."""
+    """Pictures to joint embeddings: (ln_post(tokens) @ projection)[CLS].
+
+    The place `joins` is for `joining.Joins`: frames of a clip that layers read together.
+    """
+
+    joins: Any
 
     def __init__(self, config: CLIPConfig, remat: str, *, rng: Rng):
         width = config.vision.width
@@ -136,6 +143,19 @@ class VisionTower(ViT):
         super().__init__(config, remat, std=std, patch_bias=False, ln_pre=True, rng=rng)
         self.ln_post = LayerNorm(width, eps=config.vision.eps)
         self.projection = Linear(width, config.embed, use_bias=False, std=std, rng=rng)
+        self.joins = nnx.data(None)
+
+    @property
+    def joins_frames(self) -> bool:
+        return self.joins is not None
+
+    def joined(
+        self, x: Float[Array, "b s d"], frame_mask: Bool[Array, "c f"] | None, *, entered: bool
+    ) -> Float[Array, "b 1 d"]:
+        if self.merge:
+            raise UserError(f"merge={self.merge}: the method merges tokens itself; set it to 0")
+        sizes = {"layers": self.config.vision.layers, "remat": self.remat}
+        return joining.run(self.blocks, x, frame_mask, self.joins, entered=entered, **sizes)
 
     def read_by_head(self, x: Float[Array, "b s d"]) -> Float[Array, "b 1 d"]:
         return x[:, :1]

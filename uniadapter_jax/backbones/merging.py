@@ -2,13 +2,17 @@
 
 Between attention and MLP a layer merges r tokens, a fixed number, so that shapes are known:
 
-    tokens take turns: 0, 2, 4, ... are A, 1, 3, 5, ... are B
-    each of A finds the most alike of B, by the cosine of keys, their mean over heads
+    class tokens stay first; of all tokens 0, 2, 4, ... are A, 1, 3, 5, ... are B
+    each patch of A finds the most alike of B, by the cosine of keys, their mean over heads
     the r of A that are most alike merge into theirs: a mean by how many tokens each stands for
     what is left of A comes first, in order, then B
 
-Keys that stand for s tokens count s times in attention: + log s to their scores. The class token is
-the first of A and stays. No more than half of the tokens are merged in one layer.
+Keys that stand for s tokens count s times in attention: + log s to their scores. No more than half
+of the patches are merged in one layer. A picture has one class token, frames that were joined have
+one each (`joining`).
+
+A token of size 0 is padding: it stands for nothing, so no mean has it and no query sees it. It
+merges before any other, so that what is beside it stays as it is.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ import jax.numpy as jnp
 from uniadapter_jax.backbones import scan
 from uniadapter_jax.common.types import Array, Float, Int
 
-KEPT = 1  # the class token
+KEPT = 1  # class tokens of a picture
+_ABOVE_ALL, _BELOW_ALL = 2.0, -2.0  # what no cosine is
 
 
 class Matching(NamedTuple):
-    """Which tokens of A stay, in order, and which become part of which of B."""
+    """Which patches of A stay, in order, and which become part of which of B."""
 
     stay: Int[Array, "b u"]
     go: Int[Array, "b r"]
@@ -39,56 +44,75 @@ class Tokens(NamedTuple):
     size: Float[Array, "b s"]
 
 
-def match(metric: Float[Array, "b s k"], count: int) -> Matching:
-    """The `count` best pairs by cosine; the first token does not go."""
+def match(
+    metric: Float[Array, "b s k"], size: Float[Array, "b s"], count: int, kept: int = KEPT
+) -> Matching:
+    """The `count` best pairs by cosine; the first `kept` tokens have no part in it."""
     metric = jax.lax.stop_gradient(metric).astype(jnp.float32)
     length = jnp.sqrt(jnp.sum(metric * metric, axis=-1, keepdims=True))
-    unit = metric / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
-    a, b = unit[:, ::2], unit[:, 1::2]
+    a, b = _halves(metric / jnp.maximum(length, jnp.finfo(jnp.float32).tiny), kept)
+    real_a, real_b = _halves(size > 0, kept)
     cosines = jnp.einsum("bik,bjk->bij", a, b, precision=jax.lax.Precision.HIGHEST)
-    best = jnp.max(cosines, axis=-1).at[:, :KEPT].set(-jnp.inf)
+    cosines = jnp.where(real_b[:, None], cosines, _BELOW_ALL)
+    best = jnp.where(real_a, jnp.max(cosines, axis=-1), _ABOVE_ALL)
     order = jnp.argsort(-best, axis=-1)
     go, stay = order[:, :count], jnp.sort(order[:, count:], axis=-1)
     to = jnp.take_along_axis(jnp.argmax(cosines, axis=-1), go, axis=1)
     return Matching(stay, go, to)
 
 
-def merge(tokens: Tokens, found: Matching) -> Tokens:
-    """The tokens that are left, each the mean of what it stands for."""
-    size = _sums(tokens.size[..., None], found)
+def merge(tokens: Tokens, found: Matching, kept: int = KEPT) -> Tokens:
+    """The tokens that are left, each the mean of what it stands for; padding becomes zeros."""
+    size = _sums(tokens.size[..., None], found, kept)
     x = tokens.x.astype(jnp.float32) * tokens.size[..., None]
-    return Tokens((_sums(x, found) / size).astype(tokens.x.dtype), size[..., 0])
+    mean = _sums(x, found, kept) / jnp.maximum(size, 1.0)
+    return Tokens(mean.astype(tokens.x.dtype), size[..., 0])
 
 
-def _sums(x: Float[Array, "b s d"], found: Matching) -> Float[Array, "b t d"]:
-    a, b = x[:, ::2], x[:, 1::2]
+def fewer(tokens: Tokens, metric: Float[Array, "b s k"], count: int, kept: int = KEPT) -> Tokens:
+    """`count` tokens fewer, by what is alike in `metric`."""
+    if not count:
+        return tokens
+    return merge(tokens, match(metric, tokens.size, count, kept), kept)
+
+
+def _halves(x: Float[Array, "b s ..."], kept: int) -> tuple[Array, Array]:
+    """The patches of A and of B."""
+    patches = x[:, kept:]
+    return patches[:, kept % 2 :: 2], patches[:, 1 - kept % 2 :: 2]
+
+
+def _sums(x: Float[Array, "b s d"], found: Matching, kept: int) -> Float[Array, "b t d"]:
+    a, b = _halves(x, kept)
     stay, go = (jnp.take_along_axis(a, rows[..., None], axis=1) for rows in (found.stay, found.go))
     # As a product: a sum into rows, one after another, is slow on every device.
     into = jax.nn.one_hot(found.to, b.shape[1], axis=1, dtype=x.dtype)
-    return jnp.concatenate(
-        [stay, b + jnp.einsum("bjr,brd->bjd", into, go, precision=jax.lax.Precision.HIGHEST)],
-        axis=1,
-    )
+    sums = b + jnp.einsum("bjr,brd->bjd", into, go, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([x[:, :kept], stay, sums], axis=1)
 
 
 class Merging(NamedTuple):
-    """What a layer is handed: how many tokens go, and what those that came stand for."""
+    """What a layer is handed: how many tokens go, and what those that came stand for.
+
+    kept: the class tokens that stand first.
+    """
 
     merged: int
     size: Float[Array, "b s"]
+    kept: int = KEPT
 
     @property
     def bias(self) -> Float[Array, "b 1 1 s"]:
         """What is added to the scores of keys."""
-        return jnp.log(self.size)[:, None, None]
+        hidden = jnp.finfo(jnp.float32).min
+        log = jnp.where(self.size > 0, jnp.log(jnp.maximum(self.size, 1.0)), hidden)
+        return log[:, None, None]
 
-    def __call__(
-        self, x: Float[Array, "b s d"], keys: Float[Array, "b h s k"]
-    ) -> tuple[Float[Array, "b t d"], Float[Array, "b t"]]:
+    def __call__(self, x: Float[Array, "b s d"], keys: Float[Array, "b h s k"]) -> Tokens:
         """The tokens that are left and their sizes; `keys` are of the layer's own tokens."""
-        most = (x.shape[1] - KEPT) // 2
-        found = match(keys.astype(jnp.float32).mean(1), min(self.merged, most))
-        return merge(Tokens(x, self.size), found)
+        most = (x.shape[1] - self.kept) // 2
+        metric = keys.astype(jnp.float32).mean(1)
+        return fewer(Tokens(x, self.size), metric, min(self.merged, most), self.kept)
 
 
 def run(

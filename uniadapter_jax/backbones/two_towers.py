@@ -14,7 +14,7 @@ from uniadapter_jax.backbones import layers, scan
 from uniadapter_jax.backbones.huggingface_config import TowerConfig
 from uniadapter_jax.backbones.linear import Rng, at_place
 from uniadapter_jax.common.randomness import frame_keys, row_keys
-from uniadapter_jax.common.types import Array, Float, Int
+from uniadapter_jax.common.types import Array, Bool, Float, Int
 
 
 class TwoTowersConfig(Protocol):
@@ -94,24 +94,38 @@ class TwoTowers(layers.Backbone):
         )
 
     def encode_images(
-        self, pixels: Array | None, *, key: Array | None = None, known: Array | None = None
+        self,
+        pixels: Array | None,
+        *,
+        key: Array | None = None,
+        known: Array | None = None,
+        frame_mask: Bool[Array, "c f"] | None = None,
     ) -> Float[Array, "b c"]:
         """Pictures "b H W 3", uint8 (normalised here) or normalised floats, to raw features.
 
-        Or from what `known_frames` gave for such pictures, which are not read then.
+        Or from what `known_frames` gave for such pictures, which are not read then. `frame_mask`
+        is of clips whose frames they are; see `ViT`.
         """
         shared = self.shared("vision", self.config.vision.layers)
-        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key, known=known)
+        of_clips = {"frame_mask": frame_mask, "known": known}
+        features = self.vision(pixels, dtype=self.dtype, shared=shared, key=key, **of_clips)
         features = features.astype(jnp.float32)
         return at_place(self.after_vision, features, features, scan.LayerInputs(key=key))
 
     def encode_frames(
-        self, frames: Array | None, *, key: Array | None = None, known: Array | None = None
+        self,
+        frames: Array | None,
+        *,
+        mask: Bool[Array, "b f"] | None = None,
+        key: Array | None = None,
+        known: Array | None = None,
     ) -> Float[Array, "b f c"]:
         """Frames of clips "b f H W 3" to raw features; every frame is encoded alone.
 
         The tower runs over `frame_chunks` groups of frames one after another. `key` is one for
         all clips, or a key per clip. `known` is what `known_frames` gave, in place of frames.
+        Where a method joins frames, all of a clip are encoded together, but for those where `mask`
+        is False, whose features mean nothing; else it is not read.
         """
         rows = frames if known is None else known
         assert rows is not None
@@ -124,14 +138,17 @@ class TwoTowers(layers.Backbone):
             some = rows[:, here].reshape(-1, *rows.shape[2:])
             pixels, states = (some, None) if known is None else (None, some)
             of_some = None if keys is None else keys[:, here].reshape(-1)
-            return self.encode_images(pixels, key=of_some, known=states)
+            return self.encode_images(pixels, key=of_some, known=states, frame_mask=present)
 
+        present = None
+        if self.vision.joins_frames:
+            present = jnp.ones((b, f), bool) if mask is None else mask
         return self._in_groups(part, b, f)
 
     def _in_groups(self, part: Callable[[slice], Array], clips: int, frames: int) -> Array:
         """ "b f ..." of what is made of some frames of every clip, group by group."""
-        out = []
-        for group in np.array_split(np.arange(frames), min(self.frame_chunks, frames)):
+        out, groups = [], 1 if self.vision.joins_frames else min(self.frame_chunks, frames)
+        for group in np.array_split(np.arange(frames), groups):
             made = part(slice(group[0], group[-1] + 1))
             out.append(made.reshape(clips, len(group), *made.shape[1:]))
         return jnp.concatenate(out, axis=1)

@@ -11,7 +11,7 @@ from uniadapter_jax.backbones import layers, merging, prefix, scan
 from uniadapter_jax.backbones.linear import LayerNorm, Linear, Rng, at_place, random
 from uniadapter_jax.backbones.pixels import picture_patches
 from uniadapter_jax.common.errors import UserError
-from uniadapter_jax.common.types import Array, Float, PyTree
+from uniadapter_jax.common.types import Array, Bool, Float, PyTree
 
 _NEEDED = "the method adds rows to pictures, or reads the states of all layers"
 
@@ -68,8 +68,13 @@ class ViT(nnx.Module):
         shared: PyTree | None = None,
         key: Array | None = None,
         known: Array | None = None,
+        frame_mask: Bool[Array, "c f"] | None = None,
     ) -> Float[Array, "b ..."]:
-        """Pictures "b H W 3", uint8 or normalised floats, or what `known` gave for them."""
+        """Pictures "b H W 3", uint8 or normalised floats, or what `known` gave for them.
+
+        `frame_mask` is read where `joins_frames`: of clips, whose frames the pictures are, False
+        at frames that a clip does not have. Without it every picture is a clip of its own.
+        """
         options: dict[str, Any] = {
             "keep": self.side is not None,
             "layers": self.config.vision.layers,
@@ -81,6 +86,8 @@ class ViT(nnx.Module):
         if known is None:
             assert pixels is not None
             x, rows = self.ahead_of_layers(pixels, dtype, shared)
+            if self.joins_frames:
+                return self.head(self.joined(x, frame_mask, entered=False), key)
             if self.merge:
                 if self.before is not None or self.side is not None:
                     raise UserError(f"{self.merge} tokens of a layer cannot be merged: {_NEEDED}")
@@ -88,10 +95,23 @@ class ViT(nnx.Module):
                 return self.head(merging.run(self.blocks, x, self.merge, **options), key)
             x, states = layers.run_and_keep(self.blocks, x, **options)
             x = x if self.before is None else x[:, :rows]
+        elif self.joins_frames:
+            return self.head(self.joined(known.astype(dtype), frame_mask, entered=True), key)
         else:
             x, states = prefix.enter(self.blocks, known.astype(dtype), **options)
         made = self.head(x, key)
         return made if states is None else self.side(made, layers.States(states, None, self.read))
+
+    @property
+    def joins_frames(self) -> bool:
+        """Whether the frames of a clip are read together: `frame_mask` says which there are."""
+        return False
+
+    def joined(
+        self, x: Float[Array, "b s d"], frame_mask: Bool[Array, "c f"] | None, *, entered: bool
+    ) -> Float[Array, "b t d"]:
+        """What `head` reads where `joins_frames`; `entered`: from the layers above a cut on."""
+        raise NotImplementedError  # where frames are joined
 
     def known(self, pixels: Array, dtype: jnp.dtype) -> Float[Array, "b ..."]:
         """What is frozen ahead of all that a method does; see `prefix`."""

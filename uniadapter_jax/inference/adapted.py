@@ -186,15 +186,19 @@ class AdaptedBackbone:
         function: Callable[..., Any],
         *rows: np.ndarray,
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> Float[np.ndarray, "n c"]:
+        frames: int = 0,
+    ) -> Float[np.ndarray, "n *f c"]:
         """A compiled function's features of rows; equal rows have equal features, to the bit.
 
         A batch that is not full repeats rows up to the next power of two, so that few programs are
-        compiled. `prepare` is called with the first rows of each batch before that.
+        compiled. `prepare` is called with the first rows of each batch before that. Rows are clips
+        where they have `frames`, each of which gets features; fewer of them make a batch.
         """
         same = distinct_rows(*rows)
         rows = tuple(same.take(x) for x in rows)
-        features = np.empty((len(rows[0]), self.config.embed), np.float32)
+        of_row = (frames, self.config.embed) if frames else (self.config.embed,)
+        features = np.empty((len(rows[0]), *of_row), np.float32)
+        most = max(1, self.batch_size // max(1, frames))
         copies = self._copies()
         under_way: collections.deque[tuple[int, int, Any]] = collections.deque()
 
@@ -202,11 +206,11 @@ class AdaptedBackbone:
             start, count, result = under_way.popleft()
             features[start : start + count] = np.asarray(result)[:count]
 
-        for turn, start in enumerate(range(0, len(features), self.batch_size)):
-            first, *others = (x[start : start + self.batch_size] for x in rows)
+        for turn, start in enumerate(range(0, len(features), most)):
+            first, *others = (x[start : start + most] for x in rows)
             parts = [first if prepare is None else prepare(first), *others]
             count = len(first)
-            size = min(1 << (count - 1).bit_length(), self.batch_size)
+            size = min(1 << (count - 1).bit_length(), most)
             padded = [np.resize(x, (size, *x.shape[1:])) for x in parts]
             under_way.append((start, count, function(*copies[turn % len(copies)], *padded)))
             if len(under_way) == len(copies):

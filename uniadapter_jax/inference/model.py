@@ -41,6 +41,8 @@ class AdaptedModel(AdaptedBackbone):
     def __init__(self, part: Any, *args: Any, **options: Any):
         super().__init__(part, *args, **options)
         self._images = jax.jit(lambda t, f, x: part.merge(t, f).encode_images(x))
+        self._clips = jax.jit(lambda t, f, x, m: part.merge(t, f).encode_frames(x, mask=m))
+        self._joins = part.merge(part.trainable, part.frozen).vision.joins_frames
         self._text = jax.jit(lambda t, f, x: part.merge(t, f).encode_text(x))
 
     def usual_options(self) -> dict[str, Any]:
@@ -57,7 +59,13 @@ class AdaptedModel(AdaptedBackbone):
 
         uint8 pixels of any size are preprocessed as in training: short side resized, middle cut
         out, normalised. Floats are taken as normalised already and must have the model's size.
+        Raises `UserError` where the method joins frames: those of a clip belong together.
         """
+        if self._joins:
+            raise UserError(
+                f"encode_frames: method {self.method!r} joins the frames of a clip; use "
+                "encode_clips(pixels), of [N, f, H, W, 3], a picture being a clip of one frame"
+            )
         if arguments.is_empty(pixels):
             return np.empty((0, self.config.embed), np.float32)
         side, resize = self.config.image_size, RESIZES[self.task["resize"]]
@@ -66,6 +74,33 @@ class AdaptedModel(AdaptedBackbone):
             return self.batched(self._images, frames)
         resized = functools.partial(images.resized, side=side, resize=resize)
         return self.batched(self._images, frames, prepare=resized)
+
+    def encode_clips(
+        self, pixels: Shaped[np.ndarray, "N f H W 3"], mask: Bool[np.ndarray, "N f"] | None = None
+    ) -> Float[np.ndarray, "N f c"]:
+        """Raw features of the frames of clips, pixels as in `encode_frames`.
+
+        `mask` is False where a clip has ended; features there are zeros.
+        """
+        pixels = arguments.pixels_of(pixels, "pixels", "N f H W 3", self.config.image_size)
+        shape = pixels.shape[:2]
+        mask = np.ones(shape, bool) if mask is None else mask
+        mask = arguments.mask_of(mask, "mask", "N f", shape)
+        features = np.zeros((*shape, self.config.embed), np.float32)
+        if not mask.any():
+            return features
+        if not self._joins:
+            features[mask] = self.encode_frames(pixels[mask])
+            return features
+        side, resize = self.config.image_size, RESIZES[self.task["resize"]]
+
+        def resized(clips: np.ndarray) -> np.ndarray:
+            frames = images.resized(clips.reshape(-1, *clips.shape[2:]), side, resize)
+            return frames.reshape(*clips.shape[:2], *frames.shape[1:])
+
+        prepare = resized if pixels.dtype == np.uint8 else None
+        found = self.batched(self._clips, pixels, mask, prepare=prepare, frames=shape[1])
+        return np.where(mask[..., None], found, 0)
 
     def encode_text(self, texts: Texts) -> Float[np.ndarray, "n c"]:
         """Raw features (not normalised) of strings, or of rows of ids with BOS and EOS.
@@ -82,10 +117,7 @@ class AdaptedModel(AdaptedBackbone):
 
     def media_features(self, pixels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         """(Raw features of frames "m f c", those beyond a clip are zeros; their mask)."""
-        features = np.zeros((*mask.shape, self.config.embed), np.float32)
-        if mask.any():
-            features[mask] = self.encode_frames(pixels[mask])
-        return features, mask
+        return self.encode_clips(pixels, mask), mask
 
     def clip_rows(self, *features: np.ndarray) -> list[Float[np.ndarray, "r c"]]:
         frames, mask = features

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from uniadapter_jax import __version__
+from uniadapter_jax.adapters.registry import get_method
 from uniadapter_jax.tasks.registry import get_task
 from uniadapter_jax.tasks.retrieval import caveats
 from uniadapter_jax.weights.adapter_directory import AdapterFiles
@@ -151,7 +152,7 @@ def _usage(adapter: AdapterFiles, family: Family) -> list[str]:
         "import uniadapter_jax",
         "",
         f'model = uniadapter_jax.load_model("{backbone}", "THIS_DIRECTORY")',
-        *family.usage,
+        *(family.usage_of_clips if get_method(adapter.method).joins_frames else family.usage),
         "```",
         "",
         f"{subject} exactly the fingerprint above; another one is refused. THIS_DIRECTORY may also "

@@ -34,7 +34,7 @@ from uniadapter_jax.common.types import PyTree
 WEIGHTS = ("replicated", "sharded")  # values of `config.mesh.weights`
 
 _INPUT, _HIDDEN = r"((attn|cross)\.[qkv]|fc1)", r"((attn|cross)\.out|fc2)"
-_PLACES = r"prompts|(after|beside)_\w+|cross_key|cross_value|before|side|delta|reweighted"
+_PLACES = r"prompts|(after|beside)_\w+|cross_key|cross_value|before|side|joins|delta|reweighted"
 
 # (the end of a parameter's path, the axes of the mesh that shard its last axes). Leading axes, such
 # as that of layers, are never sharded. Methods come first: a path through one of their places, or

@@ -40,11 +40,13 @@ def check_lengths(config: ConfigDict, model_config: Any) -> None:
 def check_room(config: ConfigDict, model: Any) -> None:
     """Raises `UserError` if texts and the tokens that a method adds to them have no room together.
 
-    So it does where tokens that the backbone or the method needs are to be merged.
+    So it does where tokens that the backbone or the method needs are to be merged, and where a
+    method that joins frames is not given all of a clip.
 
     model: the backbone with the method attached.
     """
     _check_merging(config, model)
+    _check_joins(config, model)
     added = getattr(model.text, "before", None)
     room = model.config.positions - getattr(added, "rows", 0)
     if added is not None and config.data.words > room:
@@ -63,10 +65,30 @@ def _check_merging(config: ConfigDict, model: Any) -> None:
     family = family_of(model.config)
     if "merge" not in family.options:
         raise UserError(f"{field}: {family.title} reads all tokens of a picture; set it to 0")
+    if model.vision.joins_frames:
+        raise UserError(f"{field}: method {name!r} merges tokens itself; set it to 0")
     if model.vision.before is not None or model.vision.side is not None:
         raise UserError(
             f"{field}: method {name!r} adds rows to pictures, or reads the states of all layers; "
             "set it to 0"
+        )
+
+
+def _check_joins(config: ConfigDict, model: Any) -> None:
+    """Raises `UserError` if the method joins frames, and cannot have all of a clip together."""
+    if not model.vision.joins_frames:
+        return
+    chunks, name = config.compute.frame_chunks, config.method.name
+    if chunks > 1:
+        raise UserError(
+            f"config.compute.frame_chunks={chunks}: method {name!r} joins the frames of a clip, so "
+            "they cannot be cut into groups; set it to 0"
+        )
+    if config.data.frames > config.method.frames:
+        raise UserError(
+            f"config.data.frames={config.data.frames}: method {name!r} joins at most "
+            f"config.method.frames={config.method.frames}; set both alike, and "
+            "config.method.joins to numbers whose product divides them"
         )
 
 

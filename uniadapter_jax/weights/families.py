@@ -64,6 +64,7 @@ class Family:
       options: fields of `config.compute` that the model takes.
       roles: {token: (attribute of the tokenizer, the id that a config expects)}.
       usage: lines of Python that show what a loaded model computes.
+      usage_of_clips: the same for a method that joins frames.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Family:
     records_tokenizer: str
     roles: Callable[[Any], Mapping[str, tuple[str, int]]]
     usage: tuple[str, ...]
+    usage_of_clips: tuple[str, ...] = ()
     whole_vocabulary: bool = False
     resize: str = "crop"
     options: tuple[str, ...] = ("dtype", "remat")
@@ -124,6 +126,11 @@ _TWO_TOWERS_USAGE = (
     'text = model.encode_text(["a cat jumps on a chair"])',
     "cosines = model.similarity(text, frames.reshape(clips, -1, frames.shape[-1]))",
 )
+_CLIPS_USAGE = (
+    "frames = model.encode_clips(pixels)                 # uint8 [N, frames, H, W, 3]",
+    'text = model.encode_text(["a cat jumps on a chair"])',
+    "cosines = model.similarity(text, frames)",
+)
 _JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 FAMILIES: Mapping[str, Family] = {
     "clip": Family(
@@ -141,6 +148,7 @@ FAMILIES: Mapping[str, Family] = {
         records_tokenizer="tokenizer",
         roles=_clip_roles,
         usage=_TWO_TOWERS_USAGE,
+        usage_of_clips=_CLIPS_USAGE,
         options=("dtype", "remat", "frame_chunks", "merge"),
     ),
     "blip": Family(

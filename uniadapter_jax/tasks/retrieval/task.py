@@ -71,7 +71,10 @@ class Retrieval(Stateless):
         return Features(
             encode_captions(model, batch["text"], of_text, batch.get("known_text")),
             model.encode_frames(
-                batch.get("frames"), key=of_frames, known=batch.get("known_frames")
+                batch.get("frames"),
+                mask=batch["frame_mask"],
+                key=of_frames,
+                known=batch.get("known_frames"),
             ),
         )
 
@@ -97,7 +100,7 @@ class Retrieval(Stateless):
 
     def encode_clips(self, model: TwoTowers, batch: Batch) -> Float[Array, "b f c"]:
         """Raw features of every frame."""
-        return model.encode_frames(batch["frames"])
+        return model.encode_frames(batch["frames"], mask=batch["frame_mask"])
 
     def encode_texts(self, model: TwoTowers, batch: Batch) -> Float[Array, "b c"]:
         """Raw features."""
