@@ -26,6 +26,10 @@ def get_config(argument=None):
     )
     if rows == "all":
         add_methods(grid)
+        grid.rows.tempme = row("tempme")
+        # The tiny CLIP has 24 positions, of which captions take 20.
+        grid.rows.coop = row("coop", "method.tokens=4")
+        grid.rows.vl_prompt = row("vl_prompt", "method.prefix=2", "method.suffix=2")
     else:
         grid.rows.zero_shot = row("zero_shot")
         grid.rows.projection = row("projection")

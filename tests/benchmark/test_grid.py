@@ -12,6 +12,7 @@ import small_run
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
+from uniadapter_jax.adapters.registry import METHODS
 from uniadapter_jax.benchmark.grid import (
     assign,
     base_grid,
@@ -25,6 +26,8 @@ from uniadapter_jax.benchmark.grid import (
 )
 from uniadapter_jax.common.errors import UserError
 from uniadapter_jax.config import base_config, validate
+from uniadapter_jax.planning.abstract import abstract_partition
+from uniadapter_jax.weights.directory import read_config
 
 CONFIG = """
 from uniadapter_jax.config import base_config, parse_argument
@@ -159,6 +162,46 @@ def test_every_grid_of_ours_is_one(file):
             validate(unit.config(candidate, 0))
     named = {name for one in made.claims for name in (one.row, one.than)}
     assert {made.baseline, *named} <= {*made.rows}
+
+
+# The config.json of each folder of weights that a script trains from scratch.
+TRAINED = {
+    "clip-mini": "mini_clip",
+    "clip-deep": "deep_clip",
+    "blip-mini": "mini_blip",
+    "blip": "small_blip",  # of easy-VQA
+}
+
+
+def sizes_of(config):
+    """The sizes of the backbone that a config names."""
+    name = pathlib.Path(config.backbone).name
+    if name not in TRAINED:
+        return read_config(pathlib.Path(config.backbone, "config.json"))
+    return read_config(small_run.ROOT / f"configs/backbones/{TRAINED[name]}.json")
+
+
+@pytest.mark.parametrize(
+    ("grid", "argument"),
+    [
+        ("demo", "rows=all"),
+        ("depth", "data=clips"),
+        ("easy_vqa", None),
+        ("emoji", "size=mini,data=clips"),
+        ("emoji_blip", "data=clips"),
+    ],
+)
+def test_every_method_of_our_grids_fits_its_backbone(grid, argument):
+    """What a run would find out after the grid has begun; demo's takes all methods."""
+    made = runpy.run_path(str(small_run.ROOT / f"configs/benchmark/{grid}.py"))["get_config"](
+        argument
+    )
+    methods = set()
+    for unit in units_of(made):
+        config = unit.config(unit.candidates[0], 0)
+        abstract_partition(config, sizes_of(config), "cpu")
+        methods.add(config.method.name)
+    assert grid != "demo" or methods == set(METHODS) - {"uniadapter"}
 
 
 def test_an_argument_asks_for_parts():
