@@ -4,7 +4,7 @@
     python -m uniadapter_jax.benchmark --config=configs/benchmark/demo.py --output=runs/demo-grid
 
 The first command makes the clips and records. 60 of the training clips validate. With
-`:rows=all` every method takes part.
+`:rows=all` every method takes part but UniAdapter, whose form for CLIP is our own.
 """
 
 from uniadapter_jax.benchmark.grid import base_grid, claim, row, setting
