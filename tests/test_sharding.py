@@ -11,6 +11,7 @@ import small_run
 import tiny
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
+from test_methods import NOT_FOR_BLIP
 
 from uniadapter_jax.adapters.partition import flat_names, partition
 from uniadapter_jax.adapters.registry import METHODS, get_method
@@ -101,7 +102,7 @@ def placed(part, config, mesh, weights):
 
 NOT_FOR = {  # as docs/methods.md says
     "clip": set(),
-    "blip": {"clip_adapter", "coop", "vl_prompt", "maple", "unipt", "tempme"},
+    "blip": set(NOT_FOR_BLIP),
 }
 
 
